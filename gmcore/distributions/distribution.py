@@ -1,0 +1,192 @@
+"""The base of the distributions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmcore import ops
+from gmcore.distributions.constraints import Constraint
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.random import Generator
+from gmcore.tensor import Tensor, as_tensor, no_grad, tensor
+
+Shape = tuple[int, ...]
+
+
+class Derived:
+    """A parameter computed from another one, unless the constructor assigned it.
+
+    Computed at each use: a value kept from inside `no_grad` would cut the tape for later uses.
+    """
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else self._function(instance)
+
+
+class Distribution(ABC):
+    """A batch of independent distributions.
+
+    Parameters
+    ----------
+    batch_shape : shape of the batch of parameters.
+    event_shape : shape of one draw.
+    validate_args : check parameters and values against their constraints (the default). False saves the passes over
+        the data and gives NaN where a check would have raised.
+
+    Attributes
+    ----------
+    arg_constraints : name of a parameter -> the `Constraint` on it;  support : the `Constraint` on values.
+    has_rsample : whether `rsample` exists.
+
+    Raises
+    ------
+    ArgumentError : a parameter outside its constraint, by name.
+
+    Notes
+    -----
+    Samples have shape ``sample_shape + batch_shape + event_shape``; `log_prob` of a value of shape
+    ``S + batch_shape + event_shape`` has shape ``S + batch_shape``.
+    """
+
+    arg_constraints: Mapping[str, Constraint] = {}
+    support: Constraint
+    has_rsample: bool = False
+
+    def __init__(
+        self, batch_shape: Sequence[int] = (), event_shape: Sequence[int] = (), validate_args: bool | None = None
+    ) -> None:
+        self._batch_shape = tuple(batch_shape)
+        self._event_shape = tuple(event_shape)
+        self._validate_args = True if validate_args is None else validate_args
+        if self._validate_args:
+            for name, x in self._given().items():
+                self._check(name, x, self.arg_constraints[name])
+
+    def _given(self) -> dict[str, Tensor]:
+        """The parameters that the constructor was given; others are `Derived` from them."""
+        return {name: vars(self)[name] for name in self.arg_constraints if name in vars(self)}
+
+    def _check(self, name: str, x: Tensor, constraint: Constraint) -> None:
+        outside = ~constraint.contains(x._data)
+        if outside.any():
+            index = tuple(np.argwhere(outside)[0].tolist())
+            at = f" at index {index}" if index else ""
+            raise ArgumentError(f"{type(self).__name__}: {name} must be {constraint.name}, got {x._data[index]}{at}")
+
+    @property
+    def batch_shape(self) -> Shape:
+        return self._batch_shape
+
+    @property
+    def event_shape(self) -> Shape:
+        return self._event_shape
+
+    # -- what a subclass gives -------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """The mean, of shape batch_shape + event_shape."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """The variance, of shape batch_shape + event_shape."""
+
+    @property
+    def stddev(self) -> Tensor:
+        """The square root of the variance."""
+        return ops.sqrt(self.variance)
+
+    @abstractmethod
+    def rsample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+        """A sample through which gradients reach the parameters, with fixed noise.
+
+        Parameters
+        ----------
+        sample_shape : leading axes of independent samples.
+        generator : gives one draw; by default the context's.
+
+        Raises
+        ------
+        GraphError : the distribution has no such path.
+        """
+
+    def sample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+        """A sample without a gradient; arguments of `rsample`."""
+        with no_grad():
+            return self.rsample(sample_shape, generator)
+
+    @abstractmethod
+    def log_prob(self, value: Any) -> Tensor:
+        """The log-density, or log-probability, of `value`, which broadcasts with the batch.
+
+        Raises
+        ------
+        ArgumentError : a value outside the support.  ShapeError : a value that does not broadcast.
+        """
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """The entropy in nats, of shape batch_shape."""
+
+    # -- for subclasses --------------------------------------------------------------------------------
+    def _extended_shape(self, sample_shape: int | Sequence[int]) -> Shape:
+        sample_shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        return (*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def _as_value(self, value: Any) -> Tensor:
+        """`value` as a tensor of the parameters' dtype if it is not floating, checked."""
+        value = _as_float(value, next(iter(self._given().values())).dtype)
+        try:
+            np.broadcast_shapes(value.shape, self._extended_shape(()))
+        except ValueError:
+            raise ShapeError(
+                f"{type(self).__name__}: a value of shape {value.shape} does not broadcast with the "
+                f"distribution's shape {self._extended_shape(())}"
+            ) from None
+        if self._validate_args:
+            self._check("value", value, self.support)
+        return value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}: {x.shape}' for name, x in self._given().items())})"
+
+
+def _as_float(x: Any, dtype: Any) -> Tensor:
+    """`x` as a floating tensor; Python numbers, integers and booleans take `dtype`."""
+    if not hasattr(x, "dtype"):
+        return tensor(x, dtype=dtype)
+    x = as_tensor(x)
+    return x if x.dtype.kind == "f" else ops.cast(x, dtype)
+
+
+def broadcast_all(**parameters: Any) -> list[Tensor]:
+    """Parameters as tensors of one shape and one floating dtype.
+
+    Python numbers take the dtype of the others, float32 if there is none.
+
+    Raises
+    ------
+    DtypeError : a parameter that is an array of integers or booleans.
+    ShapeError : shapes that do not broadcast.
+    """
+    arrays = {name: as_tensor(x) for name, x in parameters.items() if hasattr(x, "dtype")}
+    for name, x in arrays.items():
+        if x.dtype.kind != "f":
+            raise DtypeError(f"{name} is {x.dtype}, expected floating numbers")
+    dtype = np.result_type(*[x.dtype for x in arrays.values()]) if arrays else np.dtype(np.float32)
+    tensors = [ops.cast(_as_float(x, dtype), dtype) for x in parameters.values()]
+    try:
+        shape = np.broadcast_shapes(*[x.shape for x in tensors])
+    except ValueError:
+        given = ", ".join(f"{name} {x.shape}" for name, x in zip(parameters, tensors, strict=True))
+        raise ShapeError(f"parameters do not broadcast with each other: {given}") from None
+    return [ops.broadcast_to(x, shape) for x in tensors]

@@ -1,0 +1,175 @@
+"""The backward pass.
+
+Reverse accumulation over the tape, from the newest node to the oldest. Nodes carry a sequence number, so a
+heap gives the order without recursion and a chain of any length works. Gradients are kept per (node, output).
+With `create_graph` the derivative rules are recorded themselves, which gives derivatives of any order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmcore import tensor as _tensor
+from gmcore.errors import DtypeError, GraphError, ShapeError
+from gmcore.op import Node
+from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor
+
+Edge = tuple[Node | Leaf, int]
+
+
+def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
+    """The gradient to start from at `y`, checked; ones where it may be left out."""
+    if y._node is None:
+        raise GraphError("this tensor does not require a gradient: no leaf with requires_grad=True led to it, or it was "
+                         "computed inside no_grad()")  # fmt: skip
+    if gradient is None:
+        if y.size != 1:
+            raise GraphError(f"a tensor of shape {y.shape} needs a gradient to start from; sum it first, or pass one")
+        return Tensor(np.ones(y.shape, y.dtype))
+    gradient = as_tensor(gradient)
+    if gradient.shape != y.shape:
+        raise ShapeError(f"the gradient has shape {gradient.shape}, expected the tensor's shape {y.shape}")
+    if gradient.dtype != y.dtype:
+        raise DtypeError(f"the gradient is {gradient.dtype}, expected the tensor's dtype {y.dtype}")
+    return gradient
+
+
+def _towards(roots: Sequence[Node | Leaf], targets: set[Edge]) -> dict[Node, list[bool]]:
+    """For every node between the roots and the targets: which of its inputs lead to a target."""
+    found: dict[int, Node] = {}
+    stack = [node for node in roots if isinstance(node, Node)]
+    while stack:
+        node = stack.pop()
+        if node.sequence not in found:
+            found[node.sequence] = node
+            stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], Node)]
+    needs: dict[Node, list[bool]] = {}
+    for _, node in sorted(found.items()):  # an input's node is always older
+        leads = [e is not None and (e in targets or e[0] in needs) for e in node.edges]
+        if any(leads):
+            needs[node] = leads
+    return needs
+
+
+def _sweep(
+    roots: Sequence[tuple[Edge, Tensor]],
+    needs: dict[Node, list[bool]] | None,
+    targets: set[Edge],
+    create_graph: bool,
+    retain_graph: bool,
+) -> dict[Edge, Tensor]:
+    """Run the derivative rules from the roots down; returns the gradients of the leaves and the targets.
+
+    `needs` restricts the sweep to nodes on the way to the targets; None follows every edge.
+    """
+    sums: dict[Edge, Tensor] = {}  # gradients that have arrived so far
+    owned: set[Edge] = set()  # those whose array nobody else has
+    heap: list[tuple[int, Node]] = []
+    queued: set[Node] = set()
+
+    token = _grad_enabled.set(create_graph)
+    try:
+        arrivals: Iterable[tuple[Edge | None, Tensor | None]] = roots
+        while True:
+            for edge, g in arrivals:
+                if edge is None or g is None:
+                    continue
+                total = sums.get(edge)
+                if total is None:
+                    sums[edge] = g
+                    node = edge[0]
+                    if type(node) is Node and node not in queued and (needs is None or node in needs):
+                        queued.add(node)
+                        heapq.heappush(heap, (-node.sequence, node))
+                elif create_graph:
+                    sums[edge] = total + g
+                elif edge in owned:
+                    np.add(total._data, g._data, out=total._data)
+                else:
+                    # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
+                    sums[edge] = Tensor(np.asarray(np.add(total._data, g._data)))
+                    owned.add(edge)
+            if not heap:
+                return sums
+            node = heapq.heappop(heap)[1]
+            grads = []
+            for slot in range(len(node.output_meta)):
+                edge = (node, slot)
+                grads.append(sums.get(edge) if edge in targets else sums.pop(edge, None))
+            arrivals = zip(node.edges, node.vjp(grads, None if needs is None else needs[node], create_graph), strict=True)
+            if not retain_graph:
+                node.free()
+    finally:
+        _grad_enabled.reset(token)
+
+
+def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
+    """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
+    g = _root_gradient(y, gradient)
+    root: Edge = (y._node, y._slot)  # type: ignore[assignment]
+    sums = _sweep([(root, g)], None, set(), create_graph=False, retain_graph=retain_graph)
+    for (node, _), g in sums.items():
+        if isinstance(node, Leaf) and (leaf := node.tensor()) is not None:
+            leaf.grad = g if leaf.grad is None else Tensor(np.asarray(np.add(leaf.grad._data, g._data)))
+
+
+def grad(
+    ys: Tensor | Sequence[Tensor],
+    xs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    *,
+    retain_graph: bool | None = None,
+    fill: bool = False,
+) -> Any:
+    """Gradients of the sum of `ys`, each contracted with its `grad_outputs`, with respect to `xs`.
+
+    Parameters
+    ----------
+    ys, xs : a tensor or a sequence of tensors; `xs` may be leaves or intermediate tensors.
+    grad_outputs : a gradient per y, of its shape and dtype; None for a y of one element is 1.
+    create_graph : record the computation, so that the result can be differentiated again.
+    allow_unused : give None for an x that no y depends on, instead of raising.
+    retain_graph : keep the tape for another pass; by default it is kept only if `create_graph`.
+    fill : give zeros for an x that no y depends on.
+
+    Returns
+    -------
+    A tensor if `xs` is one, else a tuple of tensors, each of its x's shape and dtype.
+
+    Raises
+    ------
+    GraphError : a y or an x that is not on the tape, an unused x, a freed tape, a changed array, or an
+        operation without a derivative.
+    """
+    single = isinstance(xs, Tensor)
+    ys = [ys] if isinstance(ys, Tensor) else list(ys)
+    xs = [xs] if isinstance(xs, Tensor) else list(xs)
+    gs = [None] * len(ys) if grad_outputs is None else grad_outputs
+    gs = [gs] if isinstance(gs, (Tensor, np.ndarray)) else list(gs)
+    if len(gs) != len(ys):
+        raise GraphError(f"{len(gs)} grad_outputs for {len(ys)} ys; give one each")
+    for i, x in enumerate(xs):
+        if x._node is None:
+            raise GraphError(f"x number {i} does not require a gradient; set requires_grad=True before computing with it")
+    roots = [((y._node, y._slot), _root_gradient(y, g)) for y, g in zip(ys, gs, strict=True)]
+    edges: list[Edge] = [(x._node, x._slot) for x in xs]  # type: ignore[misc]
+    targets = set(edges)
+    needs = _towards([edge[0] for edge, _ in roots], targets)  # type: ignore[misc]
+    retain = create_graph if retain_graph is None else retain_graph
+    sums = _sweep(roots, needs, targets, create_graph, retain)  # type: ignore[arg-type]
+    found = [sums.get(edge) for edge in edges]
+    for i, (x, g) in enumerate(zip(xs, found, strict=True)):
+        if g is None and fill:
+            found[i] = Tensor(np.zeros(x.shape, x.dtype))
+        elif g is None and not allow_unused:
+            raise GraphError(f"x number {i} was not used to compute ys; pass allow_unused=True to get None for it")
+    return found[0] if single else tuple(found)
+
+
+_tensor._backward = backward

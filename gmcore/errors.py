@@ -1,0 +1,51 @@
+"""The errors of gmcore.
+
+Everything that bad input can cause derives from `GmcoreError`, so a program that embeds the engine can catch
+one class, and the command line can turn it into one line and exit status 2. Each class also derives from the
+built-in exception a NumPy user would expect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GmcoreError(Exception):
+    """Base of every error that bad input or bad use causes."""
+
+
+class ShapeError(GmcoreError, ValueError):
+    """Array shapes that do not fit each other or the operation."""
+
+
+class DtypeError(GmcoreError, TypeError):
+    """An array of a dtype that the operation does not take."""
+
+
+class ArgumentError(GmcoreError, ValueError):
+    """A value outside the range, or not among the options, that the argument allows."""
+
+
+class GraphError(GmcoreError, RuntimeError):
+    """The gradient asked for cannot be had: the tape is freed, changed, absent or not differentiable."""
+
+
+class DataError(GmcoreError, ValueError):
+    """A data set that is missing, truncated, malformed, empty or outside what the model supports."""
+
+
+class CheckpointError(GmcoreError, ValueError):
+    """A checkpoint that is missing, corrupt, of another format version or of another model."""
+
+
+class UnknownNameError(GmcoreError, LookupError):
+    """A model, data set, option or kernel that does not exist."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for an unknown `name` of some `kind`, with the nearest known name as a suggestion."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

@@ -1,0 +1,112 @@
+"""Arrays and strings in one safetensors file, written whole or not at all.
+
+A checkpoint of a run, and weights exchanged with other libraries, are such files. `save` adds two entries to the
+metadata: ``gmcore_format``, the version of the format, and ``sha256``, the digest of names, dtypes, shapes, bytes
+and metadata, since safetensors itself does not notice a byte that has changed. Files of other libraries carry
+neither, and load all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from gmcore.errors import CheckpointError
+
+FORMAT_VERSION = 1
+"""Version of the files that `save` writes, and the only one that `load` reads so far."""
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write arrays and metadata to `path`, replacing what is there in one step.
+
+    Parameters
+    ----------
+    arrays : name -> array of any shape and layout, of a bool, integer or floating dtype.
+    metadata : strings by name; ``gmcore_format`` and ``sha256`` are added.
+
+    Raises
+    ------
+    CheckpointError : the file cannot be written (disk full, no permission, no such folder). What was at `path`
+        before is still there, and no temporary file is left behind.
+    """
+    packed = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+    strings = {**metadata, "gmcore_format": str(FORMAT_VERSION)}
+    strings["sha256"] = _digest(packed, strings)
+    write_atomically(path, to_bytes(packed, metadata=strings))
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a safetensors file, of `save` or of another library.
+
+    Returns
+    -------
+    arrays : name -> array.  metadata : strings by name; empty if the file has none.
+
+    Raises
+    ------
+    CheckpointError : the file is missing, is truncated or otherwise not what was written, holds a dtype that
+        NumPy lacks, or was written by `save` in another version of the format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            version = metadata.get("gmcore_format")
+            if version is not None and version != str(FORMAT_VERSION):
+                raise CheckpointError(
+                    f"{path}: written in checkpoint format {version}; this version of gmcore reads format {FORMAT_VERSION}"
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated, or not a safetensors file ({error})") from None
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: holds a dtype that NumPy lacks ({error})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if version is not None and metadata.get("sha256") != _digest(arrays, metadata):
+        raise CheckpointError(f"{path}: corrupt; its contents are not those that were written (sha256 differs)")
+    return arrays, metadata
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replace the file at `path` by one with this content, or leave everything as it was and raise `CheckpointError`."""
+    path = Path(path)
+    # In the same folder, since a rename is atomic only within a file system; a name of this thread's own.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # the contents reach the disk before the name does
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is untouched"
+        ) from None
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    layout = [(name, arrays[name].dtype.name, arrays[name].shape) for name in sorted(arrays)]
+    strings = sorted((key, value) for key, value in metadata.items() if key != "sha256")
+    digest = hashlib.sha256(json.dumps([layout, strings]).encode())
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+__all__ = ["FORMAT_VERSION", "load", "save", "write_atomically"]

@@ -1,0 +1,281 @@
+"""Module: parameters, buffers and modules in a tree, each under the name it was assigned to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, CheckpointError
+from gmcore.nn.parameter import Parameter
+from gmcore.tensor import Tensor
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names that did not match in a `load_state_dict` with ``strict=False``."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """Base of every model and layer: a function with parameters.
+
+    A subclass assigns its parameters and modules to attributes and defines `forward`:
+
+        class Affine(Module):
+            def __init__(self, size):
+                self.weight = Parameter(np.ones(size, np.float32))
+                self.shift = Linear(size, size)
+
+            def forward(self, x):
+                return self.weight * x + self.shift(x)
+
+    Attributes
+    ----------
+    training : set by `train` and `eval`; for layers that act differently in the two.
+
+    Notes
+    -----
+    There is no registry beside the attributes: what is registered is what the attributes are. Names of parameters
+    are paths of attributes (``shift.weight``), as in PyTorch, so state dicts are exchanged with it.
+    """
+
+    training: bool = True
+    _buffers: Mapping[str, bool] = MappingProxyType({})
+    """Names of the buffers of this module, and whether they belong to its state dict."""
+
+    # -- calling ---------------------------------------------------------------------------------------
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The function that calling the module computes; a subclass defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # -- registering -----------------------------------------------------------------------------------
+    def __setattr__(self, name: str, value: Any) -> None:
+        current = vars(self).get(name)
+        for kind in (Parameter, Module):
+            if isinstance(current, kind) and value is not None and not isinstance(value, kind):
+                raise ArgumentError(
+                    f"{type(self).__name__}.{name} is a {kind.__name__}; expected another one or None, got "
+                    f"{type(value).__name__} (write new values into a parameter with copy_)"
+                )
+        if name in self._buffers and value is not None and (
+            not isinstance(value, Tensor) or isinstance(value, Parameter)
+        ):
+            raise ArgumentError(
+                f"{type(self).__name__}.{name} is a buffer; expected a tensor or None, got {type(value).__name__}"
+            )
+        super().__setattr__(name, value)
+
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ArgumentError(f"a name in a module is a non-empty string without '.', got {name!r}")
+        if hasattr(self, name):
+            raise ArgumentError(f"{type(self).__name__} has an attribute {name!r} already")
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Make `tensor` an attribute that is state but not trained (a running mean, a mask).
+
+        Parameters
+        ----------
+        persistent : whether it is part of the state dict.
+
+        Raises
+        ------
+        ArgumentError : a name that is taken or holds a dot, or something that is no tensor.
+        """
+        if name not in self._buffers:
+            self._check_name(name)
+        self._buffers = {**self._buffers, name: persistent}
+        setattr(self, name, tensor)
+
+    def add_module(self, name: str, module: Module) -> None:
+        """Assign `module` to an attribute, where the name is no identifier (``"0"``) or comes from a user.
+
+        Raises
+        ------
+        ArgumentError : a name that is taken or holds a dot, or something that is no module.
+        """
+        self._check_name(name)
+        if not isinstance(module, Module):
+            raise ArgumentError(f"expected a Module for {name!r}, got {module!r}")
+        setattr(self, name, module)
+
+    # -- the tree --------------------------------------------------------------------------------------
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules assigned to this one, each once, with their names."""
+        seen = set()
+        for name, value in vars(self).items():
+            if isinstance(value, Module) and value not in seen:
+                seen.add(value)
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        return (module for _, module in self.named_children())
+
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, a parent before its children, with their paths from here.
+
+        Parameters
+        ----------
+        memo : modules to leave out; the ones yielded are added.
+        remove_duplicate : yield a module that is reached by two paths once, by the first.
+        """
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield from value.named_modules(memo, _join(prefix, name), remove_duplicate)
+
+    def modules(self) -> Iterator[Module]:
+        return (module for _, module in self.named_modules())
+
+    def _own_parameters(self) -> list[tuple[str, Tensor]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
+
+    def _own_buffers(self) -> list[tuple[str, Tensor]]:
+        values = vars(self)
+        return [(name, values[name]) for name in self._buffers if values.get(name) is not None]
+
+    def _named_tensors(
+        self,
+        own: Callable[[Module], list[tuple[str, Tensor]]],
+        prefix: str,
+        recurse: bool,
+        remove_duplicate: bool,
+    ) -> Iterator[tuple[str, Any]]:
+        modules = self.named_modules(None, prefix, remove_duplicate) if recurse else [(prefix, self)]
+        seen: set[int] = set()
+        for path, module in modules:
+            for name, tensor in own(module):
+                if id(tensor) not in seen:
+                    if remove_duplicate:
+                        seen.add(id(tensor))
+                    yield _join(path, name), tensor
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """The parameters with their paths, a module's own before its children's; a shared one once."""
+        return self._named_tensors(Module._own_parameters, prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The buffers with their paths."""
+        return self._named_tensors(Module._own_buffers, prefix, recurse, remove_duplicate)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
+
+    # -- state -----------------------------------------------------------------------------------------
+    def _own_state(self) -> list[tuple[str, Tensor]]:
+        return self._own_parameters() + [(name, buffer) for name, buffer in self._own_buffers() if self._buffers[name]]
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Name -> tensor for every parameter and persistent buffer, under PyTorch's names.
+
+        The tensors share the module's memory, as in PyTorch (``.numpy()`` gives read-only arrays): copy them to
+        keep a snapshot. A shared parameter appears under each of its names.
+        """
+        state = self._named_tensors(Module._own_state, prefix, recurse=True, remove_duplicate=False)
+        return {name: tensor.detach() for name, tensor in state}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Write the arrays or tensors of `state_dict` into the parameters and persistent buffers of those names.
+
+        Parameters
+        ----------
+        state_dict : name -> tensor or array of the same shape; other floating dtypes are converted.
+        strict : refuse missing and unexpected names; otherwise they are returned. Shapes must always fit.
+
+        Raises
+        ------
+        CheckpointError : names, shapes or dtypes that do not fit, all in one message; nothing is written then.
+        """
+        own = dict(self._named_tensors(Module._own_state, "", recurse=True, remove_duplicate=False))
+        missing = [name for name in own if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in own]
+        arrays = {name: _array(state_dict[name]) for name in own if name in state_dict}
+        wrong = [
+            f"{name} is {array.dtype}{list(array.shape)}, expected {own[name].dtype}{list(own[name].shape)}"
+            for name, array in arrays.items()
+            if array.shape != own[name].shape or not np.can_cast(array.dtype, own[name].dtype, "same_kind")
+        ]
+        problems = []
+        if strict and missing:
+            problems.append(f"missing {', '.join(missing)}")
+        if strict and unexpected:
+            problems.append(f"unexpected {', '.join(map(str, unexpected))}")
+        if wrong:
+            problems.append(f"wrong shape or dtype: {', '.join(wrong)}")
+        if problems:
+            raise CheckpointError(f"the state dict does not fit this {type(self).__name__}: {'; '.join(problems)}")
+        for name, array in arrays.items():
+            own[name].copy_(array)
+        return IncompatibleKeys(missing, unexpected)
+
+    # -- modes -----------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> Self:
+        """Set `training` here and below."""
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Train the parameters here and below, or freeze them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the parameters here and below."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Call `fn` on every module below and then on this one; for initialising."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # -- showing ---------------------------------------------------------------------------------------
+    def extra_repr(self) -> str:
+        """The arguments of the constructor, for `repr`; a subclass defines it."""
+        return ""
+
+    def __repr__(self) -> str:
+        extra = self.extra_repr()
+        children = [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
+        if not children:
+            return f"{type(self).__name__}({extra})"
+        lines = [extra] if extra else []
+        lines += [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in children]
+        return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _array(value: Any) -> np.ndarray:
+    return value._data if isinstance(value, Tensor) else np.asarray(value)

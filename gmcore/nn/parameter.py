@@ -1,0 +1,32 @@
+"""Parameter: a leaf tensor that a module owns and an optimiser changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gmcore.tensor import Tensor, as_tensor
+
+
+class Parameter(Tensor):
+    """A leaf that requires a gradient; a module that it is assigned to registers it.
+
+    Parameters
+    ----------
+    data : tensor, array or nested sequence of floating numbers. It is copied, in C order: optimisers write into
+        a parameter's memory, so it is nobody else's.
+    requires_grad : False for a parameter that is saved and loaded but not trained.
+
+    Raises
+    ------
+    DtypeError : data that is not floating (and a gradient asked for).
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(np.array(as_tensor(data)._data, order="C"), requires_grad)
+
+    def __repr__(self) -> str:
+        return f"Parameter containing:\n{super().__repr__()}"

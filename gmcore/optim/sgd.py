@@ -1,0 +1,90 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gmcore.errors import ArgumentError
+from gmcore.optim.optimizer import Group, Optimizer, State
+from gmcore.tensor import Tensor
+from gmkernels.dense import spec
+
+
+class SGD(Optimizer):
+    """Steps along the gradient, or along its decaying sum.
+
+        g <- g + weight_decay p
+        b <- momentum b + (1 - dampening) g        (b <- g at the first step)
+        p <- p - lr (g + momentum b)  if nesterov, else  p - lr b;  p - lr g without momentum
+
+    Parameters
+    ----------
+    params : tensors, or parameter groups (see `Optimizer`).
+    lr : learning rate.
+    momentum, dampening : weights of the decaying sum.
+    weight_decay : factor of the L2 penalty's gradient.
+    nesterov : look ahead along the sum; needs momentum, and no dampening.
+    foreach, fused : as for `Adam`.
+
+    Raises
+    ------
+    ArgumentError : a hyperparameter outside its range, or one that is not supported (maximize, differentiable,
+        foreach), by name; and what `Optimizer` raises.
+
+    Notes
+    -----
+    State of a parameter with momentum: ``step`` and ``momentum_buffer`` (b); without, none.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum in deep learning, ICML 2013.
+    """
+
+    kernel = spec.SGD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._refuse("maximize", maximize, "minimise the negative objective")
+        self._refuse("differentiable", differentiable, "use SGD.update, which is made of operations")
+        self._refuse("foreach", foreach, "one fused kernel updates all parameters, leave it out", (None,))
+        self._refuse("fused", fused, "one fused kernel updates all parameters, leave it out", (None, True))
+        values = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**values, "nesterov": nesterov})
+
+    def check_group(self, group: Group) -> None:
+        for name in ("lr", "momentum", "dampening", "weight_decay"):
+            self._check_number(name, group[name])
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ArgumentError(
+                f"SGD: nesterov needs a positive momentum and no dampening, got momentum={group['momentum']!r}, "
+                f"dampening={group['dampening']!r}"
+            )
+
+    def keeps_state(self, group: Group) -> bool:
+        return group["momentum"] != 0
+
+    def hyper(self, group: Group, step: int) -> list[float]:
+        return [group["lr"], group["momentum"], group["dampening"], group["nesterov"], group["weight_decay"], step]
+
+    @staticmethod
+    def update(param: Tensor, grad: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[Tensor, State]:
+        momentum = hyper["momentum"]
+        g = grad + hyper["weight_decay"] * param
+        if not isinstance(momentum, Tensor) and momentum == 0:
+            return param - hyper["lr"] * g, state
+        b = momentum * state["momentum_buffer"] + (1.0 - hyper["dampening"]) * g if state else g
+        direction = g + momentum * b if hyper["nesterov"] else b
+        return param - hyper["lr"] * direction, {"step": state.get("step", 0) + 1, "momentum_buffer": b}

@@ -1,0 +1,407 @@
+"""Tensor: an array, and the place in the tape it came from.
+
+A tensor never changes under the user: arithmetic makes new tensors, and the two ways to write into one
+(`copy_` on a leaf, and asking `numpy(writable=True)` for its memory) bump a version that the backward pass
+checks. The tape itself (`Node`) holds arrays, not tensors, so that nothing refers in a circle.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gmcore.op import Node
+
+Array = Any
+"""A `numpy.ndarray`, or an array of another library on another device."""
+
+_grad_enabled: ContextVar[bool] = ContextVar("gmcore.grad_enabled", default=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded in this context."""
+    return _grad_enabled.get()
+
+
+@contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Record operations inside the block, or do not; restored on leaving it, in this context only."""
+    token = _grad_enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
+def no_grad() -> Any:
+    """Do not record operations inside the block (or inside the function, as a decorator)."""
+    return set_grad_enabled(False)
+
+
+def enable_grad() -> Any:
+    """Record operations inside the block, also inside `no_grad`."""
+    return set_grad_enabled(True)
+
+
+class Leaf:
+    """The end of the tape at a leaf: where its gradient is added up. Refers to its tensor weakly."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = weakref.ref(tensor)
+
+
+class Tensor:
+    """An n-dimensional array that remembers how it was computed.
+
+    Make one with `gmcore.tensor`. A tensor requires a gradient when it is a leaf that was asked to
+    (``requires_grad=True``) or was computed from such a leaf while recording was on.
+    """
+
+    __slots__ = ("_data", "_node", "_slot", "_version", "grad", "__weakref__")
+    __array_ufunc__ = None  # NumPy's operators defer to ours; its functions refuse instead of detaching
+    __hash__ = object.__hash__
+
+    _data: Array
+    _node: Node | Leaf | None
+    _slot: int
+    _version: list[int]
+    grad: Tensor | None
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        self._data = data
+        self._node = None
+        self._slot = 0
+        self._version = [0]
+        self.grad = None
+        if requires_grad:
+            self.requires_grad = True
+
+    # -- what it is -----------------------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._data.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._data.size
+
+    @property
+    def device(self) -> str:
+        """``"cpu"``; ``"cuda:0"`` for an array on the first GPU."""
+        return "cpu" if isinstance(self._data, np.ndarray) else f"cuda:{self._data.device.id}"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was made by the user, not by a recorded operation."""
+        return self._node is None or type(self._node) is Leaf
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value == self.requires_grad:
+            return
+        if not self.is_leaf:
+            raise GraphError("only a leaf can stop requiring a gradient; use .detach() on a computed tensor")
+        if value and self._data.dtype.kind != "f":
+            raise DtypeError(f"only floating tensors can require a gradient, this one is {self.dtype}")
+        self._node = Leaf(self) if value else None
+
+    @property
+    def version(self) -> int:
+        """How often its memory was written; the backward pass checks it."""
+        return self._version[0]
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor of no dimensions has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(", threshold=100)
+        default = {"f": np.float32, "i": np.int64, "b": np.bool_}.get(self.dtype.kind)
+        dtype = "" if self.dtype == default else f", dtype={self.dtype}"
+        if self.is_leaf:
+            tail = ", requires_grad=True" if self.requires_grad else ""
+        else:
+            tail = f", op={self._node.op.name}"  # type: ignore[union-attr]
+        return f"tensor({body}{dtype}{tail})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    # -- getting at the numbers ------------------------------------------------------------------------
+    def numpy(self, *, writable: bool = False) -> np.ndarray:
+        """The memory as a NumPy array, without a copy; read-only unless `writable`, which bumps the version.
+
+        Raises
+        ------
+        GraphError : the tensor requires a gradient (NumPy code would silently cut the tape).
+        """
+        if self.requires_grad:
+            raise GraphError("numpy() on a tensor that requires a gradient would cut the tape; "
+                             "call .detach().numpy() if that is meant")  # fmt: skip
+        if writable:
+            self._version[0] += 1
+            return self._data
+        view = self._data.view()
+        view.flags.writeable = False
+        return view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """The Python number in a tensor of one element."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs a tensor of one element, this one has shape {self.shape}")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        return self._data.tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    # -- the tape --------------------------------------------------------------------------------------
+    def backward(self, gradient: Tensor | None = None, *, retain_graph: bool = False) -> None:
+        """Add d(self)/d(leaf), contracted with `gradient`, to the `grad` of every leaf.
+
+        Parameters
+        ----------
+        gradient : tensor of this tensor's shape; may be left out for one element, where it is 1.
+        retain_graph : keep the tape for another backward pass; by default its memory is freed on the way.
+
+        Raises
+        ------
+        GraphError : nothing was recorded, the tape was freed by an earlier pass, an array it saved has since
+            been changed, or an operation on the way has no derivative.
+        """
+        _backward(self, gradient, retain_graph)
+
+    def detach(self) -> Tensor:
+        """The same memory, off the tape."""
+        out = Tensor(self._data)
+        out._version = self._version
+        return out
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        self.requires_grad = requires_grad
+        return self
+
+    def copy_(self, source: Any) -> Tensor:
+        """Write `source` into this leaf's memory and bump its version. Shapes must be equal; returns self."""
+        value = source._data if isinstance(source, Tensor) else np.asarray(source)
+        if not self.is_leaf:
+            raise GraphError(f"copy_ writes into leaves only; this tensor was computed by {self._node.op.name}")  # type: ignore[union-attr]
+        if value.shape != self.shape:
+            raise ShapeError(f"copy_: the source has shape {value.shape}, expected {self.shape}")
+        np.copyto(self._data, value, casting="same_kind")
+        self._version[0] += 1
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError("tensors do not change in place; use gmcore.ops.where(mask, value, x) or "
+                         "gmcore.ops.concatenate, or copy_ for a whole leaf")  # fmt: skip
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if not self.is_leaf:
+            raise GraphError("only leaves can be copied with copy.deepcopy; use .detach() first")
+        out = type(self)(self._data.copy(), requires_grad=self.requires_grad)
+        memo[id(self)] = out
+        return out
+
+    def __reduce__(self) -> Any:
+        raise TypeError("tensors are not pickled; save arrays with gmcore.io.save (safetensors)")
+
+    # -- methods that are operations -------------------------------------------------------------------
+    # `gmcore.ops` and `gmcore.engine` are written in terms of tensors, so they import this module; the methods
+    # reach them through what they leave in `_ops` and `_backward`.
+    def astype(self, dtype: Any) -> Tensor:
+        return _ops.cast(self, dtype)
+
+    def to(self, device: str) -> Tensor:
+        """This tensor on `device`; an operation with a gradient."""
+        return _ops.to_device(self, device)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return _ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return _ops.mean(self, axis, keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return _ops.max(self, axis, keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return _ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
+
+    def transpose(self, *axes: int) -> Tensor:
+        return _ops.transpose(self, axes or None)
+
+    @property
+    def T(self) -> Tensor:
+        return _ops.transpose(self, None)
+
+    def exp(self) -> Tensor:
+        return _ops.exp(self)
+
+    def log(self) -> Tensor:
+        return _ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        return _ops.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        return _ops.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return _ops.sigmoid(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return _ops.getitem(self, index)
+
+    def __add__(self, other: Any) -> Tensor:
+        return _ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return _ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return _ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _ops.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return _ops.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return _ops.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return _ops.negative(self)
+
+    def __abs__(self) -> Tensor:
+        return _ops.absolute(self)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return _ops.greater(self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return _ops.greater_equal(self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return _ops.less(self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return _ops.less_equal(self, other)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _ops.equal(self, other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _ops.not_equal(self, other)
+
+
+_ops: Any = None
+_backward: Any = None
+
+_DEFAULT_DTYPES = {"f": np.dtype(np.float32), "i": np.dtype(np.int64), "u": np.dtype(np.int64), "b": np.dtype(bool)}
+
+
+def tensor(
+    x: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """A new leaf tensor with a copy of `x`.
+
+    Parameters
+    ----------
+    x : number, (nested) sequence of numbers, array, or tensor. Python numbers become float32, int64 or bool;
+        arrays keep their dtype.
+    dtype : NumPy dtype or its name; converts.
+    device : ``"cpu"`` (the default).
+    requires_grad : record what is computed from it.
+
+    Raises
+    ------
+    DtypeError : not numbers, or a gradient asked of integers.
+    ArgumentError : a device that is not there.
+    """
+    if isinstance(x, Tensor):
+        x = x._data
+    if isinstance(x, Sequence):
+        x = [value._data if isinstance(value, Tensor) else value for value in x]
+    from_python = not hasattr(x, "dtype")
+    try:
+        data = np.array(x, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}") from None
+    if data.dtype.kind not in "fiub":
+        raise DtypeError(f"cannot make a tensor of dtype {data.dtype}; expected floats, integers or booleans")
+    if from_python and dtype is None:
+        data = data.astype(_DEFAULT_DTYPES[data.dtype.kind])
+    check_device(device)
+    return Tensor(data, requires_grad)
+
+
+def check_device(device: str | None) -> None:
+    """Raise `ArgumentError` unless tensors can live on `device`."""
+    if device not in (None, "cpu"):
+        raise ArgumentError(f"device {device!r} is not available; expected 'cpu'")
+
+
+def as_tensor(x: Any) -> Tensor:
+    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        return Tensor(x)
+    return tensor(x)

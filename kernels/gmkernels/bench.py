@@ -1,0 +1,286 @@
+"""Timing: what this machine can do, contenders against each other, a kernel against its floor.
+
+Absolute times on a shared machine say little, so `compare` reports ratios. Contenders run in one process, in
+alternating blocks with a pause between: their thread pools spin for a while after a parallel region, and would
+fight each other for the cores if calls alternated one by one. A ratio is taken within each block, so what slows
+a whole block down cancels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gmkernels import pool
+from gmkernels.cost import Device
+from gmkernels.registry import KernelError, KernelSpec, _flat, run, select
+
+Call = Callable[[], object]
+
+
+def _no_wait() -> None:
+    """Work on a CPU is done when its call returns."""
+
+
+def median_time(call: Call, *, seconds: float = 0.2, synchronize: Call = _no_wait) -> float:
+    """Median time of a call in seconds, over the calls of `seconds`, after a warm-up of a fifth of that.
+
+    Parameters
+    ----------
+    synchronize : waits until the work that `call` started is done; part of the time measured.
+    """
+
+    _times(call, seconds / 5, 1, synchronize)
+    return float(np.median(_times(call, seconds, 3, synchronize))) * 1e-9
+
+
+def _times(call: Call, duration: float, least: int, synchronize: Call = _no_wait) -> list[int]:
+    """Nanoseconds of each call, for `duration` seconds and at least so many calls."""
+    found: list[int] = []
+    end = time.perf_counter_ns() + int(duration * 1e9)
+    while len(found) < least or time.perf_counter_ns() < end:
+        start = time.perf_counter_ns()
+        call()
+        synchronize()
+        found.append(time.perf_counter_ns() - start)
+    return found
+
+
+def _best_time(call: Call) -> float:
+    """Least time of a call in seconds: what the machine can do when nothing else wants it."""
+    call()  # compiles
+    return min(_times(call, 0.3, 5)) * 1e-9
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The machine
+# ---------------------------------------------------------------------------------------------------------
+
+_COPY_BYTES = 1 << 26  # of each of the two arrays: beyond the caches
+_COPY_BLOCK = 1 << 16
+_PRODUCT_SIZE = 1024
+_POLYNOMIAL_TILE, _POLYNOMIAL_PASSES, _POLYNOMIAL_SLOTS = 2048, 64, 19
+
+
+@pool.block_kernel
+def _copy(block, x, y):  # type: ignore[no-untyped-def]
+    low = block * _COPY_BLOCK
+    y[low : low + _COPY_BLOCK] = x[low : low + _COPY_BLOCK]
+
+
+@pool.block_kernel
+def _polynomial(block, factors, x):  # type: ignore[no-untyped-def]
+    # On a tile that stays in the L1 cache, enough independent arithmetic to hide loads, stores and latency.
+    tile = x[block * _POLYNOMIAL_TILE : (block + 1) * _POLYNOMIAL_TILE]
+    a, b = factors[0], factors[1]
+    for _ in range(_POLYNOMIAL_PASSES):
+        for i in range(tile.size):
+            t = tile[i]
+            tile[i] = ((t * a + b) * a + b) * ((t * b + a) * b + a) + ((t * a + a) * b + b) * ((t * b + b) * a + a)
+
+
+@cache
+def measure_cpu() -> Device:
+    """The rates that this machine reaches with the pool's threads, in float32; measured once per process.
+
+    The copy rate counts bytes read and bytes written, of arrays beyond the caches: a kernel whose arrays fit
+    into a cache can beat it. The product rate is that of `matmul` as the registry runs it. The slot rate counts
+    multiplications and additions of a vectorised loop in the L1 cache, with the compiler's registers.
+    """
+    from gmkernels.dense.spec import MATMUL
+
+    x = np.ones(_COPY_BYTES // 4, np.float32)
+    y = np.empty_like(x)
+    copy = _best_time(lambda: _copy(x.size // _COPY_BLOCK, x, y))
+
+    a = np.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), np.float32)
+    c = np.empty_like(a)
+    product = _best_time(lambda: run(MATMUL, (a, a), outputs=(c,)))
+
+    factors = np.array([0.5, 0.25], np.float32)
+    tiles = np.ones(8 * pool.get_num_threads() * _POLYNOMIAL_TILE, np.float32)
+    polynomial = _best_time(lambda: _polynomial(tiles.size // _POLYNOMIAL_TILE, factors, tiles))
+
+    return Device(
+        f"cpu x{pool.get_num_threads()} (measured)",
+        copy_rate=2 * _COPY_BYTES / copy,
+        product_rate=2 * _PRODUCT_SIZE**3 / product,
+        slot_rate=tiles.size * _POLYNOMIAL_PASSES * _POLYNOMIAL_SLOTS / polynomial,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Contenders
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Spread(NamedTuple):
+    """A median and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return Spread(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Times of contenders, block by block; `str()` prints medians, quartiles and ratios to the baseline."""
+
+    baseline: str
+    blocks: dict[str, list[float]]
+    """The median time in seconds of each block, by contender."""
+
+    def time(self, name: str) -> Spread:
+        """Seconds of a call, over the blocks."""
+        return _spread(self.blocks[name])
+
+    def ratio(self, name: str) -> Spread:
+        """Time relative to the baseline's in the same block, over the blocks."""
+        return _spread([a / b for a, b in zip(self.blocks[name], self.blocks[self.baseline], strict=True)])
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: seconds and ratios of each contender, as ``{"median", "low", "high"}``."""
+        return {
+            "baseline": self.baseline,
+            "contenders": {
+                name: {"seconds": self.time(name)._asdict(), "ratio": self.ratio(name)._asdict(), "blocks": times}
+                for name, times in self.blocks.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'contender':<32}{'median':>10}   {'quartiles':<20} {'to ' + self.baseline[:16]:>19}  quartiles"]
+        for name in self.blocks:
+            seconds, ratio = self.time(name), self.ratio(name)
+            quartiles = f"{format_seconds(seconds.low)} - {format_seconds(seconds.high)}"
+            lines.append(
+                f"{name[:31]:<32}{format_seconds(seconds.median):>10}   {quartiles:<20} {ratio.median:>19.3f}"
+                f"  {ratio.low:.3f} - {ratio.high:.3f}"
+            )
+        return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and the unit: ``"12.3 us"``."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def compare(
+    contenders: Mapping[str, Call],
+    *,
+    baseline: str | None = None,
+    blocks: int = 7,
+    seconds: float = 0.3,
+    pause: float = 0.25,
+    synchronize: Call = _no_wait,
+) -> Comparison:
+    """Time `contenders` in alternating blocks, whose order is reversed from block to block.
+
+    Parameters
+    ----------
+    contenders : name -> the call to time.
+    baseline : the contender that ratios are relative to; the first if None.
+    blocks : number of blocks of each contender.
+    seconds : length of a block, after its warm-up (see `median_time`).
+    pause : seconds between blocks, in which spinning thread pools go to sleep.
+    synchronize : as in `median_time`.
+
+    Raises
+    ------
+    KernelError : no contenders, a baseline that is not among them, or no blocks.
+    """
+    names = list(contenders)
+    if not names or blocks < 1:
+        raise KernelError(f"compare: expected contenders and at least 1 block, got {names} and {blocks}")
+    baseline = names[0] if baseline is None else baseline
+    if baseline not in contenders:
+        raise KernelError(f"compare: baseline {baseline!r} is not among the contenders {', '.join(names)}")
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for block in range(blocks):
+        for name in names if block % 2 == 0 else reversed(names):
+            time.sleep(pause)
+            found[name].append(median_time(contenders[name], seconds=seconds, synchronize=synchronize))
+    return Comparison(baseline, found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One kernel
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """The time of a kernel's call beside its floor on the device."""
+
+    op: str
+    backend: str
+    device: Device
+    seconds: float
+    floor: float
+    elements: int
+    """Size of the call, by the spec."""
+
+    @property
+    def share(self) -> float:
+        """Share of the floor that the kernel reaches; above 1 where its arrays stay in a cache."""
+        return self.floor / self.seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.op} on {self.backend}: {format_seconds(self.seconds)}, {self.share:.0%} of the floor "
+            f"{format_seconds(self.floor)}, {self.seconds / max(1, self.elements) * 1e9:.3g} ns/element"
+        )
+
+
+def report_kernel(
+    spec: KernelSpec,
+    inputs: Sequence[Any],
+    attrs: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+    *,
+    outputs: Sequence[Any] | None = None,
+    seconds: float = 0.2,
+    synchronize: Call = _no_wait,
+) -> KernelReport:
+    """Median time of a call through `registry.run` with outputs of the caller's, and its floor on this machine.
+
+    Parameters
+    ----------
+    spec, inputs, attrs, backend : as for `registry.run`.
+    outputs : must be given for a spec that updates them in place; allocated once if None.
+    seconds, synchronize : as in `median_time`.
+
+    Raises
+    ------
+    KernelError : a call that does not fit the spec, or a backend that refuses it.
+    """
+    attrs = attrs or {}
+    if outputs is None:
+        outputs = run(spec, inputs, attrs, backend=backend)
+    entry = select(spec, inputs, attrs, backend)
+    device = measure_cpu()
+    arrays = list(_flat(inputs))
+    itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
+    return KernelReport(
+        op=spec.name,
+        backend=entry.backend,
+        device=device,
+        seconds=median_time(
+            lambda: run(spec, inputs, attrs, outputs=outputs, backend=backend), seconds=seconds, synchronize=synchronize
+        ),
+        floor=device.floor(spec.cost(*inputs, **attrs), itemsize),
+        elements=spec.size(*inputs, **attrs) if spec.size else max((a.size for a in arrays), default=0),
+    )

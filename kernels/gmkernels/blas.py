@@ -1,0 +1,169 @@
+"""The BLAS that NumPy has loaded: where its matrix products are, and control of its threads.
+
+NumPy carries a fast BLAS, so products need no library of our own. `find` looks up its `cblas_sgemm` and
+`cblas_dgemm`; a launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm`.
+
+The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
+them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112  # the enumerations of cblas.h
+
+
+@dataclass(frozen=True)
+class Blas:
+    """Entry points of a BLAS library: addresses of its products, and control of its threads."""
+
+    name: str
+    sgemm: int
+    dgemm: int
+    wide: bool
+    """Whether its integers have 64 bits."""
+    get_num_threads: Callable[[], int]
+    set_num_threads: Callable[[int], None]
+
+    def gemm_address(self, dtype: np.dtype) -> int:
+        return self.sgemm if dtype == np.float32 else self.dgemm
+
+
+# name, product, thread control (get, set), 64-bit integers
+_INTERFACES = (
+    ("OpenBLAS", "scipy_cblas_{}gemm64_", "scipy_openblas_{}_num_threads64_", ("get", "set"), True),
+    ("OpenBLAS", "cblas_{}gemm64_", "openblas_{}_num_threads64_", ("get", "set"), True),
+    ("OpenBLAS", "scipy_cblas_{}gemm", "scipy_openblas_{}_num_threads", ("get", "set"), False),
+    ("OpenBLAS", "cblas_{}gemm", "openblas_{}_num_threads", ("get", "set"), False),
+    ("MKL", "cblas_{}gemm", "MKL_{}_Num_Threads", ("Get_Max", "Set"), False),
+)
+
+
+def _libraries() -> Iterator[ctypes.PyDLL]:
+    """NumPy's extension module, through which its own BLAS resolves, then every BLAS in the process.
+
+    PyDLL, since the calls are shorter than a release of the interpreter's lock. A system whose loader does
+    not search the libraries that a module depends on (Windows) needs the second way.
+    """
+    import numpy._core._multiarray_umath as umath
+
+    paths = [umath.__file__]
+    try:
+        import threadpoolctl
+
+        paths += [i["filepath"] for i in threadpoolctl.threadpool_info() if i["user_api"] == "blas"]
+    except ImportError:
+        pass
+    for path in paths:
+        try:
+            yield ctypes.PyDLL(path)
+        except OSError:
+            continue
+
+
+@functools.cache
+def find() -> Blas | None:
+    """The BLAS that NumPy has loaded, if it is one whose threads can be controlled."""
+    for library in _libraries():
+        for name, gemm, threads, (get, set_), wide in _INTERFACES:
+            try:
+                sgemm, dgemm = (getattr(library, gemm.format(letter)) for letter in "sd")
+                get_num_threads = getattr(library, threads.format(get))
+                set_num_threads = getattr(library, threads.format(set_))
+            except AttributeError:
+                continue
+            get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
+            get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
+            addresses = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (sgemm, dgemm)]
+            return Blas(name, *addresses, wide, get_num_threads, set_num_threads)
+    return None
+
+
+def available() -> str | None:
+    """None, or the reason why products cannot run in the pool."""
+    if find() is None:
+        return "needs NumPy built with OpenBLAS or MKL: found no cblas_sgemm with control of its threads"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Threads
+# ---------------------------------------------------------------------------------------------------------
+
+
+class single_threaded:
+    """Context in which BLAS runs on the calling thread only; the number of threads is restored at its end.
+
+    Contexts nest and overlap between Python threads: the first to enter saves the number, the last restores it.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _before = 1
+
+    def __enter__(self) -> None:
+        cls = single_threaded
+        with cls._lock:
+            if cls._inside == 0:
+                blas = find()
+                assert blas is not None
+                cls._before = blas.get_num_threads()
+                if cls._before > 1:
+                    blas.set_num_threads(1)
+            cls._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        cls = single_threaded
+        with cls._lock:
+            cls._inside -= 1
+            if cls._inside == 0 and cls._before > 1:
+                blas = find()
+                assert blas is not None
+                blas.set_num_threads(cls._before)
+
+
+def _after_fork() -> None:
+    """In a child, the other threads that were inside are gone: only the forking thread could leave."""
+    single_threaded._lock = threading.Lock()
+    if single_threaded._inside:
+        single_threaded._inside = 0
+        blas = find()
+        if blas is not None and single_threaded._before > 1:
+            blas.set_num_threads(single_threaded._before)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Layout
+# ---------------------------------------------------------------------------------------------------------
+
+
+def layout(a: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """A matrix as BLAS reads it: (array, NO_TRANS or TRANS, leading dimension).
+
+    Rows or columns must lie contiguously and apart; a matrix that has neither is packed (a copy).
+    """
+    (rows, columns), item = a.shape, a.itemsize
+    row_stride, column_stride = a.strides
+    if (column_stride == item or columns <= 1) and (
+        rows <= 1 or (row_stride >= columns * item and row_stride % item == 0 and row_stride)
+    ):
+        return a, NO_TRANS, row_stride // item if rows > 1 else max(1, columns)
+    if (row_stride == item or rows <= 1) and (
+        columns <= 1 or (column_stride >= rows * item and column_stride % item == 0 and column_stride)
+    ):
+        return a, TRANS, column_stride // item if columns > 1 else max(1, rows)
+    return np.ascontiguousarray(a), NO_TRANS, max(1, columns)
+

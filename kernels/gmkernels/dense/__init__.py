@@ -1,0 +1,171 @@
+"""Dense layers: matrix products, affine maps with an activation, their gradients, optimiser updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gmkernels import blas
+from gmkernels.dense import reference, spec
+from gmkernels.registry import Array, Signature, register, run
+
+
+def _needs_blas(signature: Signature) -> str | None:
+    return blas.available()
+
+
+_PRODUCTS = (spec.MATMUL, spec.LINEAR)
+for _spec in (*_PRODUCTS, spec.ACTIVATION_BACKWARD, spec.ADAM, spec.SGD):
+    register(_spec, "reference", getattr(reference, _spec.name), strided=True, overhead=2e-6, efficiency=0.4)
+    register(
+        _spec, "cpu", f"gmkernels.dense.cpu:{_spec.name}",
+        strided=_spec is not spec.ACTIVATION_BACKWARD, accepts=_needs_blas if _spec in _PRODUCTS else None,
+    )  # fmt: skip
+
+
+def matmul(a: Array, b: Array, *, backend: str | None = None) -> Array:
+    """Matrix product ``a @ b`` of two matrices.
+
+    Transposed views (``a.T``) are read in place; other strided layouts are packed first.
+
+    Parameters
+    ----------
+    a : (m, k) float32 or float64
+    b : (k, n) of the same dtype
+
+    Returns
+    -------
+    (m, n), zeros where k = 0
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    return run(spec.MATMUL, (a, b), backend=backend)[0]
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str = "identity",
+    backend: str | None = None,
+) -> Array:
+    """``activation(x @ weight.T + bias)``, the activation applied while a tile of the product is in cache.
+
+    Parameters
+    ----------
+    x : (..., in) float32 or float64
+    weight : (out, in), as in ``torch.nn.functional.linear``
+    bias : (out,), or None
+    activation : "identity", "tanh", "sigmoid", "relu" or "softplus"
+
+    Returns
+    -------
+    (..., out)
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit, or an unknown activation.
+    """
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return run(spec.LINEAR, inputs, {"activation": activation}, backend=backend)[0]
+
+
+def activation_backward(
+    g: Array, y: Array, *, activation: str, backend: str | None = None
+) -> tuple[Array, Array]:
+    """Gradients of ``y = activation(pre)``, ``pre = ... + bias``, from the output y.
+
+    Parameters
+    ----------
+    g : (..., features), the gradient with respect to y
+    y : (..., features), the output
+    activation : as in `linear`
+
+    Returns
+    -------
+    d_pre : (..., features), ``g * activation'(pre)``
+    d_bias : (features,), its sum over all leading axes
+
+    Notes
+    -----
+    The rest of the gradient of `linear` is two products: ``matmul(d_pre, weight)`` with respect to x and
+    ``matmul(d_pre.T, x)`` with respect to the weight.
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit, or an unknown activation.
+    """
+    d_pre, d_bias = run(spec.ACTIVATION_BACKWARD, (g, y), {"activation": activation}, backend=backend)
+    return d_pre, d_bias
+
+
+def adam(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avg: Sequence[Array],
+    exp_avg_sq: Sequence[Array],
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    step: int,
+    backend: str | None = None,
+) -> None:
+    """One step of Adam on all parameters at once; ``params``, ``exp_avg``, ``exp_avg_sq`` change in place.
+
+    Parameters
+    ----------
+    params, grads, exp_avg, exp_avg_sq : sequences of arrays, all of one dtype; an entry of each has one shape
+    lr, betas, eps, weight_decay : as in ``torch.optim.Adam``
+    step : number of this step, the first is 1
+
+    References
+    ----------
+    Kingma & Ba, Adam: a method for stochastic optimization, ICLR 2015, Algorithm 1.
+
+    Raises
+    ------
+    KernelError : mixed dtypes, or parameters that do not match their gradients or are not C-contiguous.
+    """
+    hyper = np.array([lr, *betas, eps, weight_decay, step])
+    outputs = (tuple(params), tuple(exp_avg), tuple(exp_avg_sq))
+    run(spec.ADAM, (tuple(grads), hyper), outputs=outputs, backend=backend)
+
+
+def sgd(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    momentum_buffer: Sequence[Array],
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    step: int,
+    backend: str | None = None,
+) -> None:
+    """One step of stochastic gradient descent on all parameters at once, in place.
+
+    Parameters
+    ----------
+    params, grads, momentum_buffer : sequences of arrays, all of one dtype; an entry of each has one shape.
+        Without momentum the buffers are left alone.
+    lr, momentum, dampening, nesterov, weight_decay : as in ``torch.optim.SGD``
+    step : number of this step, the first is 1, which fills the buffers
+
+    References
+    ----------
+    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum, ICML 2013.
+
+    Raises
+    ------
+    KernelError : mixed dtypes, or parameters that do not match their gradients or are not C-contiguous.
+    """
+    hyper = np.array([lr, momentum, dampening, float(nesterov), weight_decay, step])
+    run(spec.SGD, (tuple(grads), hyper), outputs=(tuple(params), tuple(momentum_buffer)), backend=backend)

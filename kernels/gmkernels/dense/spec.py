@@ -1,0 +1,304 @@
+"""Contracts of dense layers: products, affine maps with an activation, gradients, optimiser updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmkernels.cost import Cost
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+
+ACTIVATIONS = ("identity", "tanh", "sigmoid", "relu", "softplus")
+_ACTIVATION_SLOTS = {"identity": 1, "tanh": 16, "sigmoid": 16, "relu": 1, "softplus": 32}
+
+
+def _describe(**arrays: Array) -> str:
+    return ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+
+
+def _require(condition: bool, op: str, expected: str, **arrays: Array) -> None:
+    if not condition:
+        raise KernelError(f"{op}: expected {expected}, got {_describe(**arrays)}")
+
+
+def _require_float(op: str, **arrays: Array) -> None:
+    dtypes = {a.dtype for a in arrays.values()}
+    if len(dtypes) > 1 or next(iter(dtypes)).kind != "f":
+        raise KernelError(f"{op}: expected arrays of one floating dtype, got {_describe(**arrays)}")
+
+
+def _require_activation(op: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise KernelError(f"{op}: unknown activation {activation!r}; expected one of {known}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# matmul
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _matmul_infer(a: Array, b: Array) -> Layout:
+    fits = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
+    _require(fits, "matmul", "a (m, k) and b (k, n)", a=a, b=b)
+    _require_float("matmul", a=a, b=b)
+    return [((a.shape[0], b.shape[1]), a.dtype)]
+
+
+def _matmul_cost(a: Array, b: Array) -> Cost:
+    (m, k), n = a.shape, b.shape[1]
+    return Cost(bytes=a.itemsize * (m * k + k * n + m * n), flops=2.0 * m * n * k)
+
+
+def _matmul_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    # Scaled so that a product has variance 1 whatever k is; the tolerance relies on it.
+    for m, k, n in [
+        (3, 5, 7), (1, 1, 1), (0, 3, 4), (3, 4, 0), (4, 0, 3), (1, 127, 129), (129, 1023, 1), (127, 129, 131),
+        (100, 784, 500), (523, 97, 211),
+    ]:  # fmt: skip
+        a = rng.standard_normal((m, k)).astype(dtype)
+        b = (rng.standard_normal((k, n)) / math.sqrt(max(k, 1))).astype(dtype)
+        yield Example((a, b), {})
+        yield Example((np.ascontiguousarray(a.T).T, np.ascontiguousarray(b.T).T), {})
+
+
+# A sum of k products rounds like a random walk: sqrt(k) u sum |a||b| (Higham & Mary, SIAM J. Sci. Comput.
+# 41(5), 2019). The examples have k <= 1023 and sum |a||b| about 0.64 sqrt(k): u 0.64 k, once or twice over.
+_PRODUCT_TOLERANCE = {"float32": (0.0, 8e-5), "float64": (0.0, 1.5e-13)}
+
+MATMUL = KernelSpec(
+    name="matmul",
+    family="dense",
+    inputs=("a", "b"),
+    outputs=("c",),
+    infer=_matmul_infer,
+    cost=_matmul_cost,
+    examples=_matmul_examples,
+    formula="c[i, j] = sum_l a[i, l] b[l, j]",
+    source="gemm of Dongarra, Du Croz, Hammarling & Duff, ACM TOMS 16(1), 1990",
+    tolerance=_PRODUCT_TOLERANCE,
+    size=lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1],
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# linear
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _linear_infer(
+    x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
+) -> Layout:
+    arrays = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    _require_activation("linear", activation)
+    fits = x.ndim >= 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1]
+    fits = fits and (bias is None or bias.shape == weight.shape[:1])
+    _require(fits, "linear", "x (..., in), weight (out, in) and bias (out,)", **arrays)
+    _require_float("linear", **arrays)
+    return [((*x.shape[:-1], weight.shape[0]), x.dtype)]
+
+
+def _linear_flops(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> int:
+    return 2 * math.prod(x.shape[:-1]) * weight.shape[0] * weight.shape[1]
+
+
+def _linear_cost(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Cost:
+    y_size = math.prod(x.shape[:-1]) * weight.shape[0]
+    flops = _linear_flops(x, weight)
+    return Cost(x.itemsize * (x.size + weight.size + y_size), flops, _ACTIVATION_SLOTS[activation] * y_size)
+
+
+def _linear_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for (*leading, inputs), outputs, activation in [
+        ((5, 3), 7, "tanh"), ((1, 1), 1, "sigmoid"), ((0, 3), 4, "relu"), ((3, 4), 0, "tanh"),
+        ((4, 0), 3, "softplus"), ((127,), 129, "identity"), ((3, 43, 127), 131, "sigmoid"),
+        ((2, 1, 1023), 31, "relu"), ((129, 211), 127, "softplus"), ((100, 784), 500, "tanh"),
+        ((523, 97), 211, "identity"),
+    ]:  # fmt: skip
+        x = rng.standard_normal((*leading, inputs)).astype(dtype)
+        weight = (rng.standard_normal((outputs, inputs)) / math.sqrt(max(inputs, 1))).astype(dtype)
+        yield Example((x, weight, rng.standard_normal(outputs).astype(dtype)), {"activation": activation})
+
+
+LINEAR = KernelSpec(
+    name="linear",
+    family="dense",
+    inputs=("x", "weight", "bias"),
+    outputs=("y",),
+    infer=_linear_infer,
+    cost=_linear_cost,
+    examples=_linear_examples,
+    formula="y = activation(x weight^T + bias); the bias may be left out",
+    source="torch.nn.functional.linear, with the activation applied to each tile of the product",
+    tolerance=_PRODUCT_TOLERANCE,  # every activation has slope at most 1
+    size=_linear_flops,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# activation_backward
+# ---------------------------------------------------------------------------------------------------------
+
+BLOCK_SIZE = 32768  # elements of a block
+STRIP = 1024  # columns of a block, so that its column sums stay in the L1 cache
+
+
+def backward_blocks(rows: int, features: int) -> tuple[int, int, int]:
+    """Rows in a block, number of row blocks, number of column strips of `activation_backward`."""
+    rows_per_block = max(1, BLOCK_SIZE // max(1, min(features, STRIP)))
+    return rows_per_block, -(-rows // rows_per_block), -(-features // STRIP)
+
+
+def _backward_infer(g: Array, y: Array, *, activation: str) -> Layout:
+    _require_activation("activation_backward", activation)
+    _require(g.ndim >= 1 and g.shape == y.shape, "activation_backward", "g and y (..., features)", g=g, y=y)
+    _require_float("activation_backward", g=g, y=y)
+    return [(g.shape, g.dtype), (g.shape[-1:], g.dtype)]
+
+
+def _backward_workspace(g: Array, y: Array, *, activation: str) -> Layout:
+    return [((backward_blocks(math.prod(g.shape[:-1]), g.shape[-1])[1], g.shape[-1]), np.dtype("float64"))]
+
+
+def _backward_cost(g: Array, y: Array, *, activation: str) -> Cost:
+    read = 1 if activation == "identity" else 2
+    return Cost(g.itemsize * (read + 1) * g.size, 0, (2 + _ACTIVATION_SLOTS[activation]) * g.size)
+
+
+def _backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for shape, activation in [
+        ((5, 3), "tanh"), ((1,), "sigmoid"), ((0, 3), "relu"), ((3, 0), "tanh"), ((1023, 1), "softplus"),
+        ((3, 43, 127), "identity"), ((129, 1031), "relu"), ((523, 211), "sigmoid"), ((1000, 784), "tanh"),
+        ((4, 2, 129), "softplus"),
+    ]:  # fmt: skip
+        pre = rng.standard_normal(shape)
+        y = {
+            "identity": pre,
+            "tanh": np.tanh(pre),
+            "sigmoid": 1 / (1 + np.exp(-pre)),
+            "relu": np.maximum(pre, 0),
+            "softplus": np.logaddexp(0, pre),
+        }[activation]
+        yield Example((rng.standard_normal(shape).astype(dtype), y.astype(dtype)), {"activation": activation})
+
+
+ACTIVATION_BACKWARD = KernelSpec(
+    name="activation_backward",
+    family="dense",
+    inputs=("g", "y"),
+    outputs=("d_pre", "d_bias"),
+    infer=_backward_infer,
+    workspace=_backward_workspace,
+    cost=_backward_cost,
+    examples=_backward_examples,
+    formula=(
+        "d_pre = g f'(pre) with f' from y = f(pre): tanh 1 - y^2, sigmoid y (1 - y), relu y > 0, "
+        "softplus 1 - exp(-y), identity 1; d_bias = sum of d_pre over all leading axes"
+    ),
+    source="Rumelhart, Hinton & Williams, Nature 323, 1986",
+    # An element of d_pre rounds 3 times; a sum of n <= 1023 of them adds n such errors, at worst, of elements
+    # whose mean magnitude is below 1: 3 u n = 1.8e-4 (they cancel in practice).
+    tolerance={"float32": (1e-6, 2e-4), "float64": (1e-14, 4e-13)},
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Optimiser updates
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _update_infer(op: str, hyper_names: tuple[str, ...]) -> Any:
+    def infer(grads: tuple[Array, ...], hyper: Array) -> Layout:
+        if hyper.dtype != np.float64 or hyper.shape != (len(hyper_names),):
+            raise KernelError(
+                f"{op}: expected hyper float64[{len(hyper_names)}] ({', '.join(hyper_names)}), "
+                f"got {_describe(hyper=hyper)}"
+            )
+        dtypes = {g.dtype for g in grads}
+        if len(dtypes) > 1 or any(d.kind != "f" for d in dtypes):
+            names = ", ".join(sorted(d.name for d in dtypes))
+            raise KernelError(f"{op}: expected gradients of one floating dtype, got {names}")
+        return []
+
+    return infer
+
+
+def check_updated(spec: KernelSpec, grads: Sequence[Array], outputs: Sequence[Sequence[Array]]) -> None:
+    """Refuse outputs of an update that do not match the gradients (`infer` does not see the outputs)."""
+    for name, arrays in zip(spec.outputs, outputs, strict=True):
+        if len(arrays) != len(grads):
+            raise KernelError(f"{spec.name}: expected {len(grads)} arrays in {name}, got {len(arrays)}")
+        for i, (a, g) in enumerate(zip(arrays, grads, strict=True)):
+            flags = a.flags
+            if a.shape != g.shape or a.dtype != g.dtype or not flags.c_contiguous or not flags.writeable:
+                raise KernelError(
+                    f"{spec.name}: expected {name[1:]}[{i}] like its gradient {g.dtype}{list(g.shape)}, "
+                    f"C-contiguous and writable, got {a.dtype}{list(a.shape)} with strides {a.strides}"
+                )
+
+
+def _size(grads: tuple[Array, ...], hyper: Array) -> int:
+    return sum(g.size for g in grads)
+
+
+def _update_examples(states: int, hypers: Sequence[Sequence[float]]) -> Any:
+    def examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+        lists = ([(5, 3), (3,)], [()], [(0,), (1,), (127, 129)], [(1023,), (2, 3, 5), (40, 1021)], [])
+        for shapes in lists:
+            for hyper in hypers:
+                grads, params, first, second = (
+                    tuple(np.array(rng.standard_normal(s), dtype) for s in shapes) for _ in range(4)
+                )
+                updated = (params, first, tuple(np.array(abs(s)) for s in second))
+                yield Example((grads, np.array(hyper)), {}, updated[: 1 + states])
+
+    return examples
+
+
+# The result is the parameter plus a step of at most 0.1 to 1: a few roundings of numbers of order 1.
+_UPDATE_TOLERANCE = {"float32": (1e-6, 1e-6), "float64": (2e-15, 2e-15)}
+
+ADAM = KernelSpec(
+    name="adam",
+    family="dense",
+    inputs=("*grads", "hyper"),
+    outputs=("*params", "*exp_avg", "*exp_avg_sq"),
+    infer=_update_infer("adam", ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
+    cost=lambda grads, hyper: Cost(sum(7.0 * g.nbytes for g in grads), 0, 16.0 * _size(grads, hyper)),
+    examples=_update_examples(2, [(1e-3, 0.9, 0.999, 1e-8, 0.0, 1), (0.05, 0.5, 0.99, 1e-6, 0.01, 700)]),
+    formula=(
+        "g += weight_decay p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; "
+        "p -= lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps); hyper = "
+        "(lr, beta1, beta2, eps, weight_decay, step), the first step is 1"
+    ),
+    source="Kingma & Ba, ICLR 2015, Algorithm 1; as torch.optim.Adam",
+    tolerance=_UPDATE_TOLERANCE,
+    size=_size,
+    updates=True,
+)
+
+SGD = KernelSpec(
+    name="sgd",
+    family="dense",
+    inputs=("*grads", "hyper"),
+    outputs=("*params", "*momentum_buffer"),
+    infer=_update_infer("sgd", ("lr", "momentum", "dampening", "nesterov", "weight_decay", "step")),
+    cost=lambda grads, hyper: Cost(sum(5.0 * g.nbytes for g in grads), 0, 8.0 * _size(grads, hyper)),
+    examples=_update_examples(
+        1,
+        [(0.1, 0, 0, 0, 0.1, 1), (0.1, 0.9, 0.5, 1, 0.01, 1), (0.1, 0.9, 0.3, 0, 0, 5), (0.1, 0.9, 0, 1, 0.1, 2)],
+    ),
+    formula=(
+        "g += weight_decay p; if momentum: b = g at step 1, momentum b + (1 - dampening) g later; "
+        "g = g + momentum b if nesterov else b; p -= lr g; hyper = "
+        "(lr, momentum, dampening, nesterov, weight_decay, step), the first step is 1; without momentum the "
+        "buffers are left alone"
+    ),
+    source="Sutskever, Martens, Dahl & Hinton, ICML 2013; as torch.optim.SGD",
+    tolerance=_UPDATE_TOLERANCE,
+    size=_size,
+    updates=True,
+)

@@ -1,0 +1,350 @@
+"""Block kernels, and the one thread pool that runs every CPU kernel, matrix products included.
+
+A CPU kernel is written like a GPU kernel: a function of a block index and of arrays,
+
+    @block_kernel
+    def scale(block, x, factor, y, per_block):
+        for i in range(block * per_block, min((block + 1) * per_block, x.size)):
+            y[i] = factor[0] * x[i]
+
+    scale(blocks, x, factor, y, per_block)
+
+Arrays arrive one-dimensional and C-contiguous, Python ints as ints; scalars that may change from call to call
+are read from arrays. Numba compiles the function at its first use with given dtypes into a C function of
+(block index, argument record), so serial and parallel runs execute the same machine code and agree bit for
+bit, whatever the number of threads. How a call is cut into blocks depends on shapes only; a call of one block
+runs on the calling thread.
+
+Why one pool: a BLAS pool and a Numba pool that alternate spin against each other for the cores and make a
+training step ten times slower. Products therefore call single-threaded BLAS from blocks (see `blas`).
+
+The loop flushes denormals to zero (a denormal operand costs a hundred times more) and restores the caller's
+floating-point state. Two Python threads may launch at once: one gets the pool, the other runs its blocks
+serially. A child forked after the pool was started runs serially too, since no layer survives a fork.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import caching, cgutils
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+# ---------------------------------------------------------------------------------------------------------
+# Compilation cache
+# ---------------------------------------------------------------------------------------------------------
+# Numba invalidates a cached function when its own file changes, but not when a function it calls does; and
+# it fails where neither the installation nor the user's cache is writable. So: one folder per state of the
+# whole package, in the user's cache, else a temporary folder.
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Folder of compiled kernels: ``$GMKERNELS_CACHE``, else under the user's cache, else temporary."""
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__}".encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    root = os.environ.get("GMKERNELS_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gmcore" / "kernels"
+    folder = base / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="gmkernels-"))
+
+
+class _Locator(caching._CacheLocator):
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._py_file = py_file  # Numba names it when it cannot cache a function
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return ""  # the folder's name is the stamp
+
+    def get_disambiguator(self) -> None:
+        return None
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls(py_func, py_file)
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _Cache(caching.Cache):
+    _impl_class = _CacheImpl
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        # Numba's own key hashes the pickled closure, which differs between processes when it holds a dispatcher.
+        return (sig, codegen.magic_tuple(), self._py_func.__qualname__)
+
+
+def _cached_jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _Cache(dispatcher.py_func)
+        return dispatcher
+
+    return decorate
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Floating-point state
+# ---------------------------------------------------------------------------------------------------------
+
+_MACHINE = platform.machine().lower()
+_FLUSH_BITS = {"x86_64": 0x8040, "amd64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_MACHINE, 0)
+"""Flush-to-zero and denormals-are-zero in MXCSR; FZ in FPCR; nothing on machines we do not know."""
+
+
+def _read_state(builder: Any) -> Any:
+    if _MACHINE in ("x86_64", "amd64"):
+        slot = cgutils.alloca_once(builder, ir.IntType(32))
+        pointer = builder.bitcast(slot, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [pointer])
+        return builder.zext(builder.load(slot), ir.IntType(64))
+    if _FLUSH_BITS:
+        return builder.asm(ir.FunctionType(ir.IntType(64), []), "mrs $0, fpcr", "=r", [], True)
+    return ir.Constant(ir.IntType(64), 0)
+
+
+def _write_state(builder: Any, state: Any) -> None:
+    if _MACHINE in ("x86_64", "amd64"):
+        slot = cgutils.alloca_once(builder, ir.IntType(32))
+        builder.store(builder.trunc(state, ir.IntType(32)), slot)
+        pointer = builder.bitcast(slot, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [pointer])
+    elif _FLUSH_BITS:
+        builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)]), "msr fpcr, $0", "r", [state], True)
+
+
+@intrinsic
+def _flush_denormals(typing_context: Any) -> Any:
+    """Set flush-to-zero on this thread; returns the state to restore."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        state = _read_state(builder)
+        _write_state(builder, builder.or_(state, ir.Constant(ir.IntType(64), _FLUSH_BITS)))
+        return state
+
+    return types.int64(), generate
+
+
+@intrinsic
+def _restore_state(typing_context: Any, state: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _write_state(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Launching
+# ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _call_block(typing_context: Any, function: Any, block: Any, record: Any) -> Any:
+    """Call the C function at address `function` with (block, record)."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.IntType(64)])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1], args[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@_cached_jit()
+def _run_serial(function, blocks, record):  # type: ignore[no-untyped-def]
+    state = _flush_denormals()
+    for block in range(blocks):
+        _call_block(function, block, record)
+    _restore_state(state)
+
+
+@_cached_jit(parallel=True)
+def _run_parallel(function, blocks, record):  # type: ignore[no-untyped-def]
+    for block in numba.prange(blocks):
+        state = _flush_denormals()
+        _call_block(function, block, record)
+        _restore_state(state)
+
+
+def _default_threads() -> int:
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    available = int(numba.config.NUMBA_NUM_THREADS)
+    return min(int(requested), available) if requested.isdigit() and int(requested) > 0 else available
+
+
+_threads = _default_threads()
+_in_use = threading.Lock()
+_forked = False
+
+
+def _after_fork() -> None:
+    global _in_use, _forked
+    _in_use = threading.Lock()  # the parent's may be held by a thread that does not exist here
+    layer = sys.modules.get("numba.np.ufunc.parallel")
+    _forked = _forked or bool(getattr(layer, "_is_initialized", False))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def get_num_threads() -> int:
+    """Number of threads that kernels may use."""
+    return 1 if _forked else _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Let kernels use at most `threads` threads (1 to ``NUMBA_NUM_THREADS``). Results do not depend on it."""
+    global _threads
+    available = int(numba.config.NUMBA_NUM_THREADS)
+    if not 1 <= threads <= available:
+        raise ValueError(f"threads must be 1 to {available} (NUMBA_NUM_THREADS), got {threads}")
+    _threads = threads
+
+
+def launch(function: int, blocks: int, record: int) -> None:
+    """Call the C function at address `function` for every block in 0..blocks-1 with the argument record."""
+    if blocks > 1 and _threads > 1 and not _forked and _in_use.acquire(blocking=False):
+        before = numba.get_num_threads()
+        try:
+            if _threads < before:
+                numba.set_num_threads(_threads)
+            _run_parallel(function, blocks, record)
+        finally:
+            if _threads < before:
+                numba.set_num_threads(before)
+            _in_use.release()
+    else:
+        _run_serial(function, blocks, record)
+
+
+def address(a: np.ndarray) -> int:
+    """Address of the first element of an array."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(a))  # half the time of the array interface
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or not contiguous
+        return a.__array_interface__["data"][0]
+
+
+@intrinsic
+def _argument(typing_context: Any, record: Any, slot: Any, dtype: Any) -> Any:
+    """Argument number `slot` of a record, as a one-dimensional array of `dtype`.
+
+    Slots 2i and 2i + 1 of the record hold the pointer and the length.
+    """
+    array_type = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        base, index = args[0], args[1]
+        pointer = builder.load(builder.gep(base, [index]))
+        length = builder.load(builder.gep(base, [builder.add(index, index.type(1))]))
+        item = context.get_abi_sizeof(context.get_data_type(dtype.dtype))
+        itemsize = ir.Constant(ir.IntType(64), item)
+        made = arrayobj.make_array(array_type)(context, builder)
+        data = builder.inttoptr(pointer, context.get_data_type(dtype.dtype).as_pointer())
+        arrayobj.populate_array(made, data, [length], [itemsize], itemsize, None)
+        return made._getvalue()
+
+    return array_type(types.CPointer(types.int64), types.int64, dtype), generate
+
+
+class BlockKernel:
+    """A function of (block, *arguments), compiled per combination of argument dtypes at its first use."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._compiled: dict[tuple[str, ...], tuple[int, CFunc]] = {}
+        self._compiling = threading.Lock()
+
+    def __call__(self, blocks: int, *arguments: Any) -> None:
+        """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
+        if blocks:
+            kinds = tuple([a.dtype.char if type(a) is np.ndarray else "" for a in arguments])
+            function = (self._compiled.get(kinds) or self._compile(kinds))[0]
+            record = self.record(arguments)
+            launch(function, blocks, record.buffer_info()[0])
+
+    @staticmethod
+    def record(arguments: tuple[Any, ...]) -> array.array[int]:
+        """The argument record: (pointer, length) of each array, (value, 0) of each int."""
+        values: list[int] = []
+        for a in arguments:
+            if type(a) is np.ndarray:
+                values += (address(a), a.size)
+            else:
+                values += (a, 0)
+        return array.array("q", values)
+
+    def _compile(self, kinds: tuple[str, ...]) -> tuple[int, CFunc]:
+        with self._compiling:
+            if kinds not in self._compiled:
+                compiled = _entry_point(self._function, kinds)
+                self._compiled[kinds] = (compiled.address, compiled)
+            return self._compiled[kinds]
+
+
+def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> CFunc:
+    """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
+    body = numba.njit(nogil=True, error_model="numpy")(function)
+    names = [f"a{i}" for i in range(len(kinds))]
+    unpack = [
+        f"argument(record, {2 * i}, dtype{i})" if kind else f"record[{2 * i}]" for i, kind in enumerate(kinds)
+    ]
+    source = "\n".join(
+        ["def entry(block, record):"]
+        + [f"    {name} = {value}" for name, value in zip(names, unpack, strict=True)]
+        + [f"    body(block, {', '.join(names)})"]
+    )
+    scope: dict[str, Any] = {"__name__": function.__module__, "body": body, "argument": _argument}
+    scope |= {f"dtype{i}": numba.from_dtype(np.dtype(kind)) for i, kind in enumerate(kinds) if kind}
+    exec(source, scope)
+    entry = scope["entry"]
+    # The name is the cache's key: module, function, its bytecode (for kernels outside this package), dtypes.
+    code = hashlib.sha256(repr((function.__code__.co_code, function.__code__.co_consts)).encode()).hexdigest()[:8]
+    entry.__qualname__ = "_".join([function.__module__, function.__qualname__, code, *(k or "i" for k in kinds)])
+    compiled = CFunc(
+        entry,
+        ((types.int64, types.CPointer(types.int64)), types.void),
+        {},
+        {"error_model": "numpy", "nogil": True},
+    )
+    compiled._cache = _Cache(entry)
+    compiled.compile()
+    return compiled
+
+
+def block_kernel(function: Callable[..., None]) -> BlockKernel:
+    """Decorator that makes a `BlockKernel` of a function (see the module's docstring)."""
+    return BlockKernel(function)

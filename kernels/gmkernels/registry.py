@@ -1,0 +1,441 @@
+"""Specs, the kernels registered against them, and the choice between kernels.
+
+A `KernelSpec` is the contract of an operation on arrays. A kernel is any callable
+
+    kernel(inputs, outputs, workspace, attrs)
+
+registered for a spec on a backend. It writes the caller's `outputs` (and may scribble on `workspace`) and
+allocates nothing. `run` infers and allocates both, picks a kernel, and calls it.
+
+Choice: the `backend` argument, then `with use(...)`, then `GMKERNELS_BACKEND`, then the cheapest by the cost
+model among the kernels that accept the call, then `reference`. A kernel accepts or refuses by looking at a
+`Signature` only, so a choice can be cached by it. `explain` says what was chosen, why, and why not the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gmkernels.cost import Cost, nominal_cpu
+
+Array = Any
+"""An array of one of the array libraries: `numpy.ndarray` here, `cupy.ndarray` on a GPU."""
+
+Kernel = Callable[[Sequence[Any], Sequence[Any], Sequence[Any], Mapping[str, Any]], None]
+Layout = list[tuple[tuple[int, ...], Any]]
+"""Shapes and dtypes of the arrays that a call needs: `[(shape, dtype), ...]`."""
+
+FLOATS = ("float32", "float64")
+
+
+class KernelError(ValueError):
+    """A call that no kernel can take: the message names the operation, what was given and what was expected."""
+
+
+class Example(NamedTuple):
+    """One call that exercises a spec: its inputs and attributes (a generated test runs it on every kernel)."""
+
+    inputs: tuple[Any, ...]
+    attrs: dict[str, Any]
+    updated: tuple[Any, ...] = ()
+    """Initial contents of the outputs, for a spec that updates its outputs in place."""
+
+
+def no_workspace(*inputs: Array, **attrs: Any) -> Layout:
+    return []
+
+
+@dataclass(frozen=True, eq=False)
+class KernelSpec:
+    """The contract of one operation on arrays.
+
+    Attributes
+    ----------
+    name, family : the operation, and the folder it lives in.
+    inputs, outputs : names, in calling order. An input or output called with a leading ``*`` is a tuple of
+        arrays (an optimiser's parameters).
+    infer : ``infer(*inputs, **attrs) -> [(shape, dtype), ...]`` of the outputs; raises `KernelError` on inputs
+        that do not fit. For `updates` specs it checks only and its result is not used.
+    cost : ``cost(*inputs, **attrs) -> Cost``.
+    examples : ``examples(rng, dtype) -> iterable of Example``; the shapes to test, odd ones included.
+    formula, source : the mathematics, and the paper and equation it comes from.
+    tolerance : dtype name -> (rtol, atol) against the float64 reference; (0, 0) means bit for bit.
+    workspace : shapes and dtypes of scratch arrays, from the inputs.
+    size : ``size(*inputs, **attrs) -> int``, the work of a call in elements (or flops), for the size class.
+    updates : the outputs are read and written in place, and must be given by the caller.
+    draws : the call consumes one draw of the random stream, whose key is the input named ``key``.
+    """
+
+    name: str
+    family: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    infer: Callable[..., Layout]
+    cost: Callable[..., Cost]
+    examples: Callable[[np.random.Generator, Any], Iterable[Example]]
+    formula: str
+    source: str
+    tolerance: Mapping[str, tuple[float, float]]
+    workspace: Callable[..., Layout] = no_workspace
+    size: Callable[..., int] | None = None
+    updates: bool = False
+    draws: bool = False
+
+    def __repr__(self) -> str:
+        return f"KernelSpec({self.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)})"
+
+
+class Signature(NamedTuple):
+    """All that a kernel may look at to accept or refuse a call, and the key under which a choice is cached."""
+
+    op: str
+    device: str
+    """``"cpu"``, or ``"cuda:90"`` with the compute capability."""
+    dtypes: tuple[str, ...]
+    contiguous: bool
+    """Whether every input is C-contiguous; `run` packs the others for kernels that need it."""
+    size_class: int
+    """Bit length of the size of the call."""
+    attrs: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel registered for a spec on a backend. See `register` for the fields."""
+
+    spec: KernelSpec
+    backend: str
+    target: Kernel | str
+    dtypes: tuple[str, ...]
+    strided: bool
+    overhead: float
+    efficiency: float
+    accepts: Callable[[Signature], str | None] | None
+    _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
+
+    def kernel(self) -> Kernel:
+        """The callable, imported at its first use."""
+        if not self._loaded:
+            if callable(self.target):
+                self._loaded.append(self.target)
+            else:
+                module, _, name = self.target.partition(":")
+                self._loaded.append(getattr(importlib.import_module(module), name))
+        return self._loaded[0]
+
+    def refusal(self, signature: Signature) -> str | None:
+        """Why this kernel does not take the call, or None if it does."""
+        backend = BACKENDS[self.backend]
+        if not signature.device.startswith(backend.device):
+            return f"runs on {backend.device}, the arrays are on {signature.device}"
+        if (missing := backend.missing()) is not None:
+            return missing
+        if unfit := [d for d in signature.dtypes if np.dtype(d).kind == "f" and d not in self.dtypes]:
+            return f"has no {unfit[0]} version (has {', '.join(self.dtypes)})"
+        return self.accepts(signature) if self.accepts is not None else None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run kernels: the kind of device it needs and the modules it imports."""
+
+    name: str
+    device: str
+    modules: tuple[str, ...]
+
+    def missing(self) -> str | None:
+        """The reason why this backend cannot run here, or None."""
+        for module in self.modules:
+            if importlib.util.find_spec(module) is None:
+                return f"{module} is not installed"
+        return None
+
+
+BACKENDS: dict[str, Backend] = {
+    b.name: b
+    for b in (
+        Backend("reference", "", ()),
+        Backend("cpu", "cpu", ("numba",)),
+        Backend("triton", "cuda", ("triton", "cupy")),
+        Backend("cuda", "cuda", ("cupy",)),
+    )
+}
+
+_specs: dict[str, KernelSpec] = {}
+_entries: dict[str, dict[str, Entry]] = {}
+_choices: dict[tuple[Signature, str | None], Entry] = {}
+_preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=None)
+
+
+def register(
+    spec: KernelSpec,
+    backend: str,
+    target: Kernel | str,
+    *,
+    dtypes: tuple[str, ...] = FLOATS,
+    strided: bool = False,
+    overhead: float = 5e-6,
+    efficiency: float = 0.5,
+    accepts: Callable[[Signature], str | None] | None = None,
+) -> None:
+    """Register a kernel for `spec` on `backend`; from outside the package just as from inside.
+
+    Parameters
+    ----------
+    target : the kernel, or ``"module:function"``, imported at the first call that chooses it.
+    dtypes : floating dtypes it takes.
+    strided : whether it takes arrays that are not C-contiguous; otherwise they are packed first.
+    overhead : seconds that a call costs before any work, for the cost model.
+    efficiency : share of the floor reached on large calls, in (0, 1].
+    accepts : a predicate on the `Signature`; returns the reason when it refuses.
+
+    Raises
+    ------
+    KernelError : unknown backend, a pair registered twice, or a spec whose name is taken by another spec.
+    """
+    if backend not in BACKENDS:
+        raise KernelError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if _specs.setdefault(spec.name, spec) is not spec:
+        raise KernelError(f"another kernel spec is called {spec.name!r} already")
+    if backend in _entries.setdefault(spec.name, {}):
+        raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
+    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts)
+    _choices.clear()
+
+
+def unregister(spec: KernelSpec, backend: str) -> None:
+    """Remove the kernel of `spec` on `backend`, and the spec with its last kernel."""
+    del _entries[spec.name][backend]
+    if not _entries[spec.name]:
+        del _entries[spec.name], _specs[spec.name]
+    _choices.clear()
+
+
+def specs() -> dict[str, KernelSpec]:
+    """Every registered spec by name."""
+    return dict(_specs)
+
+
+def entries(spec: KernelSpec | str) -> dict[str, Entry]:
+    """The kernels registered for a spec, by backend."""
+    return dict(_entries[_resolve(spec).name])
+
+
+def _resolve(spec: KernelSpec | str) -> KernelSpec:
+    if isinstance(spec, KernelSpec):
+        return spec
+    if spec not in _specs:
+        raise KernelError(f"unknown kernel {spec!r}; known: {', '.join(sorted(_specs))}")
+    return _specs[spec]
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Prefer `backend` for the calls inside the block; a kernel that refuses a call leaves it to the others."""
+    if backend not in BACKENDS:
+        raise KernelError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def _flat(arrays: Sequence[Any]) -> Iterator[Array]:
+    for a in arrays:
+        if type(a) is tuple:
+            yield from a
+        else:
+            yield a
+
+
+def _device(array: Array) -> str:
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    capability = array.device.compute_capability
+    return f"cuda:{capability}"
+
+
+def signature(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Signature:
+    """The `Signature` of a call."""
+    arrays = list(_flat(inputs))
+    if spec.size is not None:
+        size = spec.size(*inputs, **attrs)
+    else:
+        size = max((a.size for a in arrays), default=0)
+    return Signature(
+        spec.name,
+        _device(arrays[0]) if arrays else "cpu",
+        tuple(dict.fromkeys(a.dtype.name for a in arrays)),
+        all(a.flags.c_contiguous for a in arrays),
+        int(size).bit_length(),
+        tuple(attrs.items()),
+    )
+
+
+def _preference() -> tuple[str | None, str]:
+    if (name := _preferred.get()) is not None:
+        return name, "with gmkernels.use(...)"
+    if name := os.environ.get("GMKERNELS_BACKEND"):
+        if name not in BACKENDS:
+            raise KernelError(f"GMKERNELS_BACKEND={name!r} is not one of {', '.join(BACKENDS)}")
+        return name, "GMKERNELS_BACKEND"
+    return None, ""
+
+
+def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
+    """Predicted seconds of a call: overhead + floor / efficiency."""
+    itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
+    floor = nominal_cpu().floor(entry.spec.cost(*inputs, **attrs), itemsize)
+    return entry.overhead + floor / entry.efficiency
+
+
+def select(
+    spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None = None
+) -> Entry:
+    """The kernel that a call will run (see the module's docstring for the order).
+
+    Raises
+    ------
+    KernelError : the `backend` asked for by argument has no kernel or refuses, or no kernel takes the call.
+    """
+    sig = signature(spec, inputs, attrs)
+    key = (sig, backend if backend is not None else _preference()[0])
+    chosen = _choices.get(key)
+    if chosen is None:
+        chosen = _choices[key] = _select(spec, sig, inputs, attrs, backend)
+    return chosen
+
+
+def _select(
+    spec: KernelSpec, sig: Signature, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None
+) -> Entry:
+    candidates = _entries.get(spec.name, {})
+    refusals = {name: entry.refusal(sig) for name, entry in candidates.items()}
+    if backend is not None:
+        reason = refusals.get(backend, "no kernel is registered for it")
+        if reason is not None:
+            raise KernelError(f"{spec.name}: backend {backend!r} {reason}")
+        return candidates[backend]
+    accepting = {name: entry for name, entry in candidates.items() if refusals[name] is None}
+    preferred = _preference()[0]
+    if preferred in accepting:
+        return accepting[preferred]
+    if not accepting:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "none is registered"
+        raise KernelError(f"{spec.name}: no kernel takes this call ({reasons})")
+    return min(accepting.values(), key=lambda e: (_estimate(e, inputs, attrs), e.backend == "reference"))
+
+
+def run(
+    spec: KernelSpec,
+    inputs: Sequence[Any],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Sequence[Any] | None = None,
+    backend: str | None = None,
+) -> tuple[Any, ...]:
+    """Check, choose, allocate what is not given, and call a kernel.
+
+    Parameters
+    ----------
+    inputs : arrays in the spec's order; read only.
+    outputs : caller-owned, C-contiguous arrays of the inferred shapes and dtypes; allocated if absent.
+
+    Returns
+    -------
+    The outputs, as a tuple.
+
+    Raises
+    ------
+    KernelError : inputs, outputs or attributes that do not fit the spec, or a backend that refuses.
+    """
+    attrs = attrs or {}
+    layout = spec.infer(*inputs, **attrs)
+    entry = select(spec, inputs, attrs, backend)
+    if outputs is None:
+        if spec.updates:
+            raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
+        outputs = tuple(np.empty(shape, dtype) for shape, dtype in layout)
+    elif not spec.updates:
+        _check_outputs(spec, layout, outputs)
+    if not entry.strided:
+        inputs = tuple(
+            tuple(np.ascontiguousarray(x) for x in a) if type(a) is tuple
+            else a if a.flags.c_contiguous else np.ascontiguousarray(a)
+            for a in inputs
+        )  # fmt: skip
+    workspace = tuple(np.empty(shape, dtype) for shape, dtype in spec.workspace(*inputs, **attrs))
+    entry.kernel()(inputs, outputs, workspace, attrs)
+    return tuple(outputs)
+
+
+def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> None:
+    if len(outputs) != len(layout):
+        raise KernelError(f"{spec.name} has {len(layout)} outputs ({', '.join(spec.outputs)}), got {len(outputs)}")
+    for name, (shape, dtype), out in zip(spec.outputs, layout, outputs, strict=True):
+        if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise KernelError(
+                f"{spec.name}: output {name} must be a writable C-contiguous {np.dtype(dtype)} array of shape "
+                f"{tuple(shape)}, got {out.dtype} {out.shape}"
+            )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel a call runs and why; `str()` prints it."""
+
+    spec: KernelSpec
+    signature: Signature
+    chosen: str
+    why: str
+    floor: float
+    estimates: dict[str, float]
+    refusals: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.spec.name}({', '.join(self.spec.inputs)}) on {self.signature.device}, "
+                 f"{'/'.join(self.signature.dtypes)}, floor {self.floor * 1e6:.1f} us (nominal rates)"]  # fmt: skip
+        for name in BACKENDS:
+            if name in self.estimates:
+                mark, text = ("->", self.why) if name == self.chosen else ("  ", "accepts")
+                lines.append(f"{mark} {name:<10} estimated {self.estimates[name] * 1e6:9.1f} us  {text}")
+            else:
+                lines.append(f"   {name:<10} refuses: {self.refusals[name]}")
+        return "\n".join(lines)
+
+
+def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **attrs: Any) -> Explanation:
+    """Say which kernel a call of `op` on these inputs would run, why, and why not the others. Runs nothing."""
+    spec = _resolve(op)
+    spec.infer(*inputs, **attrs)
+    sig = signature(spec, inputs, attrs)
+    chosen = select(spec, inputs, attrs, backend)
+    candidates = _entries[spec.name]
+    refusals = {}
+    for name in BACKENDS:
+        reason = candidates[name].refusal(sig) if name in candidates else "no kernel is registered"
+        if reason is not None:
+            refusals[name] = reason
+    estimates = {n: _estimate(e, inputs, attrs) for n, e in candidates.items() if n not in refusals}
+    preferred, where = _preference()
+    if backend is not None:
+        why = "asked for by argument"
+    elif preferred == chosen.backend:
+        why = f"preferred by {where}"
+    elif len(estimates) == 1:
+        why = "the only one that accepts"
+    else:
+        why = "cheapest by the cost model"
+    itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
+    floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
+    return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)

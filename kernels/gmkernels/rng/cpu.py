@@ -1,0 +1,269 @@
+"""The random stream in Numba, for the fills here and for the kernels of `sampling`.
+
+A tile is up to `TILE` consecutive elements of a key's stream. `word_tile`, `uniform_tile` and `normal_tile`
+write it into the caller's scratch, starting with the group that holds its first element, and return the lane of
+that element: element i of the tile is ``scratch[lane + i]``. The words of a tile are kept by lane (first all
+words 0, then all words 1, ...), so that loops over groups vectorise.
+
+The arithmetic repeats `reference` operation by operation. No fastmath here: the bits are the stream's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+from gmkernels.elementary import same_bits, select
+from gmkernels.pool import block_kernel
+from gmkernels.rng import constants
+
+inline = register_jitable(forceinline=True, error_model="numpy")
+jitable = register_jitable(error_model="numpy")
+
+TILE = 1024
+"""Elements of a tile: its scratch arrays together stay in the first-level cache."""
+SCRATCH = TILE + 8
+"""Elements of a scratch array: a tile that starts in lane 3 touches one group more."""
+BLOCK = 16 * TILE
+"""Elements of a block."""
+
+u32, u64 = np.uint32, np.uint64
+LOW, SHIFT = u64(0xFFFFFFFF), u64(32)
+M0, M1 = (u64(m) for m in constants.MULTIPLIERS)
+W0, W1 = (u64(w) for w in constants.WEYL)
+GROUPS = u64(2**62 - 1)
+ROUNDS = constants.ROUNDS
+
+
+@inline
+def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """Philox4x32-10 on words held in the low halves of uint64: what the vector multiplier takes and gives."""
+    for _ in range(ROUNDS):
+        p0 = M0 * (c0 & LOW)
+        p1 = M1 * (c2 & LOW)
+        c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1, (p0 >> SHIFT) ^ c3 ^ k1, p0
+        k0, k1 = k0 + W0, k1 + W1
+    return c0, c1, c2, c3
+
+
+@jitable
+def word_tile(key, start, count, words):  # type: ignore[no-untyped-def]
+    """Words of the groups that hold elements start to start + count of the key's stream, by lane.
+
+    Returns the lane of the first element and the number of groups.
+    """
+    first = key[2] + u64(start)
+    lane = np.int64(first & u64(3))
+    groups = (lane + count + 3) >> 2
+    group = first >> u64(2)
+    k0, k1 = key[0], key[0] >> SHIFT
+    c2, c3 = key[1], key[1] >> SHIFT
+    w0, w1 = words[:groups], words[groups : 2 * groups]
+    w2, w3 = words[2 * groups : 3 * groups], words[3 * groups : 4 * groups]
+    for i in range(groups):
+        g = (group + u64(i)) & GROUPS
+        x0, x1, x2, x3 = philox4x32(g, g >> SHIFT, c2, c3, k0, k1)
+        w0[i] = u32(x0)
+        w1[i] = u32(x1)
+        w2[i] = u32(x2)
+        w3[i] = u32(x3)
+    return lane, groups
+
+
+@jitable
+def interleave(words, groups, out):  # type: ignore[no-untyped-def]
+    """Words by lane -> words in stream order."""
+    w0, w1 = words[:groups], words[groups : 2 * groups]
+    w2, w3 = words[2 * groups : 3 * groups], words[3 * groups : 4 * groups]
+    for i in range(groups):
+        out[4 * i] = w0[i]
+        out[4 * i + 1] = w1[i]
+        out[4 * i + 2] = w2[i]
+        out[4 * i + 3] = w3[i]
+
+
+def _polynomial(coefficients: Sequence[float], dtype: type) -> Callable[[Any], Any]:
+    """The function x -> c0 + x (c1 + x (c2 + ...)), spelled out: Numba unrolls no loop over a tuple."""
+    *names, source = [f"c{i}" for i in range(len(coefficients))]
+    for name in reversed(names):
+        source = f"{name} + x * ({source})"
+    return inline(eval(f"lambda x: {source}", {f"c{i}": dtype(c) for i, c in enumerate(coefficients)}))
+
+
+def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
+    """Uniform of a word, radius of a word, cosine and sine of a word, in the dtype whose constants are `c`."""
+    real, integer = c.float, c.int
+    one, half, two, minus_two = real(1), real(0.5), real(2), real(-2)
+    scale, shift, turn = real(2.0**-32), real(2.0**-33), real(constants.TURN)
+    above, root_half = integer(c.one - c.root_half), integer(c.root_half)
+    mantissa_mask, mantissa_bits = integer((1 << c.mantissa) - 1), integer(c.mantissa)
+    bias = np.int32(c.one >> c.mantissa)
+    ln2_high, ln2_low = (real(part) for part in c.ln2)
+    near_one_from, eighth, quarters = u32(constants.NEAR_ONE), u32(1 << 29), u32(3 << 30)
+    log_even, log_odd = (_polynomial(c.log[parity::2], real) for parity in (0, 1))
+    sin_tail, cos_tail = (_polynomial(p, real) for p in (c.sin, c.cos))
+    single = real is np.float32
+    sign_shift = integer(8 * integer(0).itemsize - 32)
+
+    @inline
+    def with_sign(x, word):
+        """x, negated where the top bit of the word is set."""
+        sign = integer(integer(np.int32(word & u32(1 << 31))) << sign_shift)
+        return same_bits(integer(same_bits(x) ^ sign))
+
+    @inline
+    def uniform(w):
+        return real(w) * scale + shift
+
+    @inline
+    def log_uniform(w):
+        near_one = w >= near_one_from
+        u = uniform(select(near_one, u32(~w), w))
+        bits = integer(same_bits(u) + above)
+        m = same_bits(integer(integer(bits & mantissa_mask) + root_half))
+        f = select(near_one, -u, m - one)
+        k = real(select(near_one, np.int32(0), np.int32(np.int32(bits >> mantissa_bits) - bias)))
+        square = f * f
+        half_square = half * square
+        if single:
+            tail = f * square * (log_even(square) + f * log_odd(square))
+            return (f + ((tail + k * ln2_low) - half_square)) + k * ln2_high
+        s = f / (two + f)
+        z = s * s
+        w = z * z
+        tail = s * (half_square + z * (log_even(w) + z * log_odd(w)))
+        return k * ln2_high - ((half_square - (tail + k * ln2_low)) - f)
+
+    @inline
+    def radius(w):
+        return np.sqrt(minus_two * log_uniform(w))
+
+    @inline
+    def cos_sin(w):
+        turned = u32(w + eighth)  # its two top bits are the quadrant
+        x = real(np.int32(w - u32(turned & quarters))) * turn
+        z = x * x
+        sin = x + x * z * sin_tail(z)
+        cos = (one - half * z) + z * z * cos_tail(z)
+        doubled = u32(turned << u32(1))
+        odd = np.int32(doubled) < np.int32(0)
+        c, s = select(odd, sin, cos), select(odd, cos, sin)
+        return with_sign(c, u32(turned ^ doubled)), with_sign(s, turned)
+
+    return uniform, radius, cos_sin
+
+
+_DTYPES = {types.float32: _functions(constants.FLOAT32), types.float64: _functions(constants.FLOAT64)}
+
+
+def _dispatched(number: int) -> Callable[[Any, Any], Any]:
+    """One of those functions as f(word, like), in the dtype of `like`; in compiled code only."""
+
+    def function(w: Any, like: Any) -> Any:
+        raise NotImplementedError
+
+    @overload(function, jit_options={"forceinline": True, "error_model": "numpy"})
+    def compiled(w, like):  # type: ignore[no-untyped-def]
+        body = _DTYPES[like][number]
+        return lambda w, like: body(w)
+
+    return function
+
+
+uniform_of, radius_of, cos_sin_of = (_dispatched(number) for number in range(3))
+
+
+@jitable
+def uniform_tile(key, start, count, words, out):  # type: ignore[no-untyped-def]
+    """Uniforms of a tile; returns the lane of its first element in `out`."""
+    lane, groups = word_tile(key, start, count, words)
+    w0, w1 = words[:groups], words[groups : 2 * groups]
+    w2, w3 = words[2 * groups : 3 * groups], words[3 * groups : 4 * groups]
+    like = out[0]
+    for i in range(groups):
+        out[4 * i] = uniform_of(w0[i], like)
+        out[4 * i + 1] = uniform_of(w1[i], like)
+        out[4 * i + 2] = uniform_of(w2[i], like)
+        out[4 * i + 3] = uniform_of(w3[i], like)
+    return lane
+
+
+@jitable
+def _radii(w, r):  # type: ignore[no-untyped-def]
+    for i in range(w.size):
+        r[i] = radius_of(w[i], r[i])
+
+
+@jitable
+def _turn(w, r, y):  # type: ignore[no-untyped-def]
+    """r -> r cos, y = r sin of the angles of w."""
+    for i in range(w.size):
+        cos, sin = cos_sin_of(w[i], r[i])
+        y[i] = r[i] * sin
+        r[i] = r[i] * cos
+
+
+@jitable
+def normal_tile(key, start, count, words, lanes, out):  # type: ignore[no-untyped-def]
+    """Normals of a tile; returns the lane of its first element in `out`. `lanes` is scratch of its dtype."""
+    lane, n = word_tile(key, start, count, words)
+    for i in (0, 2 * n):  # two short loops a pair of lanes: their chains of operations overlap
+        _radii(words[i : i + n], lanes[i : i + n])
+        _turn(words[i + n : i + 2 * n], lanes[i : i + n], lanes[i + n : i + 2 * n])
+    interleave(lanes, n, out)
+    return lane
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
+
+
+@block_kernel
+def _random_words(block, key, out):  # type: ignore[no-untyped-def]
+    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32)
+    end = min(block * BLOCK + BLOCK, out.size)
+    for start in range(block * BLOCK, end, TILE):
+        piece = out[start : min(start + TILE, end)]
+        lane, groups = word_tile(key, start, piece.size, words)
+        interleave(words, groups, tile)
+        piece[:] = tile[lane : lane + piece.size]
+
+
+@block_kernel
+def _uniform(block, key, out):  # type: ignore[no-untyped-def]
+    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, out.dtype)
+    end = min(block * BLOCK + BLOCK, out.size)
+    for start in range(block * BLOCK, end, TILE):
+        piece = out[start : min(start + TILE, end)]
+        lane = uniform_tile(key, start, piece.size, words, tile)
+        piece[:] = tile[lane : lane + piece.size]
+
+
+@block_kernel
+def _normal(block, key, out):  # type: ignore[no-untyped-def]
+    words, lanes, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, out.dtype), np.empty(SCRATCH, out.dtype)
+    end = min(block * BLOCK + BLOCK, out.size)
+    for start in range(block * BLOCK, end, TILE):
+        piece = out[start : min(start + TILE, end)]
+        lane = normal_tile(key, start, piece.size, words, lanes, tile)
+        piece[:] = tile[lane : lane + piece.size]
+
+
+Arrays = Sequence[Any]
+
+
+def random_words(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    _random_words(-(-outputs[0].size // BLOCK), inputs[0], outputs[0])
+
+
+def uniform(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    _uniform(-(-outputs[0].size // BLOCK), inputs[0], outputs[0])
+
+
+def normal(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    _normal(-(-outputs[0].size // BLOCK), inputs[0], outputs[0])

@@ -1,0 +1,118 @@
+"""Sampling with its gradients: Gaussian (with KL and log density in the same pass) and Bernoulli.
+
+Noise is a draw of the random stream of `gmkernels.rng` and is not stored: the backward pass draws it again from
+the same key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gmkernels.registry import register, run
+from gmkernels.rng import as_key
+from gmkernels.sampling import reference, spec
+
+__all__ = ["bernoulli_sample", "bernoulli_sample_logits", "gaussian_sample", "gaussian_sample_backward"]
+
+for _spec in (
+    spec.GAUSSIAN_SAMPLE,
+    spec.GAUSSIAN_SAMPLE_BACKWARD,
+    spec.BERNOULLI_SAMPLE,
+    spec.BERNOULLI_SAMPLE_LOGITS,
+):
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
+    register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}")
+
+
+def gaussian_sample(
+    mu: Any, logvar: Any, *, key: Any, samples: int | None = None, backend: str | None = None
+) -> tuple[Any, Any, Any]:
+    """Reparametrised sample of N(mu, exp logvar), its KL from the standard normal, and its log density.
+
+    Parameters
+    ----------
+    mu, logvar : (..., D) float32 or float64, of one shape and dtype.
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    samples : number of samples along a new leading axis; None for one without that axis.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    z : (..., D), or (samples, ..., D): mu + exp(logvar / 2) eps, with eps in the C order of z.
+    kl : (...): KL(N(mu, exp logvar) || N(0, 1)) = 1/2 sum(exp logvar + mu^2 - 1 - logvar).
+    log_q : (...), or (samples, ...): log N(z; mu, exp logvar) = -1/2 sum(log 2 pi + logvar + eps^2).
+
+    Notes
+    -----
+    Kingma & Welling, Auto-encoding variational Bayes (ICLR 2014), section 2.4 and appendix B.
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    return run(spec.GAUSSIAN_SAMPLE, (mu, logvar, as_key(key)), {"samples": samples}, backend=backend)  # type: ignore[return-value]
+
+
+def gaussian_sample_backward(
+    g_z: Any,
+    g_kl: Any,
+    g_log_q: Any,
+    mu: Any,
+    logvar: Any,
+    *,
+    key: Any,
+    samples: int | None = None,
+    backend: str | None = None,
+) -> tuple[Any, Any]:
+    """Gradient of `gaussian_sample` by mu and logvar, at fixed noise.
+
+    Parameters
+    ----------
+    g_z, g_kl, g_log_q : gradients by z, kl and log_q, of their shapes.
+    mu, logvar, key, samples : as given to `gaussian_sample`.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    d_mu : (..., D): sum over samples of g_z, plus g_kl mu.
+    d_logvar : (..., D): 1/2 (sum over samples of (g_z exp(logvar / 2) eps - g_log_q) + g_kl (exp logvar - 1)).
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    inputs = (g_z, g_kl, g_log_q, mu, logvar, as_key(key))
+    return run(spec.GAUSSIAN_SAMPLE_BACKWARD, inputs, {"samples": samples}, backend=backend)  # type: ignore[return-value]
+
+
+def bernoulli_sample(probs: Any, *, key: Any, samples: int | None = None, backend: str | None = None) -> Any:
+    """Samples in {0, 1}, 1 with the given probability.
+
+    Parameters
+    ----------
+    probs : float32 or float64 of any shape.
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    samples : number of samples along a new leading axis; None for one without that axis.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    The shape of `probs`, or (samples, ...), in its dtype. 1 where the 32-bit word is below floor(p 2^32): p = 1
+    always, p = 0 never. NaN where p is not in [0, 1].
+
+    Raises
+    ------
+    KernelError : a dtype or key of another form.
+    """
+    return run(spec.BERNOULLI_SAMPLE, (probs, as_key(key)), {"samples": samples}, backend=backend)[0]
+
+
+def bernoulli_sample_logits(
+    logits: Any, *, key: Any, samples: int | None = None, backend: str | None = None
+) -> Any:
+    """`bernoulli_sample` of probabilities sigmoid(logits). NaN where the logit is NaN.
+
+    float32 and float64 run the same words, and differ where the word falls between the two roundings of the
+    probability: less than once in a million draws. See `bernoulli_sample` for the arguments.
+    """
+    return run(spec.BERNOULLI_SAMPLE_LOGITS, (logits, as_key(key)), {"samples": samples}, backend=backend)[0]

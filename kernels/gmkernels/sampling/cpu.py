@@ -1,0 +1,263 @@
+"""Sampling in Numba: tiles of the random stream, used while they are in the first-level cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+
+from gmkernels.elementary import exp, select, sigmoid
+from gmkernels.pool import block_kernel
+from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
+from gmkernels.sampling.spec import CHUNK, chunks
+
+Arrays = Sequence[Any]
+Attrs = Mapping[str, Any]
+
+jitable = register_jitable(error_model="numpy")
+# Sums in several lanes; how many depends on the machine's vectors, not on the number of threads.
+reduction = register_jitable(error_model="numpy", fastmath={"reassoc"})
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@jitable
+def standard_deviations(logvar, sigma):  # type: ignore[no-untyped-def]
+    half = logvar.dtype.type(0.5)
+    for i in range(logvar.size):
+        sigma[i] = exp(half * logvar[i])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# gaussian_sample
+# ---------------------------------------------------------------------------------------------------------
+# A row of z is cut into pieces of at most CHUNK elements. A block is one piece of a long row, or several short
+# rows; short rows share tiles.
+
+
+@jitable
+def _shift(mu, sigma, eps, z):  # type: ignore[no-untyped-def]
+    for i in range(z.size):
+        z[i] = mu[i] + sigma[i] * eps[i]
+
+
+@reduction
+def _kl_sum(mu, logvar, sigma):  # type: ignore[no-untyped-def]
+    """Sum of exp logvar + mu^2 - 1 - logvar."""
+    one = mu.dtype.type(1)
+    total = mu.dtype.type(0)
+    for i in range(mu.size):
+        total += sigma[i] * sigma[i] + mu[i] * mu[i] - one - logvar[i]
+    return total
+
+
+@reduction
+def _log_q_sum(logvar, eps):  # type: ignore[no-untyped-def]
+    """Sum of logvar + eps^2."""
+    total = eps.dtype.type(0)
+    for i in range(eps.size):
+        total += logvar[i] + eps[i] * eps[i]
+    return total
+
+
+@block_kernel
+def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):  # type: ignore[no-untyped-def]
+    """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
+    words, lanes, noise = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, z.dtype), np.empty(SCRATCH, z.dtype)
+    sigma = np.empty(TILE, z.dtype)
+    piece, end = block * per_block, min(block * per_block + per_block, log_q.size)
+    while piece < end:
+        row = piece // pieces  # of z; its parameters are those of row % rows
+        begin = piece % pieces * CHUNK
+        length = min(width - begin, CHUNK)
+        # Whole rows of one sample that fit into a tile; or, of a longer piece, tile after tile.
+        together = max(1, min(TILE // max(width, 1), end - piece, rows - row % rows))
+        total = together * length
+        source, target = row % rows * width + begin, row * width + begin
+        kl_total, log_q_total = 0.0, 0.0
+        for start in range(0, max(total, 1), TILE):
+            n = min(TILE, total - start)
+            m, v = mu[source + start : source + start + n], logvar[source + start : source + start + n]
+            lane = normal_tile(key, target + start, n, words, lanes, noise)
+            eps, s = noise[lane : lane + n], sigma[:n]
+            standard_deviations(v, s)
+            _shift(m, s, eps, z[target + start : target + start + n])
+            part = min(length, n)
+            for r in range(together):
+                i, j = r * part, r * part + part
+                if together > 1:
+                    kl_total, log_q_total = 0.0, 0.0
+                log_q_total += _log_q_sum(v[i:j], eps[i:j])
+                log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
+                if row < rows:  # the first sample
+                    kl_total += _kl_sum(m[i:j], v[i:j], s[i:j])
+                    kl[piece + r] = 0.5 * kl_total
+        piece += together
+
+
+@block_kernel
+def _add_pieces(block, parts, sums, pieces, per_block):  # type: ignore[no-untyped-def]
+    for row in range(block * per_block, min(block * per_block + per_block, sums.size)):
+        total = 0.0
+        for i in range(row * pieces, row * pieces + pieces):
+            total += parts[i]
+        sums[row] = total
+
+
+def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    mu, logvar, key = inputs
+    z, kl, log_q = outputs
+    if log_q.size or kl.size:
+        width = mu.shape[-1]
+        pieces = chunks(width)
+        per_block = max(1, CHUNK // max(width, 1))
+        kl_parts, log_q_parts = (kl, log_q) if pieces == 1 else workspace
+        blocks = -(-log_q_parts.size // per_block)
+        _gaussian_sample(blocks, mu, logvar, key, z, kl_parts, log_q_parts, width, kl.size, pieces, per_block)
+        if pieces > 1:
+            for parts, sums in ((kl_parts, kl), (log_q_parts, log_q)):
+                per_block = max(1, CHUNK // pieces)
+                _add_pieces(-(-sums.size // per_block), parts, sums, pieces, per_block)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# gaussian_sample_backward
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _fill(out, value):  # type: ignore[no-untyped-def]
+    for i in range(out.size):
+        out[i] = value
+
+
+@jitable
+def _spread(values, start, width, out):  # type: ignore[no-untyped-def]
+    """The value of its row for each of the elements from `start` on."""
+    row = start // width
+    i, stop = 0, (row + 1) * width - start
+    while i < out.size:
+        stop = min(stop, out.size)
+        _fill(out[i:stop], values[row])
+        row, i, stop = row + 1, stop, stop + width
+
+
+@jitable
+def _add(x, total):  # type: ignore[no-untyped-def]
+    for i in range(x.size):
+        total[i] += x[i]
+
+
+@jitable
+def _through_noise(g_z, g_log_q, sigma, eps):  # type: ignore[no-untyped-def]
+    """eps -> g_z sigma eps - g_log_q."""
+    for i in range(g_z.size):
+        eps[i] = g_z[i] * (sigma[i] * eps[i]) - g_log_q[i]
+
+
+@jitable
+def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):  # type: ignore[no-untyped-def]
+    one, half = mu.dtype.type(1), mu.dtype.type(0.5)
+    for i in range(mu.size):
+        d_mu[i] = through_z[i] + g_kl[i] * mu[i]
+    for i in range(mu.size):
+        d_logvar[i] = half * (through_noise[i] + g_kl[i] * (sigma[i] * sigma[i] - one))
+
+
+@block_kernel
+def _gaussian_sample_backward(  # type: ignore[no-untyped-def]
+    block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block
+):
+    words, lanes, noise = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, mu.dtype), np.empty(SCRATCH, mu.dtype)
+    sigma, g_kl_tile, g_log_q_tile = np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype)
+    sum_z, sum_noise = np.empty(TILE), np.empty(TILE)  # float64: there may be thousands of samples
+    rows = mu.size // width
+    end = min(block * per_block + per_block, mu.size)
+    for start in range(block * per_block, end, TILE):
+        n = min(TILE, end - start)
+        s, k, q = sigma[:n], g_kl_tile[:n], g_log_q_tile[:n]
+        m, d_m, d_v = mu[start : start + n], d_mu[start : start + n], d_logvar[start : start + n]
+        standard_deviations(logvar[start : start + n], s)
+        _spread(g_kl, start, width, k)
+        if samples != 1:
+            _fill(sum_z[:n], 0.0)
+            _fill(sum_noise[:n], 0.0)
+        for sample in range(samples):
+            first = sample * mu.size + start
+            g = g_z[first : first + n]
+            _spread(g_log_q[sample * rows : (sample + 1) * rows], start, width, q)
+            lane = normal_tile(key, first, n, words, lanes, noise)
+            eps = noise[lane : lane + n]
+            _through_noise(g, q, s, eps)
+            if samples == 1:
+                _finish(g, eps, k, m, s, d_m, d_v)
+            else:
+                _add(g, sum_z[:n])
+                _add(eps, sum_noise[:n])
+        if samples != 1:
+            _finish(sum_z[:n], sum_noise[:n], k, m, s, d_m, d_v)
+
+
+def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_z, g_kl, g_log_q, mu, logvar, key = inputs
+    d_mu, d_logvar = outputs
+    if mu.size:
+        samples = 1 if attrs["samples"] is None else attrs["samples"]
+        per_block = max(256, BLOCK // max(samples, 1))
+        _gaussian_sample_backward(
+            -(-mu.size // per_block),
+            g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, mu.shape[-1], samples, per_block,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# bernoulli_sample, bernoulli_sample_logits
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _compare(probs, words, sample):  # type: ignore[no-untyped-def]
+    """word < floor(p 2^32), as word + 1 <= p 2^32 in float64, where both sides are exact."""
+    real = sample.dtype.type
+    zero, one, nan = real(0), real(1), real(np.nan)
+    for i in range(sample.size):
+        p = probs[i]
+        fires = np.float64(words[i]) + 1.0 <= np.float64(p) * 4294967296.0
+        sample[i] = select((p >= zero) & (p <= one), select(fires, one, zero), nan)
+
+
+@jitable
+def _probabilities(logits, probs):  # type: ignore[no-untyped-def]
+    for i in range(logits.size):
+        probs[i] = sigmoid(logits[i])
+
+
+@block_kernel
+def _bernoulli_sample(block, p, key, sample, are_logits):  # type: ignore[no-untyped-def]
+    words, tile, probs = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32), np.empty(TILE, p.dtype)
+    end = min(block * BLOCK + BLOCK, sample.size)
+    for start in range(block * BLOCK, end, TILE):
+        stop = min(start + TILE, end)
+        lane, groups = word_tile(key, start, stop - start, words)
+        interleave(words, groups, tile)
+        i = start
+        while i < stop:  # one sample after another
+            source = i % p.size
+            n = min(stop - i, p.size - source)
+            given = p[source : source + n]
+            if are_logits:
+                _probabilities(given, probs[:n])
+                given = probs[:n]
+            _compare(given, tile[lane + i - start : lane + i - start + n], sample[i : i + n])
+            i += n
+
+
+def bernoulli_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    _bernoulli_sample(-(-outputs[0].size // BLOCK), inputs[0], inputs[1], outputs[0], 0)
+
+
+def bernoulli_sample_logits(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    _bernoulli_sample(-(-outputs[0].size // BLOCK), inputs[0], inputs[1], outputs[0], 1)

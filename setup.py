@@ -1,0 +1,48 @@
+"""Builds the distribution `gmcore`, which installs the import packages `gmcore` and `gmkernels`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gmcore/__init__.py").read_text()).group(1)
+
+APP = ["rich>=13", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
+TEST = ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6.100", "ruff>=0.5", "mypy>=1.10", "build>=1", *APP]
+
+setup(
+    name="gmcore",
+    version=VERSION,
+    description="Fused kernels, a hand-written autograd core and deep generative models on it",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={"gmkernels": "kernels/gmkernels", "gmcore": "gmcore"},
+    packages=[
+        *("gmcore" + dot for dot in ["", *("." + p for p in find_packages("gmcore"))]),
+        *("gmkernels" + dot for dot in ["", *("." + p for p in find_packages("kernels/gmkernels"))]),
+    ],
+    package_data={"gmcore": ["py.typed"], "gmkernels": ["py.typed"]},
+    install_requires=["numpy>=2", "numba>=0.61", "safetensors>=0.4", "threadpoolctl>=3.2"],
+    extras_require={
+        "app": APP,
+        "cuda12": ["cupy-cuda12x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
+        "cuda13": ["cupy-cuda13x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
+        "mkl": ["mkl>=2024"],
+        "mpi": ["mpi4py>=4"],
+        "test": TEST,
+        "peers": ["torch>=2.4", "jax>=0.4.30", "scikit-learn>=1.4"],
+    },
+    entry_points={"console_scripts": ["gmcore = gmcore.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Education",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

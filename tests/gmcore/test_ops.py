@@ -1,0 +1,465 @@
+"""Every declared op, on its own examples: values, derivatives to third order, layouts, dtypes, memory, errors.
+
+All tests are generated from `gmcore.op.OPS`: declaring an op is enough to have it tested, except for its formula
+in `FORMULAS`, which has to be written a second time, independently.
+"""
+
+import copy
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+import gmcore
+from gmcore import Tensor, ops
+from gmcore.errors import ArgumentError, DtypeError, GmcoreError, GraphError, ShapeError
+from gmcore.op import OPS, Node, Op
+from gmcore.tensor import Leaf
+from gmkernels import rng as stream
+
+# What the generated tests take as given about single ops; everything else holds for all of them.
+NO_FLOATING_INPUT = {"normal", "uniform"}
+NOT_FLOATING_OUTPUT = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "isfinite"}
+NOT_DIFFERENTIABLE = {"bernoulli_sample": r"\.detach\(\)", "bernoulli_sample_logits": r"\.detach\(\)"}
+"""Ops whose derivative of some order up to 3 raises, and the remedy that the error names."""
+DTYPE_IS_AN_ARGUMENT = {"cast", "normal", "uniform"}
+
+
+# -- the examples of an op as functions of their floating inputs ---------------------------------------------
+def map_floats(f: Callable[[np.ndarray], Any], value: Any) -> Any:
+    """`value` with f applied to each floating array in it, also inside lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_floats(f, item) for item in value)
+    return f(value) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+
+
+class Case:
+    """One example of an op: ``case(*inputs)`` calls the public function with its floating arrays replaced."""
+
+    def __init__(self, op: Op, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.op, self.args, self.kwargs = op, args, kwargs
+        self.inputs: list[np.ndarray] = []
+        map_floats(self.inputs.append, args)
+        self.id = f"{op.name}-{number}"
+        self.differentiable = op.name not in NO_FLOATING_INPUT | NOT_FLOATING_OUTPUT | set(NOT_DIFFERENTIABLE)
+
+    def __call__(self, *inputs: Any) -> Any:
+        given = iter(inputs)
+        # A generator moves on when it is used, so each call starts from a copy.
+        kwargs = {k: copy.copy(v) if isinstance(v, gmcore.Generator) else v for k, v in self.kwargs.items()}
+        return self.op.public(*map_floats(lambda _: next(given), self.args), **kwargs)
+
+    def outputs(self, *inputs: Any) -> list[Tensor]:
+        out = self(*inputs)
+        return list(out) if isinstance(out, tuple) else [out]
+
+    def gradients(
+        self, inputs: list[np.ndarray], layout: Callable[[np.ndarray], np.ndarray] = np.asarray, **options: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The floating outputs, and the gradients of the inputs under fixed weights of the outputs."""
+        xs = [Tensor(x, requires_grad=True) for x in inputs]
+        ys = [y for y in self.outputs(*xs) if y.dtype.kind == "f"]
+        weights = [layout(w.astype(y.dtype)) for w, y in zip(self.weights(ys), ys)]
+        return ys, list(gmcore.grad(ys, xs, weights, fill=True, **options))
+
+    @staticmethod
+    def weights(ys: list[Tensor]) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(1)
+        return (np.asarray(rng.uniform(-1.0, 1.0, y.shape)) for y in ys)
+
+
+def cases(op: Op) -> list[Case]:
+    return [Case(op, i, *example) for i, example in enumerate(op.examples(np.random.default_rng(0)))]
+
+
+CASES = [case for op in OPS.values() for case in cases(op)]
+DIFFERENTIABLE = [case for case in CASES if case.differentiable]
+each_op = pytest.mark.parametrize("op", list(OPS.values()), ids=list(OPS))
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+each_differentiable = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=[case.id for case in DIFFERENTIABLE])
+
+
+def close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Within `tolerance`, relative to the largest expected magnitude (at least 1)."""
+    expected = np.asarray(expected, np.float64)
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))))
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance * scale)
+
+
+# -- values ----------------------------------------------------------------------------------------------------
+def _sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    cell = np.broadcast_to(np.arange(np.prod(shape, dtype=int)).reshape(shape), x.shape)
+    return np.bincount(cell.ravel(), x.ravel(), minlength=np.prod(shape, dtype=int)).reshape(shape)
+
+
+def _scatter_add(x: np.ndarray, index: Any, shape: tuple[int, ...]) -> np.ndarray:
+    cell = np.arange(np.prod(shape)).reshape(shape)[index]
+    return np.bincount(cell.ravel(), x.ravel(), minlength=np.prod(shape)).reshape(shape)
+
+
+ACTIVATION = {
+    "identity": lambda a: a,
+    "tanh": np.tanh,
+    "sigmoid": special.expit,
+    "relu": lambda a: a.clip(0),
+    "softplus": lambda a: np.logaddexp(0, a),
+}
+# f'(a) in terms of y = f(a)
+SLOPE = {
+    "identity": lambda y: np.ones_like(y),
+    "tanh": lambda y: 1 - y**2,
+    "sigmoid": lambda y: y - y**2,
+    "relu": lambda y: np.heaviside(y, 0.0),
+    "softplus": lambda y: -np.expm1(-y),
+}
+
+
+def _linear(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: str = "identity"
+) -> np.ndarray:
+    return ACTIVATION[activation](np.einsum("...i,oi->...o", x, weight) + (0.0 if bias is None else bias))
+
+
+def _activation_backward(g: np.ndarray, y: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
+    return g * SLOPE[activation](y), np.einsum("...o->o", g * SLOPE[activation](y))
+
+
+def _noise(shape: tuple[int, ...], samples: int | None, key: Any) -> np.ndarray:
+    return stream.normal(shape if samples is None else (samples, *shape), key=key, dtype="float64")
+
+
+def _key(generator: gmcore.Generator) -> tuple[int, int]:
+    return generator.state
+
+
+def _gaussian_sample(mu: Any, logvar: Any, samples: int | None, generator: gmcore.Generator) -> Any:
+    sigma = np.exp(logvar / 2)
+    z = mu + sigma * _noise(mu.shape, samples, _key(generator))
+    kl = -np.log(sigma) + (sigma**2 + mu**2) / 2 - 0.5
+    return z, kl.sum(-1), stats.norm.logpdf(z, mu, sigma).sum(-1)
+
+
+def _gaussian_sample_backward(
+    g_z: Any, g_kl: Any, g_log_q: Any, mu: Any, logvar: Any, key: Any, samples: int | None
+) -> Any:
+    # dz/dlogvar = (z - mu) / 2, dkl = (mu, (e^logvar - 1) / 2), dlog_q = (0, -1/2), summed over samples
+    noise = np.exp(logvar / 2) * _noise(mu.shape, samples, key)
+    d_mu, d_logvar = g_z, (g_z * noise - g_log_q[..., None]) / 2
+    if samples is not None:
+        d_mu, d_logvar = d_mu.sum(0), d_logvar.sum(0)
+    return d_mu + g_kl[..., None] * mu, d_logvar + g_kl[..., None] * np.expm1(logvar) / 2
+
+
+def _bernoulli_sample(probs: np.ndarray, samples: int | None, generator: gmcore.Generator) -> np.ndarray:
+    words = stream.random_words(probs.shape if samples is None else (samples, *probs.shape), key=_key(generator))
+    return (words < np.floor(probs * 2.0**32)).astype(np.float64)
+
+
+def _iwae_bound(log_w: np.ndarray, axis: int) -> Any:
+    bound = special.logsumexp(log_w, axis) - np.log(log_w.shape[axis])
+    weights = special.softmax(log_w, axis)
+    return bound, weights, 1 / np.square(weights).sum(axis)
+
+
+def _fixed_dtype_normal(shape: Any, generator: gmcore.Generator) -> np.ndarray:
+    # Box-Muller: pairs share a radius from an even word and an angle from the odd word after it.
+    n = int(np.prod(shape))
+    words = stream.random_words((n + n % 2,), key=_key(generator)).astype(np.float64).reshape(-1, 2)
+    radius, angle = np.sqrt(-2 * np.log((words[:, 0] + 0.5) / 2**32)), 2 * np.pi * words[:, 1] / 2**32
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).ravel()[:n].reshape(shape)
+
+
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "identity": lambda x: x,
+    "sigmoid": special.expit,
+    "softplus": lambda x: np.logaddexp(0, x),
+    "relu": lambda x: x.clip(0),
+    "where": np.where,
+    "cast": lambda x, dtype: x.astype(dtype),
+    "reshape": np.reshape,
+    "transpose": np.transpose,
+    "broadcast_to": np.broadcast_to,
+    "sum_to": _sum_to,
+    "getitem": lambda x, index: x[index],
+    "scatter_add": _scatter_add,
+    "concatenate": np.concatenate,
+    "sum": np.sum,
+    "max": np.max,
+    "logsumexp": special.logsumexp,
+    "matmul": np.matmul,
+    "linear": _linear,
+    "activation_backward": _activation_backward,
+    "gaussian_sample": _gaussian_sample,
+    "gaussian_sample_backward": _gaussian_sample_backward,
+    "bernoulli_sample": _bernoulli_sample,
+    "bernoulli_sample_logits": lambda logits, **how: _bernoulli_sample(special.expit(logits), **how),
+    "bernoulli_log_prob": lambda logits, x: (x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)).sum(-1),
+    "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - special.expit(logits)),
+    "iwae_bound": _iwae_bound,
+    "iwae_bound_backward": lambda g, weights, axis: np.expand_dims(g, axis) * weights,
+    "normal": _fixed_dtype_normal,
+    "uniform": lambda shape, generator: (stream.random_words(shape, key=_key(generator)) + 0.5) / 2**32,
+}
+
+
+@each_op
+def test_has_a_formula(op: Op) -> None:
+    """An op is either the NumPy function of its name, or has an independent formula above."""
+    if isinstance(op.forward, np.ufunc):
+        assert op.forward is getattr(np, op.name)
+    else:
+        assert op.name in FORMULAS
+
+
+@each_case
+def test_value(case: Case) -> None:
+    formula = case.op.forward if isinstance(case.op.forward, np.ufunc) else FORMULAS[case.op.name]
+    expected = formula(*case.args, **case.kwargs)
+    expected = list(expected) if isinstance(expected, tuple) else [expected]
+    outputs = case.outputs(*case.inputs)
+    assert len(outputs) == len(expected) == len(case.op.outputs)
+    for y, e in zip(outputs, expected):
+        assert y.shape == np.shape(e)
+        assert y.dtype == np.asarray(e).dtype or case.op.name in DTYPE_IS_AN_ARGUMENT
+        # float64: a few dozen roundings of terms of size at most 10. A float32 fill: 9 roundings of 6e-8.
+        close(y, e, 1e-13 if y.dtype != np.float32 else 6e-7)
+
+
+@each_op
+def test_examples_reach_the_op(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public function may return early; at least one example must get as far as the op itself."""
+    calls = []
+    forward = op.forward
+    monkeypatch.setattr(op, "forward", lambda *arrays, **attrs: (calls.append(1), forward(*arrays, **attrs))[1])
+    for case in cases(op):
+        case(*[x.astype(np.float32) for x in case.inputs])
+    assert calls
+
+
+# -- dtypes ----------------------------------------------------------------------------------------------------
+@each_case
+def test_float32_stays_float32(case: Case) -> None:
+    """Results and gradients of float32 are float32, of the right shapes, and close to those of float64."""
+    single = [x.astype(np.float32) for x in case.inputs]
+    double = [x.astype(np.float64) for x in single]
+    pairs = list(zip(case.outputs(*single), case.outputs(*double), strict=True))
+    if case.differentiable:
+        found, expected = case.gradients(single)[1], case.gradients(double)[1]
+        assert [(g.shape, g.dtype) for g in found] == [(x.shape, np.float32) for x in single]
+        assert [(g.shape, g.dtype) for g in expected] == [(x.shape, np.float64) for x in double]
+        pairs += zip(found, expected, strict=True)
+    for y, reference in pairs:
+        assert y.shape == reference.shape
+        if case.op.name not in DTYPE_IS_AN_ARGUMENT and reference.dtype.kind == "f":
+            assert (y.dtype, reference.dtype) == (np.float32, np.float64)
+        # Some 20 roundings of 6e-8, and condition numbers up to about 20 (y > 0.1 in quotients).
+        close(y, reference, 2.5e-5)
+
+
+# -- derivatives -----------------------------------------------------------------------------------------------
+@each_differentiable
+def test_derivatives_to_third_order(case: Case) -> None:
+    assert gmcore.gradcheck(case, case.inputs, order=3)
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_ops_without_derivatives_say_so(name: str) -> None:
+    """The ops listed at the top are exactly the ones whose derivatives cannot be had, and their errors help."""
+    for case in cases(OPS[name]):
+        assert (not case.inputs) == (name in NO_FLOATING_INPUT)
+        xs = [Tensor(x, requires_grad=True) for x in case.inputs]
+        ys = case.outputs(*xs)
+        assert all(y.dtype.kind != "f" for y in ys) == (name in NOT_FLOATING_OUTPUT)
+        weights = [np.ones(y.shape, y.dtype) for y in ys]
+        if name in NOT_FLOATING_OUTPUT | NO_FLOATING_INPUT:
+            assert not any(y.requires_grad for y in ys)
+        elif name in NOT_DIFFERENTIABLE:
+            with pytest.raises(GraphError, match=rf"(?s){name} .*{NOT_DIFFERENTIABLE[name]}"):
+                gmcore.grad(ys, xs, weights)
+        elif case.differentiable:
+            gmcore.grad(ys, xs, weights, fill=True)
+
+
+# -- layouts ---------------------------------------------------------------------------------------------------
+def _strided(x: np.ndarray) -> np.ndarray:
+    out = np.full((*x.shape, 2), np.nan, x.dtype)[..., 0]
+    out[...] = x
+    return out
+
+
+def _reversed(x: np.ndarray) -> np.ndarray:
+    back = (slice(None, None, -1),) * x.ndim
+    return x[back].copy()[back]
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "strided": _strided,
+    "transposed": lambda x: x.T.copy().T,
+    "reversed": _reversed,
+    "broadcast": lambda x: np.broadcast_to(x[:1] if x.ndim else x, x.shape),
+}
+
+
+@each_differentiable
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_does_not_matter(case: Case, layout: str) -> None:
+    """Strided, transposed, reversed and broadcast inputs and gradients give what contiguous ones give.
+
+    The arrays are read-only as well, so nothing can have written into them.
+    """
+
+    def arrange(x: np.ndarray) -> np.ndarray:
+        out = LAYOUTS[layout](x)
+        out.flags.writeable = False
+        return out
+
+    inputs = [arrange(x) for x in case.inputs]
+    packed = [np.array(x, order="C") for x in inputs]
+    expected = case.gradients(packed, lambda g: np.array(LAYOUTS[layout](g), order="C"))
+    found = case.gradients(inputs, arrange)
+    for ys, references in zip(found, expected, strict=True):
+        for y, reference in zip(ys, references, strict=True):
+            assert y.dtype == reference.dtype and y.shape == reference.shape
+            close(y, reference, 1e-14)  # sums may run in another order
+
+
+@each_case
+def test_inputs_are_not_written(case: Case) -> None:
+    inputs = [x.copy() for x in case.inputs]
+    case(*inputs)
+    if case.differentiable:
+        case.gradients(inputs, create_graph=True)
+    for x, original in zip(inputs, case.inputs, strict=True):
+        assert x.tobytes() == original.tobytes()
+
+
+@each_differentiable
+def test_nan_does_not_raise(case: Case) -> None:
+    """A NaN among the inputs is no error, and where the result is a NaN, so is a gradient."""
+    if not any(x.size for x in case.inputs):
+        return
+    for i, x in enumerate(case.inputs):
+        if not x.size:
+            continue
+        inputs = [a.copy() for a in case.inputs]
+        inputs[i].flat[0] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of the kind "invalid value encountered"
+            ys, gradients = case.gradients(inputs, create_graph=True)
+        assert [g.shape for g in gradients] == [x.shape for x in inputs]
+
+
+# -- memory ----------------------------------------------------------------------------------------------------
+@each_op
+def test_nothing_survives(op: Op) -> None:
+    """Without the garbage collector, no tensor and no node outlives a forward and two backward passes."""
+
+    def use(case: Case) -> None:
+        case(*[Tensor(x, requires_grad=True) for x in case.inputs])
+        if case.differentiable:
+            xs = [Tensor(x, requires_grad=True) for x in case.inputs]
+            ys = [ops.sum(y * y) for y in case.outputs(*xs) if y.dtype.kind == "f"]
+            gs = gmcore.grad(ys, xs, create_graph=True, fill=True)
+            sum((ops.sum(g * g) for g in gs), ys[0]).backward()
+
+    examples = cases(op)
+    gc.disable()
+    gc.freeze()  # `get_objects` then lists what is made from here on
+    try:
+        for case in examples:
+            use(case)
+        assert [x for x in gc.get_objects() if type(x) in (Tensor, Node, Leaf)] == []
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+# -- documentation and errors ------------------------------------------------------------------------------------
+@each_op
+def test_is_documented(op: Op) -> None:
+    assert op.formula and op.__doc__ and op.public.__doc__
+    assert cases(op)
+    assert repr(op) == f"<op {op.name}({', '.join(op.inputs)}) -> {', '.join(op.outputs)}>"
+    public = op.public.__name__
+    assert public == op.name
+    assert getattr(ops, public, op.public) is op.public
+
+
+def _misshapen(x: np.ndarray) -> Iterator[np.ndarray]:
+    """Arrays like x of other shapes: an axis more at either end, an axis less, and longer axes."""
+    yield np.ones((*x.shape, 7))
+    yield np.ones((7, *x.shape))
+    for i in range(x.ndim):
+        yield np.ones((*x.shape[:i], *x.shape[i + 1 :]))
+        yield np.ones((*x.shape[:i], x.shape[i] + 7, *x.shape[i + 1 :]))
+
+
+@each_op
+def test_wrong_shapes_are_named(op: Op) -> None:
+    """A misshapen input is taken, or refused by an error with the op, the shape and the caller's line.
+
+    An op of several inputs has to refuse some.
+    """
+    refused = 0
+    for case in cases(op):
+        for i, x in enumerate(case.inputs):
+            for wrong in _misshapen(x):
+                try:
+                    case(*case.inputs[:i], wrong, *case.inputs[i + 1 :])
+                except GmcoreError as error:
+                    refused += 1
+                    text = str(error)
+                    assert isinstance(error, (ShapeError, ArgumentError))
+                    assert op.name in text
+                    assert str(wrong.shape) in text or str(list(wrong.shape)) in text
+                    assert f"{__file__}:" in text
+    assert refused or len(op.inputs) == 1 or op.name in NOT_DIFFERENTIABLE
+
+
+X = gmcore.tensor(np.ones((2, 3)))
+BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
+    "sum": (lambda: ops.sum(X, axis=2), ArgumentError, r"sum: axis 2 .*\(2, 3\)"),
+    "sum twice": (lambda: ops.sum(X, axis=(0, 0)), ArgumentError, r"sum: axis \(0, 0\) .*\(2, 3\)"),
+    "mean": (lambda: ops.mean(X, axis=-3), ArgumentError, r"mean: axis -3 .*\(2, 3\)"),
+    "mean of nothing": (lambda: ops.mean(X[:0], axis=0), ArgumentError, r"mean: no elements .*\(0, 3\)"),
+    "max": (lambda: ops.max(X, axis=5), ArgumentError, r"max: axis 5 .*\(2, 3\)"),
+    "max of nothing": (lambda: ops.max(X[:0], axis=0), ShapeError, r"max\(.*\[0, 3\]"),
+    "logsumexp": (lambda: ops.logsumexp(X, axis=2), ArgumentError, r"logsumexp: axis 2 .*\(2, 3\)"),
+    "iwae_bound": (lambda: ops.iwae_bound(X, axis=2), ArgumentError, r"iwae_bound: axis 2 .*\(2, 3\)"),
+    "iwae_bound of nothing": (lambda: ops.iwae_bound(X[:0], axis=0), ShapeError, r"iwae_bound.*\[0, 3\]"),
+    "expand_dims": (lambda: ops.expand_dims(X, 4), ArgumentError, r"expand_dims: axis 4 .*\(2, 3\)"),
+    "reshape": (lambda: ops.reshape(X, (4, 2)), ShapeError, r"reshape\(.*\[2, 3\].*\(4, 2\)"),
+    "transpose": (lambda: ops.transpose(X, (0, 0)), ArgumentError, r"transpose: axes \(0, 0\) .*\(2, 3\)"),
+    "transpose out of range": (lambda: ops.transpose(X, (2, 1)), ArgumentError, r"transpose: axes \(2, 1\)"),
+    "broadcast_to": (lambda: ops.broadcast_to(X, (2, 4)), ShapeError, r"broadcast_to\(.*\[2, 3\].*\(2, 4\)"),
+    "sum_to": (lambda: ops.sum_to(X, (4,)), ShapeError, r"sum_to: shape \(4,\) .*\(2, 3\)"),
+    "getitem": (lambda: X[2], ShapeError, r"getitem\(.*\[2, 3\]"),
+    "getitem by floats": (lambda: X[X], DtypeError, "index is integer or boolean, got float64"),
+    "scatter_add": (lambda: ops.scatter_add(X, 0, (2, 2)), ShapeError, r"scatter_add\(.*\[2, 3\].*\(2, 2\)"),
+    "concatenate": (lambda: ops.concatenate([X, X[:, :2]]), ShapeError, r"concatenate\(.*\[2, 3\].*\[2, 2\]"),
+    "concatenate nothing": (lambda: ops.concatenate([]), ShapeError, "concatenate: expected at least one"),
+    "concatenate dtypes": (lambda: ops.concatenate([X, X.astype("float32")]), DtypeError, "float32, float64"),
+    "concatenate axis": (lambda: ops.concatenate([X, X], axis=2), GmcoreError, "concatenate.*axis"),
+    "concatenate negative axis": (lambda: ops.concatenate([X, X], axis=-3), GmcoreError, "concatenate.*axis"),
+    "stack": (lambda: ops.stack([X, X[:, :2]]), ShapeError, r"concatenate\(.*\[1, 2, 3\].*\[1, 2, 2\]"),
+    "matmul": (lambda: X @ X, ShapeError, r"matmul: shapes \(2, 3\) and \(2, 3\)"),
+    "matmul of a number": (lambda: X @ gmcore.tensor(1.0), ShapeError, r"matmul: shapes \(2, 3\) and \(\)"),
+    "linear": (lambda: ops.linear(X, X, activation="gelu"), ArgumentError, "linear: activation 'gelu'.*relu"),
+    "where": (lambda: ops.where(X, X, X), DtypeError, "where: the condition is float64, expected bool"),
+    "cast": (lambda: ops.cast(X, "complex128"), DtypeError, "cast: .*got complex128"),
+    "samples": (lambda: ops.gaussian_sample(X, X, samples=0), ArgumentError, "samples must be .*got 0"),
+    "uniform": (lambda: ops.uniform((2,), dtype="int64"), ArgumentError, "expected a floating dtype, got 'int64'"),
+    "add": (lambda: X + gmcore.tensor(np.ones(4)), ShapeError, r"add\(x: float64\[2, 3\], y: float64\[4\]\)"),
+    "text": (lambda: X + "one", DtypeError, "add: cannot make a tensor of str"),  # type: ignore[operator]
+    "device": (lambda: X.to("cuda:0"), ArgumentError, "device 'cuda:0' is not available"),
+}
+
+
+@pytest.mark.parametrize("call, kind, text", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_arguments_are_named(call: Callable[[], Any], kind: type[GmcoreError], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        call()
