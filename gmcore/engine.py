@@ -24,8 +24,10 @@ Edge = tuple[Node | Leaf, int]
 def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
     """The gradient to start from at `y`, checked; ones where it may be left out."""
     if y._node is None:
-        raise GraphError("this tensor does not require a gradient: no leaf with requires_grad=True led to it, or it was "
-                         "computed inside no_grad()")  # fmt: skip
+        raise GraphError(
+            "this tensor does not require a gradient: no leaf with requires_grad=True led to it, or it was computed "
+            "inside no_grad()"
+        )
     if gradient is None:
         if y.size != 1:
             raise GraphError(f"a tensor of shape {y.shape} needs a gradient to start from; sum it first, or pass one")
@@ -58,18 +60,18 @@ def _towards(roots: Sequence[Node | Leaf], targets: set[Edge]) -> dict[Node, lis
 def _sweep(
     roots: Sequence[tuple[Edge, Tensor]],
     needs: dict[Node, list[bool]] | None,
-    targets: set[Edge],
+    targets: set[Node | Leaf],
     create_graph: bool,
     retain_graph: bool,
-) -> dict[Edge, Tensor]:
-    """Run the derivative rules from the roots down; returns the gradients of the leaves and the targets.
+) -> dict[Node | Leaf, list[Tensor | None]]:
+    """Run the derivative rules from the roots down; returns the gradients of the leaves and the targets, per output.
 
     `needs` restricts the sweep to nodes on the way to the targets; None follows every edge.
     """
-    sums: dict[Edge, Tensor] = {}  # gradients that have arrived so far
-    owned: set[Edge] = set()  # those whose array nobody else has
+    arrived: dict[Node | Leaf, list[Tensor | None]] = {}  # sums of the gradients of each node's outputs so far
+    owned: set[Edge] = set()  # sums whose array nobody else has
+    done: dict[Node | Leaf, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
-    queued: set[Node] = set()
 
     token = _grad_enabled.set(create_graph)
     try:
@@ -78,29 +80,35 @@ def _sweep(
             for edge, g in arrivals:
                 if edge is None or g is None:
                     continue
-                total = sums.get(edge)
-                if total is None:
-                    sums[edge] = g
-                    node = edge[0]
-                    if type(node) is Node and node not in queued and (needs is None or node in needs):
-                        queued.add(node)
+                node, slot = edge
+                sums = arrived.get(node)
+                if sums is None:
+                    if isinstance(node, Leaf):
+                        arrived[node] = [g]
+                        continue
+                    sums = arrived[node] = [None] * len(node.output_meta)
+                    if needs is None or node in needs:
                         heapq.heappush(heap, (-node.sequence, node))
+                total = sums[slot]
+                if total is None:
+                    sums[slot] = g
                 elif create_graph:
-                    sums[edge] = total + g
+                    sums[slot] = total + g
                 elif edge in owned:
                     np.add(total._data, g._data, out=total._data)
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
-                    sums[edge] = Tensor(np.asarray(np.add(total._data, g._data)))
+                    sums[slot] = Tensor(np.asarray(np.add(total._data, g._data)))
                     owned.add(edge)
             if not heap:
-                return sums
+                done.update(arrived)
+                return done
             node = heapq.heappop(heap)[1]
-            grads = []
-            for slot in range(len(node.output_meta)):
-                edge = (node, slot)
-                grads.append(sums.get(edge) if edge in targets else sums.pop(edge, None))
-            arrivals = zip(node.edges, node.vjp(grads, None if needs is None else needs[node], create_graph), strict=True)
+            sums = arrived.pop(node)
+            if node in targets:
+                done[node] = sums
+            wanted = None if needs is None else needs[node]
+            arrivals = zip(node.edges, node.vjp(sums, wanted, create_graph), strict=True)
             if not retain_graph:
                 node.free()
     finally:
@@ -109,11 +117,11 @@ def _sweep(
 
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
-    g = _root_gradient(y, gradient)
+    start = _root_gradient(y, gradient)
     root: Edge = (y._node, y._slot)  # type: ignore[assignment]
-    sums = _sweep([(root, g)], None, set(), create_graph=False, retain_graph=retain_graph)
-    for (node, _), g in sums.items():
-        if isinstance(node, Leaf) and (leaf := node.tensor()) is not None:
+    found = _sweep([(root, start)], None, set(), create_graph=False, retain_graph=retain_graph)
+    for node, (g, *_) in found.items():
+        if isinstance(node, Leaf) and g is not None and (leaf := node.tensor()) is not None:
             leaf.grad = g if leaf.grad is None else Tensor(np.asarray(np.add(leaf.grad._data, g._data)))
 
 
@@ -156,14 +164,13 @@ def grad(
         raise GraphError(f"{len(gs)} grad_outputs for {len(ys)} ys; give one each")
     for i, x in enumerate(xs):
         if x._node is None:
-            raise GraphError(f"x number {i} does not require a gradient; set requires_grad=True before computing with it")
+            raise GraphError(f"x number {i} does not require a gradient; set requires_grad=True before using it")
     roots = [((y._node, y._slot), _root_gradient(y, g)) for y, g in zip(ys, gs, strict=True)]
     edges: list[Edge] = [(x._node, x._slot) for x in xs]  # type: ignore[misc]
-    targets = set(edges)
-    needs = _towards([edge[0] for edge, _ in roots], targets)  # type: ignore[misc]
+    needs = _towards([edge[0] for edge, _ in roots], set(edges))  # type: ignore[misc]
     retain = create_graph if retain_graph is None else retain_graph
-    sums = _sweep(roots, needs, targets, create_graph, retain)  # type: ignore[arg-type]
-    found = [sums.get(edge) for edge in edges]
+    sums = _sweep(roots, needs, {node for node, _ in edges}, create_graph, retain)  # type: ignore[arg-type]
+    found = [sums[node][slot] if node in sums else None for node, slot in edges]
     for i, (x, g) in enumerate(zip(xs, found, strict=True)):
         if g is None and fill:
             found[i] = Tensor(np.zeros(x.shape, x.dtype))

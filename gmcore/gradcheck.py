@@ -23,7 +23,7 @@ def _as_outputs(y: Any) -> list[Tensor]:
     return [t for t in (y if isinstance(y, (tuple, list)) else (y,)) if t.dtype.kind == "f"]
 
 
-def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     """d/dt f(inputs + t direction) at t = 0, by the five-point stencil."""
     total: list[np.ndarray] = []
     for offset, weight in _STENCIL:

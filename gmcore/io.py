@@ -65,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
             version = metadata.get("gmcore_format")
             if version is not None and version != str(FORMAT_VERSION):
                 raise CheckpointError(
-                    f"{path}: written in checkpoint format {version}; this version of gmcore reads format {FORMAT_VERSION}"
+                    f"{path}: written in checkpoint format {version}; this gmcore reads format {FORMAT_VERSION}"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
@@ -80,7 +80,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace the file at `path` by one with this content, or leave everything as it was and raise `CheckpointError`."""
+    """Replace the file at `path` by one with this content; or leave it as it was, and raise `CheckpointError`."""
     path = Path(path)
     # In the same folder, since a rename is atomic only within a file system; a name of this thread's own.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gmkernels import KernelSpec, run
 
 from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError
 from gmcore.tensor import Array, Tensor, _grad_enabled, as_tensor, enable_grad
+from gmkernels import KernelSpec, run
 
 Rule = Callable[..., Any]
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -132,6 +132,7 @@ class Op:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._input_error(inputs, attrs, error) from error
+        outputs: tuple[Tensor, ...]
         if type(result) is np.ndarray:
             outputs = (Tensor(result),)
         elif type(result) is tuple:
@@ -140,13 +141,10 @@ class Op:
             # NumPy returns a scalar, not an array, from operations on arrays of no dimensions.
             outputs = (Tensor(np.asarray(result) if isinstance(result, np.generic) else result),)
         if _grad_enabled.get():
-            mask, bit = 0, 1
             for x in inputs:
                 if x._node is not None:
-                    mask |= bit
-                bit <<= 1
-            if mask:
-                self._record(inputs, arrays, outputs, attrs, mask)
+                    self._record(inputs, arrays, outputs, attrs)
+                    break
         if self.view:
             for y in outputs:
                 y._version = inputs[0]._version
@@ -168,21 +166,19 @@ class Op:
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         given = ", ".join(f"{self.input_name(i)}: {x.dtype}{list(x.shape)}" for i, x in enumerate(inputs))
         options = "".join(f", {k}={v!r}" for k, v in attrs.items())
-        kind = DtypeError if isinstance(error, TypeError) else ShapeError
+        mixed = len({x.dtype for x in inputs if x.dtype.kind == "f"}) > 1
+        kind = DtypeError if mixed or isinstance(error, TypeError) else ShapeError
         return kind(f"{self.name}({given}{options}): {error} (called at {user_line()})")
 
     # -- tape ------------------------------------------------------------------------------------------
     def _record(
-        self, inputs: Sequence[Tensor], arrays: list[Array], outputs: Sequence[Tensor], attrs: dict[str, Any], mask: int
+        self, inputs: Sequence[Tensor], arrays: list[Array], outputs: Sequence[Tensor], attrs: dict[str, Any]
     ) -> None:
-        plan = self._plans.get(mask)
-        if plan is None:
-            plan = self._plans[mask] = _Plan(self, mask)
         node = None
         for slot, y in enumerate(outputs):
             if y._data.dtype.kind == "f":
                 if node is None:
-                    node = Node(self, plan, inputs, arrays, outputs, attrs)
+                    node = Node(self, inputs, arrays, outputs, attrs)
                 y._node = node
                 y._slot = slot
 
@@ -227,18 +223,25 @@ class Node:
     def __init__(
         self,
         op: Op,
-        plan: _Plan,
         inputs: Sequence[Tensor],
         arrays: list[Array],
         outputs: Sequence[Tensor],
         attrs: dict[str, Any],
     ) -> None:
-        self.op = op
-        self.plan = plan
-        self.attrs = attrs
-        self.edges: list[tuple[Any, int] | None] = [None if x._node is None else (x._node, x._slot) for x in inputs]
-        self.input_meta = [(a.shape, a.dtype) for a in arrays]
-        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs]
+        edges: list[tuple[Any, int] | None] = []
+        meta = []
+        mask, bit = 0, 1
+        for x, array in zip(inputs, arrays, strict=True):
+            if x._node is None:
+                edges.append(None)
+            else:
+                edges.append((x._node, x._slot))
+                mask |= bit
+            bit <<= 1
+            meta.append((array.shape, array.dtype))
+        plan = op._plans.get(mask)
+        if plan is None:
+            plan = op._plans[mask] = _Plan(op, mask)
         saved = []
         for i in plan.kept_inputs:
             version = inputs[i]._version
@@ -246,6 +249,12 @@ class Node:
         for i in plan.kept_outputs:
             version = outputs[i]._version
             saved.append((outputs[i]._data, version, version[0], ~i))
+        self.op = op
+        self.plan = plan
+        self.attrs = attrs
+        self.edges = edges
+        self.input_meta = meta
+        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs]
         self.saved: list[tuple[Array, list[int], int, int]] = saved
         self.sequence = next(_sequence)
         self.freed = False
@@ -291,8 +300,8 @@ class Node:
         op = self.op
         if self.freed:
             raise GraphError(
-                f"backward a second time: the tape was freed by the first pass (at {op.name}). Compute the value again, "
-                "or pass retain_graph=True to the first pass"
+                f"backward a second time: the tape was freed by the first pass (at {op.name}). Compute the value "
+                "again, or pass retain_graph=True to the first pass"
             )
         saved = self.unpack(create_graph)
         if len(grads) > 1 and not op.partial:

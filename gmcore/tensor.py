@@ -354,7 +354,7 @@ class Tensor:
 _ops: Any = None
 _backward: Any = None
 
-_DEFAULT_DTYPES = {"f": np.dtype(np.float32), "i": np.dtype(np.int64), "u": np.dtype(np.int64), "b": np.dtype(bool)}
+_DEFAULT_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "i": np.dtype(np.int64), "u": np.dtype(np.int64), "b": np.dtype(bool)}
 
 
 def tensor(
@@ -377,11 +377,11 @@ def tensor(
     """
     if isinstance(x, Tensor):
         x = x._data
-    if isinstance(x, Sequence):
-        x = [value._data if isinstance(value, Tensor) else value for value in x]
+    if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
+        raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
     from_python = not hasattr(x, "dtype")
     try:
-        data = np.array(x, dtype=dtype)
+        data: np.ndarray = np.array(x, dtype=dtype)
     except (ValueError, TypeError) as error:
         raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}") from None
     if data.dtype.kind not in "fiub":

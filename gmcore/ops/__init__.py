@@ -1,6 +1,8 @@
 """The operations on tensors. NumPy's names and arguments where NumPy has the function."""
 
-from gmcore import tensor as _tensor
+import sys
+
+import gmcore.tensor
 from gmcore.ops.elementwise import (
     absolute,
     add,
@@ -52,5 +54,63 @@ from gmcore.ops.shape import (
     transpose,
 )
 
-__all__ = [name for name in dir() if not name.startswith("_")]
-_tensor._ops = __import__("sys").modules[__name__]
+__all__ = [
+    "absolute",
+    "ACTIVATIONS",
+    "add",
+    "bernoulli_log_prob",
+    "bernoulli_sample",
+    "bernoulli_sample_logits",
+    "broadcast_to",
+    "cast",
+    "concatenate",
+    "cos",
+    "divide",
+    "equal",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "gaussian_sample",
+    "getitem",
+    "greater",
+    "greater_equal",
+    "identity",
+    "isfinite",
+    "iwae_bound",
+    "less",
+    "less_equal",
+    "linear",
+    "log",
+    "log1p",
+    "logsumexp",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "minimum",
+    "multiply",
+    "negative",
+    "normal",
+    "not_equal",
+    "power",
+    "relu",
+    "reshape",
+    "scatter_add",
+    "sigmoid",
+    "sign",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "stack",
+    "subtract",
+    "sum",
+    "sum_to",
+    "tanh",
+    "to_device",
+    "transpose",
+    "uniform",
+    "where",
+]
+
+gmcore.tensor._ops = sys.modules[__name__]

@@ -72,7 +72,7 @@ subtract = _binary("subtract", np.subtract, [lambda g: g, lambda g: -g], "x - y"
 multiply = _binary("multiply", np.multiply, [lambda g, y: g * y, lambda g, x: g * x], "x * y")
 divide = _binary("divide", np.true_divide, [lambda g, y: g / y, lambda g, y, out: -g * out / y], "x / y")
 negative = _unary("negative", np.negative, lambda g: -g, "-x")
-power = _binary(
+power: Op = _binary(
     "power",
     np.power,
     [
@@ -86,16 +86,16 @@ power = _binary(
 )
 square = _unary("square", np.square, lambda g, x: g * (2.0 * x), "x^2")
 absolute = _unary("absolute", np.absolute, lambda g, x: g * sign(x), "|x|")
-sign = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1; its derivative is 0 wherever it has one")
+sign: Op = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1; its derivative is 0 wherever it has one")
 sqrt = _unary("sqrt", np.sqrt, lambda g, out: g * (0.5 / out), "sqrt(x)", positive)
 
 # -- exponentials and activations ----------------------------------------------------------------------------
 exp = _unary("exp", np.exp, lambda g, out: g * out, "e^x")
 expm1 = _unary("expm1", np.expm1, lambda g, out: g * (out + 1.0), "e^x - 1")
-log = _unary("log", np.log, lambda g, x: g / x, "log x", positive)
+log: Op = _unary("log", np.log, lambda g, x: g / x, "log x", positive)
 log1p = _unary("log1p", np.log1p, lambda g, x: g / (x + 1.0), "log(1 + x)", positive)
 sin = _unary("sin", np.sin, lambda g, x: g * cos(x), "sin x")
-cos = _unary("cos", np.cos, lambda g, x: -g * sin(x), "cos x")
+cos: Op = _unary("cos", np.cos, lambda g, x: -g * sin(x), "cos x")
 tanh = _unary("tanh", np.tanh, lambda g, out: g * (1.0 - out * out), "tanh x")
 
 
@@ -115,11 +115,11 @@ relu = _unary(
 )
 
 # -- comparisons ---------------------------------------------------------------------------------------------
-greater = _binary("greater", np.greater, None, "x > y")
+greater: Op = _binary("greater", np.greater, None, "x > y")
 greater_equal = _binary("greater_equal", np.greater_equal, None, "x >= y")
 less = _binary("less", np.less, None, "x < y")
 less_equal = _binary("less_equal", np.less_equal, None, "x <= y")
-equal = _binary("equal", np.equal, None, "x == y")
+equal: Op = _binary("equal", np.equal, None, "x == y")
 not_equal = _binary("not_equal", np.not_equal, None, "x != y")
 isfinite = Op(
     "isfinite", "x", forward=np.isfinite, vjp=None, formula="whether x is finite", examples=_unary_examples(real)
@@ -151,7 +151,7 @@ def _where_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield (rng.random(c) < 0.5, real(rng, a), real(rng, b)), {}
 
 
-_where = Op(
+_where: Op = Op(
     "where",
     "condition x y",
     forward=np.where,
@@ -197,7 +197,7 @@ _cast = Op(
 
 
 def cast(x: Any, dtype: Any) -> Tensor:
-    """`x` converted to `dtype`; its gradient is converted back. Casting floats to integers cuts no gradient: it refuses.
+    """`x` converted to `dtype`; its gradient is converted back.
 
     Raises
     ------

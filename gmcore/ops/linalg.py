@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from gmkernels.dense import spec
 
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, by_decomposition, kernel, user_line
@@ -14,6 +13,7 @@ from gmcore.ops.elementwise import exp, greater, real, where
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import reshape, transpose
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.dense import spec
 
 
 def _swap(x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def _matmul_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield (real(rng, a), real(rng, b)), {}
 
 
-_matmul = Op(
+_matmul: Op = Op(
     "matmul",
     "x y",
     forward=_matmul_forward,
@@ -55,8 +55,10 @@ def matmul(x: Any, y: Any) -> Tensor:
     """
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
-        raise ShapeError(f"matmul: shapes {x.shape} and {y.shape} do not fit: the last axis of the first must be as long as "
-                         f"the last but one of the second (called at {user_line()})")  # fmt: skip
+        raise ShapeError(
+            f"matmul: shapes {x.shape} and {y.shape} do not fit: the last axis of the first must be as long as the last "
+            f"but one of the second (called at {user_line()})"
+        )
     rows = x if x.ndim > 1 else reshape(x, (1, -1))
     columns = y if y.ndim > 1 else reshape(y, (-1, 1))
     out = _matmul(rows, columns)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from gmkernels.iwae import spec as iwae
-from gmkernels.likelihood import spec as likelihood
 
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, by_decomposition, kernel, user_line
@@ -16,6 +14,8 @@ from gmcore.ops.elementwise import real, sigmoid
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, sum_to
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.iwae import spec as iwae
+from gmkernels.likelihood import spec as likelihood
 
 
 # -- Bernoulli log-probability -------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from gmkernels.rng import spec as rng
-from gmkernels.sampling import spec as sampling
 
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, by_decomposition, kernel
@@ -19,7 +17,9 @@ from gmcore.ops.elementwise import dtype_of, exp, real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims
 from gmcore.random import Generator, default_generator
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor
+from gmkernels.rng import spec as rng
+from gmkernels.sampling import spec as sampling
 
 _LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -168,8 +168,8 @@ _gaussian_sample.public = gaussian_sample
 
 # -- Bernoulli -----------------------------------------------------------------------------------------------
 _NO_PATH = (
-    "a sample in {0, 1} jumps where it changes. Call .detach() on the parameter to treat the sample as data, and use the "
-    "score function (log_prob of the sample) or a relaxed distribution for a gradient"
+    "a sample in {0, 1} jumps where it changes. Call .detach() on the parameter to treat the sample as data, and use "
+    "the score function (log_prob of the sample) or a relaxed distribution for a gradient"
 )
 
 

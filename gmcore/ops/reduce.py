@@ -57,7 +57,7 @@ def _examples(empty: bool) -> Any:
 _sum = Op(
     "sum",
     "x",
-    forward=lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype if x.dtype.kind == "f" else None),
+    forward=lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims),
     vjp=[lambda g, x_shape, axis: _spread(g, x_shape, axis)],
     formula="sum of x over axis",
     examples=_examples(empty=True),

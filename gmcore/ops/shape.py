@@ -20,7 +20,7 @@ def _reshape_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield (real(rng, a), b), {}
 
 
-_reshape = Op(
+_reshape: Op = Op(
     "reshape",
     "x",
     forward=lambda x, shape: x.reshape(shape),
@@ -44,7 +44,7 @@ def _transpose_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield (real(rng, shape), axes), {}
 
 
-_transpose = Op(
+_transpose: Op = Op(
     "transpose",
     "x",
     forward=lambda x, axes: x.transpose(axes),

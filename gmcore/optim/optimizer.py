@@ -168,13 +168,14 @@ class Optimizer(ABC):
         for group in self.param_groups:
             self.check_group(group)
             keeps_state = self.keeps_state(group)
+            ready = [p for p in group["params"] if p.grad is not None]
+            for p in ready:
+                _check_gradient(p, p.grad)
             # A call updates the parameters of one dtype that are at the same step: as a rule, the whole group.
             calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    _check_gradient(p, p.grad)
-                    step = self._advance(p) if keeps_state else 1
-                    calls.setdefault((step, p.dtype), []).append(p)
+            for p in ready:
+                step = self._advance(p) if keeps_state else 1
+                calls.setdefault((step, p.dtype), []).append(p)
             for (step, _), params in calls.items():
                 grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])

@@ -8,10 +8,10 @@ a whole block down cancels.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +84,7 @@ def _polynomial(block, factors, x):  # type: ignore[no-untyped-def]
             tile[i] = ((t * a + b) * a + b) * ((t * b + a) * b + a) + ((t * a + a) * b + b) * ((t * b + b) * a + a)
 
 
-@cache
+@functools.cache
 def measure_cpu() -> Device:
     """The rates that this machine reaches with the pool's threads, in float32; measured once per process.
 
@@ -159,13 +159,13 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'contender':<32}{'median':>10}   {'quartiles':<20} {'to ' + self.baseline[:16]:>19}  quartiles"]
+        lines = [f"{'contender':<26}{'median':>10}  {'quartiles':<19}{'to ' + self.baseline[:15]:>20}  quartiles"]
         for name in self.blocks:
             seconds, ratio = self.time(name), self.ratio(name)
             quartiles = f"{format_seconds(seconds.low)} - {format_seconds(seconds.high)}"
             lines.append(
-                f"{name[:31]:<32}{format_seconds(seconds.median):>10}   {quartiles:<20} {ratio.median:>19.3f}"
-                f"  {ratio.low:.3f} - {ratio.high:.3f}"
+                f"{name[:25]:<26}{format_seconds(seconds.median):>10}  {quartiles:<19}{ratio.median:>20.3g}"
+                f"  {ratio.low:.3g} - {ratio.high:.3g}"
             )
         return "\n".join(lines)
 
@@ -233,6 +233,29 @@ class KernelReport:
     elements: int
     """Size of the call, by the spec."""
 
+    @classmethod
+    def of(
+        cls,
+        spec: KernelSpec,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any],
+        backend: str | None = None,
+        *,
+        seconds: float,
+    ) -> KernelReport:
+        """The report of a call that took `seconds`."""
+        arrays = list(_flat(inputs))
+        itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
+        device = measure_cpu()
+        return cls(
+            op=spec.name,
+            backend=select(spec, inputs, attrs, backend).backend,
+            device=device,
+            seconds=seconds,
+            floor=device.floor(spec.cost(*inputs, **attrs), itemsize),
+            elements=spec.size(*inputs, **attrs) if spec.size else max((a.size for a in arrays), default=0),
+        )
+
     @property
     def share(self) -> float:
         """Share of the floor that the kernel reaches; above 1 where its arrays stay in a cache."""
@@ -270,17 +293,6 @@ def report_kernel(
     attrs = attrs or {}
     if outputs is None:
         outputs = run(spec, inputs, attrs, backend=backend)
-    entry = select(spec, inputs, attrs, backend)
-    device = measure_cpu()
-    arrays = list(_flat(inputs))
-    itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
-    return KernelReport(
-        op=spec.name,
-        backend=entry.backend,
-        device=device,
-        seconds=median_time(
-            lambda: run(spec, inputs, attrs, outputs=outputs, backend=backend), seconds=seconds, synchronize=synchronize
-        ),
-        floor=device.floor(spec.cost(*inputs, **attrs), itemsize),
-        elements=spec.size(*inputs, **attrs) if spec.size else max((a.size for a in arrays), default=0),
-    )
+    call = functools.partial(run, spec, inputs, attrs, outputs=outputs, backend=backend)
+    elapsed = median_time(call, seconds=seconds, synchronize=synchronize)
+    return KernelReport.of(spec, inputs, attrs, backend, seconds=elapsed)

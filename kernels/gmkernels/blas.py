@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -54,9 +54,7 @@ def _libraries() -> Iterator[ctypes.PyDLL]:
     PyDLL, since the calls are shorter than a release of the interpreter's lock. A system whose loader does
     not search the libraries that a module depends on (Windows) needs the second way.
     """
-    import numpy._core._multiarray_umath as umath
-
-    paths = [umath.__file__]
+    paths = [str(importlib.import_module("numpy._core._multiarray_umath").__file__)]
     try:
         import threadpoolctl
 
@@ -84,7 +82,7 @@ def find() -> Blas | None:
             get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
             get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
             addresses = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (sgemm, dgemm)]
-            return Blas(name, *addresses, wide, get_num_threads, set_num_threads)
+            return Blas(name, addresses[0], addresses[1], wide, get_num_threads, set_num_threads)
     return None
 
 
@@ -103,7 +101,7 @@ def available() -> str | None:
 class single_threaded:
     """Context in which BLAS runs on the calling thread only; the number of threads is restored at its end.
 
-    Contexts nest and overlap between Python threads: the first to enter saves the number, the last restores it.
+    Contexts nest and overlap between Python threads: the first to enter saves the number, the last restores.
     """
 
     _lock = threading.Lock()

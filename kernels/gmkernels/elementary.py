@@ -25,6 +25,8 @@ near-minimax in the relative error of the result, then serve the reduced interva
 log u = 2 atanh(f / (2 + f)) with f = u - 1, as in fdlibm (Sun Microsystems, 1993).
 """
 
+# mypy: disable-error-code="call-arg, no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -124,7 +126,7 @@ def _bitcast(typing_context: Any, x: Any) -> Any:
 
 
 @overload(same_bits, jit_options={"forceinline": True})
-def _same_bits(x):  # type: ignore[no-untyped-def]
+def _same_bits(x):
     return lambda x: _bitcast(x)
 
 
@@ -142,7 +144,7 @@ def _select_instruction(typing_context: Any, condition: Any, x: Any, y: Any) -> 
 
 
 @overload(select, jit_options={"forceinline": True})
-def _select(condition, x, y):  # type: ignore[no-untyped-def]
+def _select(condition, x, y):
     return lambda condition, x, y: _select_instruction(condition, x, y)
 
 
@@ -162,7 +164,7 @@ def _maximum_instruction(typing_context: Any, x: Any, y: Any) -> Any:
 
 
 @overload(maximum, jit_options={"forceinline": True})
-def _maximum(x, y):  # type: ignore[no-untyped-def]
+def _maximum(x, y):
     return lambda x, y: _maximum_instruction(x, y)
 
 
@@ -183,7 +185,7 @@ def _fma_instruction(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @overload(fma, jit_options={"forceinline": True})
-def _fma(x, y, z):  # type: ignore[no-untyped-def]
+def _fma(x, y, z):
     return (lambda x, y, z: _fma_instruction(x, y, z)) if _HAS_FMA else (lambda x, y, z: x * y + z)
 
 
@@ -245,11 +247,14 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         return select(x <= exp_high, y, x + infinity)
 
     @_always_inline
-    def log_of_sum(u, c):
-        """log(u + c) for a normal number u and a c below its last place."""
+    def reduced_log(u):
+        """n, still where exponents are, and f: u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)]."""
         above = integer(same_bits(u) - sqrt_half_bits)
-        n = integer(above & exponent_mask)  # the exponent, still in its place
-        f = (same_bits(integer(same_bits(u) - n)) - one) + c * same_bits(integer((bias << bits) - n))
+        n = integer(above & exponent_mask)
+        return n, same_bits(integer(same_bits(u) - n)) - one
+
+    @_always_inline
+    def log_of(n, f):
         s = f / (two + f)
         z = s * s
         square = half * f * f
@@ -259,15 +264,19 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
 
     @_always_inline
     def log(x):
-        y = log_of_sum(x, zero)
+        n, f = reduced_log(x)
+        y = log_of(n, f)
         y = select(x < infinity, y, x)
         return select(x < tiny, select(x > -tiny, -infinity, nan), y)
 
     @_always_inline
     def log1p(x):
         u = one + x
-        # What the sum lost, from the smaller term. Beyond 2^bits it is below the last place of log u.
-        y = log_of_sum(u, select(x < one, x - (u - one), one - (u - x)))
+        lost = select(x < one, x - (u - one), one - (u - x))  # in the rounding of u
+        n, f = reduced_log(u)
+        # 2^(1 - n): the bits of 2^-n for the largest n are those of no number
+        power = same_bits(integer(integer((bias + integer(1)) << bits) - n))
+        y = log_of(n, f + half * (lost * power))
         y = select(x < infinity, y, x)
         return select(x <= -one, select(x == -one, -infinity, nan), y)
 
@@ -338,7 +347,7 @@ def _dispatched(name: str, doc: str) -> Callable[[Any], Any]:
     function.__doc__ = doc
 
     @overload(function, jit_options={"forceinline": True, "error_model": "numpy"})
-    def compiled(x):  # type: ignore[no-untyped-def]
+    def compiled(x):
         if x in _NUMBA_DTYPES:
             body = _BODIES[_NUMBA_DTYPES[x]][name]
             return lambda x: body(x)

@@ -10,19 +10,22 @@ from numba.extending import intrinsic
 
 from gmkernels.blas import ROW_MAJOR
 
+_intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
-@intrinsic
-def gemm(typing_context, address, wide, like, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+
+@_intrinsic
+def gemm(  # type: ignore[no-untyped-def]
+    typing_context, address, wide, like, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
+):
     """C = alpha op(A) op(B) + beta C on row-major matrices: cblas_sgemm or cblas_dgemm, at `address`.
 
-    `wide` says whether BLAS integers have 64 bits; `like` is an array of the product's dtype, which need not
-    hold anything; a, b, c are addresses; trans_a and trans_b are `blas.NO_TRANS` or `blas.TRANS`. With beta = 0
-    C is not read. The address is an argument, not part of the code: the code outlives the process in a cache.
+    `wide` says whether BLAS integers have 64 bits; `like` is any array of the product's dtype; a, b, c are
+    addresses; trans_a and trans_b are `blas.NO_TRANS` or `blas.TRANS`. With beta = 0 C is not read. The address
+    is an argument and not part of the code, because compiled code outlives the process in the cache.
     """
     real = like.dtype
-    signature = types.void(
-        types.int64, types.int64, like, *[types.int64] * 5, real, *[types.int64] * 4, real, types.int64, types.int64
-    )
+    integer = types.int64
+    signature = types.void(integer, integer, like, *[integer] * 5, real, *[integer] * 4, real, integer, integer)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         function, is_wide, _, transposed_a, transposed_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = args

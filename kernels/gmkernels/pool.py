@@ -62,7 +62,8 @@ def cache_folder() -> Path:
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     root = os.environ.get("GMKERNELS_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gmcore" / "kernels"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    base = Path(root) if root else user / "gmcore" / "kernels"
     folder = base / digest.hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ def _run_parallel(function, blocks, record):  # type: ignore[no-untyped-def]
 
 def _default_threads() -> int:
     requested = os.environ.get("OMP_NUM_THREADS", "")
-    available = int(numba.config.NUMBA_NUM_THREADS)
+    available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     return min(int(requested), available) if requested.isdigit() and int(requested) > 0 else available
 
 
@@ -227,7 +228,7 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Let kernels use at most `threads` threads (1 to ``NUMBA_NUM_THREADS``). Results do not depend on it."""
     global _threads
-    available = int(numba.config.NUMBA_NUM_THREADS)
+    available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if not 1 <= threads <= available:
         raise ValueError(f"threads must be 1 to {available} (NUMBA_NUM_THREADS), got {threads}")
     _threads = threads
@@ -252,7 +253,7 @@ def launch(function: int, blocks: int, record: int) -> None:
 def address(a: np.ndarray) -> int:
     """Address of the first element of an array."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(a))  # half the time of the array interface
+        return ctypes.addressof(ctypes.c_char.from_buffer(a))  # type: ignore[arg-type]  # half the time of the array interface
     except (TypeError, ValueError, BufferError):  # read-only, empty, or not contiguous
         return a.__array_interface__["data"][0]
 
@@ -285,7 +286,7 @@ class BlockKernel:
     def __init__(self, function: Callable[..., None]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._compiled: dict[tuple[str, ...], tuple[int, CFunc]] = {}
+        self._compiled: dict[tuple[str, ...], tuple[int, Any]] = {}
         self._compiling = threading.Lock()
 
     def __call__(self, blocks: int, *arguments: Any) -> None:
@@ -307,7 +308,7 @@ class BlockKernel:
                 values += (a, 0)
         return array.array("q", values)
 
-    def _compile(self, kinds: tuple[str, ...]) -> tuple[int, CFunc]:
+    def _compile(self, kinds: tuple[str, ...]) -> tuple[int, Any]:
         with self._compiling:
             if kinds not in self._compiled:
                 compiled = _entry_point(self._function, kinds)
@@ -315,7 +316,7 @@ class BlockKernel:
             return self._compiled[kinds]
 
 
-def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> CFunc:
+def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
     body = numba.njit(nogil=True, error_model="numpy")(function)
     names = [f"a{i}" for i in range(len(kinds))]
@@ -334,7 +335,7 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> CFunc
     # The name is the cache's key: module, function, its bytecode (for kernels outside this package), dtypes.
     code = hashlib.sha256(repr((function.__code__.co_code, function.__code__.co_consts)).encode()).hexdigest()[:8]
     entry.__qualname__ = "_".join([function.__module__, function.__qualname__, code, *(k or "i" for k in kinds)])
-    compiled = CFunc(
+    compiled: Any = CFunc(
         entry,
         ((types.int64, types.CPointer(types.int64)), types.void),
         {},

@@ -36,9 +36,16 @@ def check_size(name: str, value: object) -> int:
 def linear(in_features: int, out_features: int, generator: Generator | None) -> nn.Linear:
     """A Linear with Glorot's uniform weights and zero bias (Glorot & Bengio 2010), as the IWAE paper uses."""
     layer = nn.Linear(in_features, out_features)
+    assert layer.bias is not None
     init.xavier_uniform_(layer.weight, generator=generator)
     init.zeros_(layer.bias)
     return layer
+
+
+def set_bias(layer: nn.Linear, values: np.ndarray) -> None:
+    """Write the bias of a layer made by `linear`."""
+    assert layer.bias is not None
+    layer.bias.copy_(values.astype(layer.bias.dtype))
 
 
 def mlp(sizes: Sequence[int], activation: str, generator: Generator | None) -> nn.Sequential:
@@ -60,7 +67,12 @@ class GaussianEncoder(nn.Module):
     """q(z | x) = N(mu(x), diag exp(logvar(x))): two linear heads on a shared trunk."""
 
     def __init__(
-        self, data_size: int, hidden_sizes: Sequence[int], latent_size: int, activation: str, generator: Generator | None
+        self,
+        data_size: int,
+        hidden_sizes: Sequence[int],
+        latent_size: int,
+        activation: str,
+        generator: Generator | None,
     ) -> None:
         super().__init__()
         self.trunk = mlp([data_size, *hidden_sizes], activation, generator)
@@ -79,7 +91,12 @@ class BernoulliDecoder(nn.Module):
     support = "unit-interval"
 
     def __init__(
-        self, latent_size: int, hidden_sizes: Sequence[int], data_size: int, activation: str, generator: Generator | None
+        self,
+        latent_size: int,
+        hidden_sizes: Sequence[int],
+        data_size: int,
+        activation: str,
+        generator: Generator | None,
     ) -> None:
         super().__init__()
         self.trunk = mlp([latent_size, *hidden_sizes], activation, generator)
@@ -94,7 +111,7 @@ class BernoulliDecoder(nn.Module):
     def fit_bias(self, mean: np.ndarray) -> None:
         """Start at the data's mean: output bias = logit(mean), with means kept off 0 and 1."""
         mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
-        self.logits.bias.copy_(np.log(mean / (1.0 - mean)).astype(self.logits.bias.dtype))
+        set_bias(self.logits, np.log(mean / (1.0 - mean)))
 
 
 class GaussianDecoder(nn.Module):
@@ -137,4 +154,4 @@ class GaussianDecoder(nn.Module):
 
     def fit_bias(self, mean: np.ndarray) -> None:
         """Start at the data's mean."""
-        self.mu.bias.copy_(mean.astype(self.mu.bias.dtype))
+        set_bias(self.mu, mean)

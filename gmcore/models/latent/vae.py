@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class VAE(GenerativeModel):
     summary = "variational autoencoder, SGVB estimators A and B"
     source = "Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014"
     recipe = Recipe(epochs=150, batch_size=20, learning_rate=1e-3, binarize="dynamic")
-    settings = (
+    settings: ClassVar[tuple[str, ...]] = (
         "latent_size", "hidden_sizes", "likelihood", "variance", "estimator", "samples", "activation",
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmkernels import blas
+from gmkernels.cost import nominal_cpu
 from gmkernels.dense import reference, spec
 from gmkernels.registry import Array, Signature, register, run
 
@@ -15,12 +16,24 @@ def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
-_PRODUCTS = (spec.MATMUL, spec.LINEAR)
-for _spec in (*_PRODUCTS, spec.ACTIVATION_BACKWARD, spec.ADAM, spec.SGD):
-    register(_spec, "reference", getattr(reference, _spec.name), strided=True, overhead=2e-6, efficiency=0.4)
+# NumPy runs products below about 5e5 flops on one core at half its peak, and on threads of its own above: there
+# the pool must take over, so that the two do not fight for the cores. The efficiencies say so to the cost model.
+_ONE_CORE = 40e9 / nominal_cpu().product_rate
+for _spec, _reference, _cpu in (
+    (spec.MATMUL, (2e-6, _ONE_CORE), (9e-6, 0.6)),
+    (spec.LINEAR, (6e-6, _ONE_CORE), (12e-6, 0.6)),
+    (spec.ACTIVATION_BACKWARD, (8e-6, 0.25), (11e-6, 0.7)),
+    (spec.ADAM, (60e-6, 0.15), (15e-6, 0.7)),
+    (spec.SGD, (30e-6, 0.2), (15e-6, 0.7)),
+):
+    register(
+        _spec, "reference", getattr(reference, _spec.name),
+        strided=True, overhead=_reference[0], efficiency=_reference[1],
+    )  # fmt: skip
     register(
         _spec, "cpu", f"gmkernels.dense.cpu:{_spec.name}",
-        strided=_spec is not spec.ACTIVATION_BACKWARD, accepts=_needs_blas if _spec in _PRODUCTS else None,
+        strided=_spec is not spec.ACTIVATION_BACKWARD, overhead=_cpu[0], efficiency=_cpu[1],
+        accepts=_needs_blas if _spec in (spec.MATMUL, spec.LINEAR) else None,
     )  # fmt: skip
 
 

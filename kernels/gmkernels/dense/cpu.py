@@ -20,11 +20,13 @@ from gmkernels.dense import spec
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
 from gmkernels.pool import address, block_kernel
+from gmkernels.registry import KernelError, KernelSpec
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
-_inline = functools.partial(numba.njit, nogil=True, error_model="numpy")
+_intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+_jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 
 # ---------------------------------------------------------------------------------------------------------
 # Products
@@ -55,15 +57,15 @@ def tiles(m: int, k: int, n: int) -> tuple[int, int]:
     return best
 
 
-@_inline
-def _edge(tile, tiles, size):  # type: ignore[no-untyped-def]
+@_jit
+def _edge(tile, tiles, size):
     """Where tile number `tile` of a dimension of `size` begins (and the one before it ends)."""
     units = (size + UNIT - 1) // UNIT
     return min(size, tile * units // tiles * UNIT)
 
 
-@_inline
-def _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n):  # type: ignore[no-untyped-def]
+@_jit
+def _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n):
     """c[top:bottom, left:right] = a[top:bottom] @ b[:, left:right]."""
     item = c.itemsize
     a_tile = a + item * (top * lda if trans_a == NO_TRANS else top)
@@ -74,7 +76,7 @@ def _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, b
 
 
 @block_kernel
-def _matmul(block, function, wide, a, trans_a, lda, b, trans_b, ldb, c, m, k, n, row_tiles, column_tiles):  # type: ignore[no-untyped-def]
+def _matmul(block, function, wide, a, trans_a, lda, b, trans_b, ldb, c, m, k, n, row_tiles, column_tiles):
     row, column = block // column_tiles, block % column_tiles
     top, bottom = _edge(row, row_tiles, m), _edge(row + 1, row_tiles, m)
     left, right = _edge(column, column_tiles, n), _edge(column + 1, column_tiles, n)
@@ -87,6 +89,8 @@ def _operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.n
     assert library is not None
     a, trans_a, lda = blas.layout(a)
     b, trans_b, ldb = blas.layout(b)
+    if not library.wide and max(*a.shape, *b.shape, lda, ldb) >= 2**31:
+        raise KernelError(f"this {library.name} has 32-bit integers, too few for {a.shape} by {b.shape} matrices")
     function = library.gemm_address(a.dtype)
     return (function, int(library.wide), address(a), trans_a, lda, address(b), trans_b, ldb), (a, b)
 
@@ -113,8 +117,8 @@ _CODES = {name: code for code, name in enumerate(spec.ACTIVATIONS)}
 _IDENTITY, _TANH, _SIGMOID, _RELU, _SOFTPLUS = range(5)
 
 
-@_inline
-def _activate(y, activation):  # type: ignore[no-untyped-def]
+@_jit
+def _activate(y, activation):
     """y = activation(y), in place."""
     if activation == _TANH:
         for i in range(y.size):
@@ -130,21 +134,21 @@ def _activate(y, activation):  # type: ignore[no-untyped-def]
             y[i] = softplus(y[i])
 
 
-@_inline
-def _add(y, x):  # type: ignore[no-untyped-def]
+@_jit
+def _add(y, x):
     for i in range(y.size):
         y[i] += x[i]
 
 
 @block_kernel
 def _linear(
-    block, function, wide, x, trans_x, ldx, weight, trans_w, ldw, y, bias, m, k, n, row_tiles, column_tiles, activation
-):  # type: ignore[no-untyped-def]
+    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, y, bias, m, k, n, row_tiles, column_tiles, activation
+):
     row, column = block // column_tiles, block % column_tiles
     top, bottom = _edge(row, row_tiles, m), _edge(row + 1, row_tiles, m)
     left, right = _edge(column, column_tiles, n), _edge(column + 1, column_tiles, n)
     if k > 0:
-        _product_tile(function, wide, x, trans_x, ldx, weight, trans_w, ldw, y, k, top, bottom, left, right, n)
+        _product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, y, k, top, bottom, left, right, n)
     else:
         y[top * n : bottom * n] = 0  # there is one column tile
     if bias.size > 0:
@@ -173,8 +177,8 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)
 
 
-@_inline
-def _times_slope(g, y, out, activation):  # type: ignore[no-untyped-def]
+@_jit
+def _times_slope(g, y, out, activation):
     """out = g activation'(pre), where y = activation(pre)."""
     g, y = g[: out.size], y[: out.size]
     one = out.dtype.type(1)
@@ -195,7 +199,7 @@ def _times_slope(g, y, out, activation):  # type: ignore[no-untyped-def]
 
 
 @block_kernel
-def _activation_backward(block, g, y, d_pre, partial, rows, features, rows_per_block, strips, activation):  # type: ignore[no-untyped-def]
+def _activation_backward(block, g, y, d_pre, partial, rows, features, rows_per_block, strips, activation):
     row_block, strip = block // strips, block % strips
     top, bottom = row_block * rows_per_block, min(rows, (row_block + 1) * rows_per_block)
     left, right = strip * spec.STRIP, min(features, (strip + 1) * spec.STRIP)
@@ -218,7 +222,8 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
     rows_per_block, row_blocks, strips = spec.backward_blocks(rows, features)
     code = _CODES[attrs["activation"]]
     _activation_backward(row_blocks * strips, g, y, d_pre, partial, rows, features, rows_per_block, strips, code)
-    np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
+    with np.errstate(all="ignore"):
+        np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -235,8 +240,8 @@ def _chunks(sizes: tuple[int, ...]) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
-@intrinsic
-def _array_at(typing_context, pointer, size, like):  # type: ignore[no-untyped-def]
+@_intrinsic
+def _array_at(typing_context, pointer, size, like):
     """The one-dimensional array of `size` elements of the dtype of `like` at an address."""
     array_type = types.Array(like.dtype, 1, "C")
 
@@ -251,14 +256,14 @@ def _array_at(typing_context, pointer, size, like):  # type: ignore[no-untyped-d
     return array_type(types.int64, types.int64, like), generate
 
 
-@_inline
-def _chunk_of(block, chunks, pointers, arrays, which, like):  # type: ignore[no-untyped-def]
+@_jit
+def _chunk_of(block, chunks, pointers, arrays, which, like):
     """Chunk number `block` of the array number `which` of its parameter."""
     parameter, start, size = chunks[3 * block], chunks[3 * block + 1], chunks[3 * block + 2]
     return _array_at(pointers[arrays * parameter + which] + start * like.itemsize, size, like)
 
 
-def _update(kernel: Any, updated: spec.KernelSpec, inputs: Arrays, outputs: Arrays) -> None:
+def _update(kernel: Any, updated: KernelSpec, inputs: Arrays, outputs: Arrays) -> None:
     """Launch an optimiser over the chunks of all parameters, with a table of where their arrays are."""
     grads, hyper = inputs
     spec.check_updated(updated, grads, outputs)
@@ -266,11 +271,11 @@ def _update(kernel: Any, updated: spec.KernelSpec, inputs: Arrays, outputs: Arra
         grads = [np.ascontiguousarray(g) for g in grads]
         chunks = _chunks(tuple([g.size for g in grads]))
         pointers = np.array([[address(a) for a in arrays] for arrays in zip(grads, *outputs, strict=True)], np.int64)
-        kernel(len(chunks), grads[0], hyper, chunks, pointers)
+        kernel(len(chunks), grads[0], np.ascontiguousarray(hyper), chunks, pointers)
 
 
 @block_kernel
-def _adam(block, like, hyper, chunks, pointers):  # type: ignore[no-untyped-def]
+def _adam(block, like, hyper, chunks, pointers):
     g, p = _chunk_of(block, chunks, pointers, 4, 0, like), _chunk_of(block, chunks, pointers, 4, 1, like)
     m, v = _chunk_of(block, chunks, pointers, 4, 2, like), _chunk_of(block, chunks, pointers, 4, 3, like)
     lr, beta1, beta2, step = hyper[0], hyper[1], hyper[2], hyper[5]
@@ -282,8 +287,8 @@ def _adam(block, like, hyper, chunks, pointers):  # type: ignore[no-untyped-def]
     _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay)
 
 
-@_inline
-def _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay):  # type: ignore[no-untyped-def]
+@_jit
+def _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay):
     g, m, v = g[: p.size], m[: p.size], v[: p.size]
     for i in range(p.size):
         gradient = g[i] if weight_decay == 0 else g[i] + weight_decay * p[i]
@@ -297,7 +302,7 @@ def adam(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> No
 
 
 @block_kernel
-def _sgd(block, like, hyper, chunks, pointers):  # type: ignore[no-untyped-def]
+def _sgd(block, like, hyper, chunks, pointers):
     g, p = _chunk_of(block, chunks, pointers, 3, 0, like), _chunk_of(block, chunks, pointers, 3, 1, like)
     b = _chunk_of(block, chunks, pointers, 3, 2, like)
     real = like.dtype.type
@@ -312,8 +317,8 @@ def _sgd(block, like, hyper, chunks, pointers):  # type: ignore[no-untyped-def]
         _momentum_step(g, p, b, lr, momentum, weight_decay, first, keep, add, nesterov)
 
 
-@_inline
-def _momentum_step(g, p, b, lr, momentum, weight_decay, first, keep, add, nesterov):  # type: ignore[no-untyped-def]
+@_jit
+def _momentum_step(g, p, b, lr, momentum, weight_decay, first, keep, add, nesterov):
     g, b = g[: p.size], b[: p.size]
     for i in range(p.size):
         gradient = g[i] if weight_decay == 0 else g[i] + weight_decay * p[i]

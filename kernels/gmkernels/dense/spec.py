@@ -246,8 +246,7 @@ def _size(grads: tuple[Array, ...], hyper: Array) -> int:
 
 def _update_examples(states: int, hypers: Sequence[Sequence[float]]) -> Any:
     def examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-        lists = ([(5, 3), (3,)], [()], [(0,), (1,), (127, 129)], [(1023,), (2, 3, 5), (40, 1021)], [])
-        for shapes in lists:
+        for shapes in ([(5, 3), (3,)], [(0,), (1,), (127, 129)], [(1023,), (2, 3, 5), (40, 1021)]):
             for hyper in hypers:
                 grads, params, first, second = (
                     tuple(np.array(rng.standard_normal(s), dtype) for s in shapes) for _ in range(4)

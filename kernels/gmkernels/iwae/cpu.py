@@ -1,8 +1,8 @@
 """The importance-weighted bound in Numba.
 
 The array is (outer, K, inner), the samples on the middle axis. Where inner > 1, tiles of neighbouring columns
-go through the samples together, a vector of columns at a time. Where inner = 1, each row is a column of its own
-and the vectors lie along the samples. A tile is read from memory once and then stays in the cache.
+go through the samples together, a vector of columns at a time. Where inner = 1, the vectors lie along the
+samples. A tile is read from memory once and then stays in the cache.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ def iwae_bound(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mappin
     axis = attrs["axis"]
     highest = log_w.max(axis, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Shifted by the highest, no exponential overflows, and one of them is 1. Where the highest is infinite,
-        # the entries equal to it are the ones that count.
+        # Shifted by the highest, no exponential overflows and one of them is 1. Where the highest is
+        # infinite, the entries equal to it are the ones that count.
         w = np.exp(np.where(log_w == highest, 0.0, log_w - highest))
         total = w.sum(axis, keepdims=True)
         weights[...] = np.where(highest == -np.inf, 0.0, w / total)

@@ -6,7 +6,7 @@ from gmkernels.likelihood import reference, spec
 from gmkernels.registry import Array, register, run
 
 for _spec in (spec.BERNOULLI_LOG_PROB, spec.BERNOULLI_LOG_PROB_BACKWARD):
-    register(_spec, "reference", getattr(reference, _spec.name), strided=True, overhead=2e-5, efficiency=0.1)
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6)
 
 
@@ -18,8 +18,8 @@ def bernoulli_log_prob(logits: Array, x: Array, *, backend: str | None = None) -
     Parameters
     ----------
     logits : (..., n) float32 or float64
-    x : values in [0, 1] of the same dtype, in the shape of logits or of its trailing axes: logits (k, batch, n)
-        go with x (batch, n)
+    x : values in [0, 1] of the same dtype, in the shape of logits or of its trailing axes: logits
+        (k, batch, n) go with x (batch, n)
 
     Returns
     -------

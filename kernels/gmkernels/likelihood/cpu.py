@@ -1,7 +1,8 @@
 """Log-likelihoods in Numba.
 
-A block is a range of elements in C order: whole short rows, or a part of a long one. It goes through tiles that
-stay in the cache, first element by element without regard to rows, then row by row: so short rows vectorise too.
+A block is a range of elements in C order: whole short rows, or a part of a long one. It goes through tiles
+that stay in the cache, first element by element without regard to rows, then row by row: so short rows
+vectorise too.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _TILE = 1024
 
 @numba.njit(error_model="numpy")
 def _range(block, size, length):
-    """Elements start..stop of a block of rows of that length, the number of its first row, and how many of its
-    elements are added up: a whole row, or the block if it is part of a row."""
+    """Elements start..stop of a block of rows of that length, the number of its first row, and how many
+    elements are added up: those of a row, or all of the block if it is part of a row."""
     if length <= CHUNK:
         rows = CHUNK // length
         start = block * rows * length

@@ -1,6 +1,6 @@
 """Log-likelihoods in NumPy: the definition, and the version to teach from.
 
-With a = |l| and z = e^-a, log(1 + e^l) is max(l, 0) + log1p(z). Of x l - max(l, 0) there then remains -m a, where
+With a = |l| and z = e^-a, log(1 + e^l) is max(l, 0) + log1p(z). What remains, x l - max(l, 0), is -m a, where
 m is the share of the label that the sign of l speaks against: 1 - x where l > 0, and x elsewhere. Nothing
 overflows or cancels, and an infinite logit that is right costs nothing.
 """

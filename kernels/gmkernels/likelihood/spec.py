@@ -20,11 +20,12 @@ def chunks(length: int) -> int:
 
 
 def _check(op: str, logits: Array, x: Array) -> None:
-    fits = logits.ndim >= 1 and 1 <= x.ndim <= logits.ndim and x.shape == logits.shape[logits.ndim - x.ndim :]
+    fits = 1 <= x.ndim <= logits.ndim and x.shape == logits.shape[logits.ndim - x.ndim :]
     if not fits or logits.dtype.kind != "f" or x.dtype != logits.dtype:
         raise KernelError(
-            f"{op}: expected floating logits (..., n) and x of the same dtype and of the shape of logits or of its "
-            f"trailing axes, got logits {logits.dtype}{list(logits.shape)} and x {x.dtype}{list(x.shape)}"
+            f"{op}: expected floating logits (..., n) and x of the same dtype and of the shape of logits "
+            f"or of its trailing axes, got logits {logits.dtype}{list(logits.shape)} and x "
+            f"{x.dtype}{list(x.shape)}"
         )
 
 
@@ -43,9 +44,9 @@ def _log_prob_cost(logits: Array, x: Array) -> Cost:
 
 
 SHAPES: list[tuple[tuple[int, ...], int]] = [
-    ((3, 5), 2), ((1,), 1), ((7,), 1), ((0, 3), 2), ((3, 0), 2), ((127, 129), 2), ((5, 4, 3), 2), ((5, 4, 3), 1),
-    ((2, 3, 1023), 2), ((50, 20, 211), 2), ((20011, 1), 2), ((3, 5003, 1), 2), ((2, 20011), 2), ((2, 40009), 1),
-    ((100, 784), 2),
+    ((3, 5), 2), ((1,), 1), ((7,), 1), ((0, 3), 2), ((3, 0), 2), ((127, 129), 2), ((5, 4, 3), 2),
+    ((5, 4, 3), 1), ((2, 3, 1023), 2), ((50, 20, 211), 2), ((20011, 1), 2), ((3, 5003, 1), 2),
+    ((2, 20011), 2), ((2, 40009), 1), ((100, 784), 2),
 ]  # fmt: skip
 """Shape of the logits, and number of axes of x."""
 
@@ -56,8 +57,8 @@ def _arguments(rng: np.random.Generator, dtype: Any) -> Iterator[tuple[Any, Any]
         x = rng.random(shape[len(shape) - x_ndim :])
         yield logits.astype(dtype), (np.round(x) if i % 2 else x).astype(dtype)
     inf, nan = np.inf, np.nan
-    logits = [[inf, -inf], [inf, inf], [-inf, -inf], [nan, 0.0], [0.0, nan], [80.0, -80.0], [1e30, -1e30]]
-    yield np.array(logits, dtype), np.array([1.0, 0.0], dtype)
+    special = [[inf, -inf], [inf, inf], [-inf, -inf], [nan, 0.0], [0.0, nan], [80.0, -80.0], [1e30, -1e30]]
+    yield np.array(special, dtype), np.array([1.0, 0.0], dtype)
 
 
 def _log_prob_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -75,8 +76,8 @@ BERNOULLI_LOG_PROB = KernelSpec(
     examples=_log_prob_examples,
     formula="log_prob = sum_i x_i l_i - log(1 + exp(l_i))",
     source="Kingma & Welling, Auto-Encoding Variational Bayes, ICLR 2014, appendix C.1, eq. 11",
-    # Terms of one sign: relative to the sum. A term is good to about 6 u; a tile of up to 1024 terms is summed in
-    # eight lanes or more: 128 u at worst. u = 6e-8 (1.1e-16).
+    # Terms of one sign, so relative to the sum. A term is good to about 6 u; a tile of up to 1024 terms is
+    # summed in eight lanes or more: 128 u at worst. u = 6e-8 (1.1e-16).
     tolerance={"float32": (8e-6, 1e-37), "float64": (1.5e-14, 1e-307)},  # denormals are flushed
     workspace=_log_prob_workspace,
 )
@@ -111,7 +112,7 @@ BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
     examples=_backward_examples,
     formula="d_logits_i = g (x_i - sigmoid(l_i))",
     source="the derivative of bernoulli_log_prob",
-    # About 8 u relative where x is 0 or 1; where it is between, x - sigmoid(l) may cancel: 4 u absolute, times
-    # |g| < 5 in the examples.
+    # About 8 u relative where x is 0 or 1; between them x - sigmoid(l) may cancel: 4 u absolute,
+    # times |g| < 5 in the examples.
     tolerance={"float32": (5e-7, 1.2e-6), "float64": (1e-15, 2.5e-15)},
 )

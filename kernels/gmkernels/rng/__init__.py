@@ -1,8 +1,8 @@
 """One random stream for all backends: Philox4x32-10 words, and uniforms and normals made of them.
 
-A key is a uint64 array (seed, draw, offset). Element i of a draw is lane (offset + i) mod 4 of the Philox block
-with counter ((offset + i) div 4, draw) and key seed, so it does not depend on how, where or in what pieces the
-draw is evaluated: a piece that starts at element k of the whole is drawn with offset k.
+A key is a uint64 array (seed, draw, offset). Element i of a draw is lane (offset + i) mod 4 of the Philox
+block with counter ((offset + i) div 4, draw) and key seed, so it does not depend on how, where or in what
+pieces the draw is evaluated: a piece that starts at element k of the whole is drawn with offset k.
 
 Words and uniforms are the same bits on all backends, and normals too where fused multiply-add is off. float64
 evaluates the same words in float64: a float32 normal is within 5.4e-7 of it, relatively (9 roundings, counted

@@ -1,9 +1,9 @@
 """The random stream in Numba, for the fills here and for the kernels of `sampling`.
 
 A tile is up to `TILE` consecutive elements of a key's stream. `word_tile`, `uniform_tile` and `normal_tile`
-write it into the caller's scratch, starting with the group that holds its first element, and return the lane of
-that element: element i of the tile is ``scratch[lane + i]``. The words of a tile are kept by lane (first all
-words 0, then all words 1, ...), so that loops over groups vectorise.
+write it into the caller's scratch, starting with the group that holds its first element, and return the lane
+of that element: element i of the tile is ``scratch[lane + i]``. The words of a tile are kept by lane (first
+all words 0, then all words 1, ...), so that loops over groups vectorise.
 
 The arithmetic repeats `reference` operation by operation. No fastmath here: the bits are the stream's.
 """
@@ -40,7 +40,7 @@ ROUNDS = constants.ROUNDS
 
 
 @inline
-def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+def philox4x32(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 on words held in the low halves of uint64: what the vector multiplier takes and gives."""
     for _ in range(ROUNDS):
         p0 = M0 * (c0 & LOW)
@@ -51,7 +51,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @jitable
-def word_tile(key, start, count, words):  # type: ignore[no-untyped-def]
+def word_tile(key, start, count, words):
     """Words of the groups that hold elements start to start + count of the key's stream, by lane.
 
     Returns the lane of the first element and the number of groups.
@@ -75,7 +75,7 @@ def word_tile(key, start, count, words):  # type: ignore[no-untyped-def]
 
 
 @jitable
-def interleave(words, groups, out):  # type: ignore[no-untyped-def]
+def interleave(words, groups, out):
     """Words by lane -> words in stream order."""
     w0, w1 = words[:groups], words[groups : 2 * groups]
     w2, w3 = words[2 * groups : 3 * groups], words[3 * groups : 4 * groups]
@@ -95,7 +95,7 @@ def _polynomial(coefficients: Sequence[float], dtype: type) -> Callable[[Any], A
 
 
 def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
-    """Uniform of a word, radius of a word, cosine and sine of a word, in the dtype whose constants are `c`."""
+    """Uniform of a word, radius of a word, cosine and sine of a word, in the dtype with the constants `c`."""
     real, integer = c.float, c.int
     one, half, two, minus_two = real(1), real(0.5), real(2), real(-2)
     scale, shift, turn = real(2.0**-32), real(2.0**-33), real(constants.TURN)
@@ -167,7 +167,7 @@ def _dispatched(number: int) -> Callable[[Any, Any], Any]:
         raise NotImplementedError
 
     @overload(function, jit_options={"forceinline": True, "error_model": "numpy"})
-    def compiled(w, like):  # type: ignore[no-untyped-def]
+    def compiled(w, like):
         body = _DTYPES[like][number]
         return lambda w, like: body(w)
 
@@ -178,7 +178,7 @@ uniform_of, radius_of, cos_sin_of = (_dispatched(number) for number in range(3))
 
 
 @jitable
-def uniform_tile(key, start, count, words, out):  # type: ignore[no-untyped-def]
+def uniform_tile(key, start, count, words, out):
     """Uniforms of a tile; returns the lane of its first element in `out`."""
     lane, groups = word_tile(key, start, count, words)
     w0, w1 = words[:groups], words[groups : 2 * groups]
@@ -193,13 +193,13 @@ def uniform_tile(key, start, count, words, out):  # type: ignore[no-untyped-def]
 
 
 @jitable
-def _radii(w, r):  # type: ignore[no-untyped-def]
+def _radii(w, r):
     for i in range(w.size):
         r[i] = radius_of(w[i], r[i])
 
 
 @jitable
-def _turn(w, r, y):  # type: ignore[no-untyped-def]
+def _turn(w, r, y):
     """r -> r cos, y = r sin of the angles of w."""
     for i in range(w.size):
         cos, sin = cos_sin_of(w[i], r[i])
@@ -208,7 +208,7 @@ def _turn(w, r, y):  # type: ignore[no-untyped-def]
 
 
 @jitable
-def normal_tile(key, start, count, words, lanes, out):  # type: ignore[no-untyped-def]
+def normal_tile(key, start, count, words, lanes, out):
     """Normals of a tile; returns the lane of its first element in `out`. `lanes` is scratch of its dtype."""
     lane, n = word_tile(key, start, count, words)
     for i in (0, 2 * n):  # two short loops a pair of lanes: their chains of operations overlap
@@ -224,7 +224,7 @@ def normal_tile(key, start, count, words, lanes, out):  # type: ignore[no-untype
 
 
 @block_kernel
-def _random_words(block, key, out):  # type: ignore[no-untyped-def]
+def _random_words(block, key, out):
     words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
@@ -235,7 +235,7 @@ def _random_words(block, key, out):  # type: ignore[no-untyped-def]
 
 
 @block_kernel
-def _uniform(block, key, out):  # type: ignore[no-untyped-def]
+def _uniform(block, key, out):
     words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, out.dtype)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
@@ -245,8 +245,9 @@ def _uniform(block, key, out):  # type: ignore[no-untyped-def]
 
 
 @block_kernel
-def _normal(block, key, out):  # type: ignore[no-untyped-def]
-    words, lanes, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, out.dtype), np.empty(SCRATCH, out.dtype)
+def _normal(block, key, out):
+    words = np.empty(SCRATCH, np.uint32)
+    lanes, tile = np.empty(SCRATCH, out.dtype), np.empty(SCRATCH, out.dtype)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
         piece = out[start : min(start + TILE, end)]

@@ -1,7 +1,7 @@
 """The random stream in NumPy: what every other backend must reproduce.
 
-One arithmetic operation at a time, each correctly rounded (+, -, *, / and sqrt), in the order written here and
-without fused multiply-add; so the results are the same bits wherever IEEE 754 holds.
+One arithmetic operation at a time, each correctly rounded (+, -, *, sqrt, and / in float64), in the order
+written here and without fused multiply-add: so the results are the same bits wherever IEEE 754 holds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, An
     m0, m1 = (np.uint64(m) for m in constants.MULTIPLIERS)
     for _ in range(constants.ROUNDS):
         p0, p1 = m0 * c0, m1 * c2
-        c0, c1, c2, c3 = (p1 >> HALF) ^ c1 ^ np.uint64(k0), p1 & U32, (p0 >> HALF) ^ c3 ^ np.uint64(k1), p0 & U32
+        c0, c2 = (p1 >> HALF) ^ c1 ^ np.uint64(k0), (p0 >> HALF) ^ c3 ^ np.uint64(k1)
+        c1, c3 = p1 & U32, p0 & U32
         k0, k1 = (k0 + constants.WEYL[0]) & 0xFFFFFFFF, (k1 + constants.WEYL[1]) & 0xFFFFFFFF
     return tuple(c.astype(np.uint32) for c in (c0, c1, c2, c3))  # type: ignore[return-value]
 
@@ -88,8 +89,8 @@ def even_odd_polynomial(coefficients: Sequence[float], x: np.ndarray) -> np.ndar
 def log_uniforms(w: np.ndarray, dtype: Any) -> np.ndarray:
     """log u of the uniforms of words, with full relative accuracy also near u = 1.
 
-    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). Above sqrt(1/2), k = 0 and f = u - 1 is minus the uniform
-    of the complemented word, which loses no digits.
+    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). Above sqrt(1/2), k = 0 and f = u - 1 is minus the
+    uniform of the complemented word, which loses no digits.
     """
     c = constants.of(dtype)
     real, integer = c.float, c.int
@@ -128,7 +129,7 @@ def cos_sin(w: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normals(w: np.ndarray, dtype: Any) -> np.ndarray:
-    """Standard normals from whole groups of words, shape (groups, 4): Box & Muller on words (0, 1) and (2, 3).
+    """Standard normals of whole groups of words, shape (groups, 4): Box & Muller on words (0, 1) and (2, 3).
 
     z0 = r cos(theta), z1 = r sin(theta), r = sqrt(-2 log u), theta = 2 pi w1 / 2^32; |z| <= 6.77.
     """

@@ -23,7 +23,7 @@ def check_key(op: str, key: Any) -> None:
     """Raise `KernelError` unless `key` is a uint64 array (seed, draw, offset)."""
     if key.dtype != np.uint64 or key.shape != (3,):
         raise KernelError(
-            f"{op}: key must be a uint64 array of shape (3,), (seed, draw, offset); got {key.dtype} {key.shape}"
+            f"{op}: key must be a uint64 array (seed, draw, offset); got {key.dtype} of shape {key.shape}"
         )
 
 
@@ -90,8 +90,8 @@ RANDOM_WORDS = KernelSpec(
     cost=_cost(WORD_SLOTS),
     size=_size,
     examples=_word_examples,
-    formula="w[i] = Philox4x32-10(counter = (g low, g high, draw low, draw high), key = (seed low, seed high))"
-    "[(offset + i) mod 4], g = (offset + i) div 4",
+    formula="w[i] = Philox4x32-10(counter = (g low, g high, draw low, draw high), "
+    "key = (seed low, seed high))[(offset + i) mod 4], g = (offset + i) div 4",
     source=SOURCE,
     tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0)},
     draws=True,

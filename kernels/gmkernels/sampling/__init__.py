@@ -1,7 +1,7 @@
 """Sampling with its gradients: Gaussian (with KL and log density in the same pass) and Bernoulli.
 
-Noise is a draw of the random stream of `gmkernels.rng` and is not stored: the backward pass draws it again from
-the same key.
+Noise is a draw of the random stream of `gmkernels.rng` and is not stored: the backward pass draws it again
+from the same key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def gaussian_sample(
     ------
     KernelError : shapes or dtypes that do not fit.
     """
-    return run(spec.GAUSSIAN_SAMPLE, (mu, logvar, as_key(key)), {"samples": samples}, backend=backend)  # type: ignore[return-value]
+    return run(spec.GAUSSIAN_SAMPLE, (mu, logvar, as_key(key)), {"samples": samples}, backend=backend)
 
 
 def gaussian_sample_backward(
@@ -75,14 +75,15 @@ def gaussian_sample_backward(
     Returns
     -------
     d_mu : (..., D): sum over samples of g_z, plus g_kl mu.
-    d_logvar : (..., D): 1/2 (sum over samples of (g_z exp(logvar / 2) eps - g_log_q) + g_kl (exp logvar - 1)).
+    d_logvar : (..., D): half of the sum over samples of g_z exp(logvar / 2) eps - g_log_q, plus
+        g_kl (exp logvar - 1) / 2.
 
     Raises
     ------
     KernelError : shapes or dtypes that do not fit.
     """
     inputs = (g_z, g_kl, g_log_q, mu, logvar, as_key(key))
-    return run(spec.GAUSSIAN_SAMPLE_BACKWARD, inputs, {"samples": samples}, backend=backend)  # type: ignore[return-value]
+    return run(spec.GAUSSIAN_SAMPLE_BACKWARD, inputs, {"samples": samples}, backend=backend)
 
 
 def bernoulli_sample(probs: Any, *, key: Any, samples: int | None = None, backend: str | None = None) -> Any:
@@ -97,8 +98,8 @@ def bernoulli_sample(probs: Any, *, key: Any, samples: int | None = None, backen
 
     Returns
     -------
-    The shape of `probs`, or (samples, ...), in its dtype. 1 where the 32-bit word is below floor(p 2^32): p = 1
-    always, p = 0 never. NaN where p is not in [0, 1].
+    The shape of `probs`, or (samples, ...), in its dtype. 1 where the 32-bit word is below floor(p 2^32):
+    p = 1 always, p = 0 never. NaN where p is not in [0, 1].
 
     Raises
     ------

@@ -25,7 +25,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 @jitable
-def standard_deviations(logvar, sigma):  # type: ignore[no-untyped-def]
+def standard_deviations(logvar, sigma):
     half = logvar.dtype.type(0.5)
     for i in range(logvar.size):
         sigma[i] = exp(half * logvar[i])
@@ -34,40 +34,44 @@ def standard_deviations(logvar, sigma):  # type: ignore[no-untyped-def]
 # ---------------------------------------------------------------------------------------------------------
 # gaussian_sample
 # ---------------------------------------------------------------------------------------------------------
-# A row of z is cut into pieces of at most CHUNK elements. A block is one piece of a long row, or several short
-# rows; short rows share tiles.
+# A row of z is cut into pieces of at most CHUNK elements. A block is one piece of a long row, or several
+# short rows; short rows share tiles.
 
 
 @jitable
-def _shift(mu, sigma, eps, z):  # type: ignore[no-untyped-def]
+def _shift(mu, sigma, eps, z):
     for i in range(z.size):
         z[i] = mu[i] + sigma[i] * eps[i]
 
 
+# Unsigned indices, because Numba lets signed ones count from the end, which keeps a loop from vectorising. A
+# row given by its ends is cheaper than a slice where rows are short.
+
+
 @reduction
-def _kl_sum(mu, logvar, sigma):  # type: ignore[no-untyped-def]
+def _kl_sum(mu, logvar, sigma, begin, end):
     """Sum of exp logvar + mu^2 - 1 - logvar."""
     one = mu.dtype.type(1)
     total = mu.dtype.type(0)
-    for i in range(mu.size):
+    for i in range(np.uint64(begin), np.uint64(end)):
         total += sigma[i] * sigma[i] + mu[i] * mu[i] - one - logvar[i]
     return total
 
 
 @reduction
-def _log_q_sum(logvar, eps):  # type: ignore[no-untyped-def]
+def _log_q_sum(logvar, eps, begin, end):
     """Sum of logvar + eps^2."""
     total = eps.dtype.type(0)
-    for i in range(eps.size):
+    for i in range(np.uint64(begin), np.uint64(end)):
         total += logvar[i] + eps[i] * eps[i]
     return total
 
 
 @block_kernel
-def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):  # type: ignore[no-untyped-def]
+def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):
     """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
-    words, lanes, noise = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, z.dtype), np.empty(SCRATCH, z.dtype)
-    sigma = np.empty(TILE, z.dtype)
+    words, sigma = np.empty(SCRATCH, np.uint32), np.empty(TILE, z.dtype)
+    lanes, noise = np.empty(SCRATCH, z.dtype), np.empty(SCRATCH, z.dtype)
     piece, end = block * per_block, min(block * per_block + per_block, log_q.size)
     while piece < end:
         row = piece // pieces  # of z; its parameters are those of row % rows
@@ -90,16 +94,16 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
                 i, j = r * part, r * part + part
                 if together > 1:
                     kl_total, log_q_total = 0.0, 0.0
-                log_q_total += _log_q_sum(v[i:j], eps[i:j])
+                log_q_total += _log_q_sum(v, eps, i, j)
                 log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
                 if row < rows:  # the first sample
-                    kl_total += _kl_sum(m[i:j], v[i:j], s[i:j])
+                    kl_total += _kl_sum(m, v, s, i, j)
                     kl[piece + r] = 0.5 * kl_total
         piece += together
 
 
 @block_kernel
-def _add_pieces(block, parts, sums, pieces, per_block):  # type: ignore[no-untyped-def]
+def _add_pieces(block, parts, sums, pieces, per_block):
     for row in range(block * per_block, min(block * per_block + per_block, sums.size)):
         total = 0.0
         for i in range(row * pieces, row * pieces + pieces):
@@ -110,7 +114,7 @@ def _add_pieces(block, parts, sums, pieces, per_block):  # type: ignore[no-untyp
 def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     mu, logvar, key = inputs
     z, kl, log_q = outputs
-    if log_q.size or kl.size:
+    if log_q.size:
         width = mu.shape[-1]
         pieces = chunks(width)
         per_block = max(1, CHUNK // max(width, 1))
@@ -129,37 +133,37 @@ def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
 
 
 @jitable
-def _fill(out, value):  # type: ignore[no-untyped-def]
-    for i in range(out.size):
+def _fill(out, value, begin, end):
+    for i in range(np.uint64(begin), np.uint64(end)):
         out[i] = value
 
 
 @jitable
-def _spread(values, start, width, out):  # type: ignore[no-untyped-def]
+def _spread(values, start, width, out):
     """The value of its row for each of the elements from `start` on."""
     row = start // width
     i, stop = 0, (row + 1) * width - start
     while i < out.size:
         stop = min(stop, out.size)
-        _fill(out[i:stop], values[row])
+        _fill(out, values[row], i, stop)
         row, i, stop = row + 1, stop, stop + width
 
 
 @jitable
-def _add(x, total):  # type: ignore[no-untyped-def]
+def _add(x, total):
     for i in range(x.size):
         total[i] += x[i]
 
 
 @jitable
-def _through_noise(g_z, g_log_q, sigma, eps):  # type: ignore[no-untyped-def]
+def _through_noise(g_z, g_log_q, sigma, eps):
     """eps -> g_z sigma eps - g_log_q."""
     for i in range(g_z.size):
         eps[i] = g_z[i] * (sigma[i] * eps[i]) - g_log_q[i]
 
 
 @jitable
-def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):  # type: ignore[no-untyped-def]
+def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):
     one, half = mu.dtype.type(1), mu.dtype.type(0.5)
     for i in range(mu.size):
         d_mu[i] = through_z[i] + g_kl[i] * mu[i]
@@ -168,11 +172,12 @@ def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):  # type:
 
 
 @block_kernel
-def _gaussian_sample_backward(  # type: ignore[no-untyped-def]
+def _gaussian_sample_backward(
     block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block
 ):
-    words, lanes, noise = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, mu.dtype), np.empty(SCRATCH, mu.dtype)
-    sigma, g_kl_tile, g_log_q_tile = np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype)
+    words, sigma = np.empty(SCRATCH, np.uint32), np.empty(TILE, mu.dtype)
+    lanes, noise = np.empty(SCRATCH, mu.dtype), np.empty(SCRATCH, mu.dtype)
+    g_kl_tile, g_log_q_tile = np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype)
     sum_z, sum_noise = np.empty(TILE), np.empty(TILE)  # float64: there may be thousands of samples
     rows = mu.size // width
     end = min(block * per_block + per_block, mu.size)
@@ -182,9 +187,9 @@ def _gaussian_sample_backward(  # type: ignore[no-untyped-def]
         m, d_m, d_v = mu[start : start + n], d_mu[start : start + n], d_logvar[start : start + n]
         standard_deviations(logvar[start : start + n], s)
         _spread(g_kl, start, width, k)
-        if samples != 1:
-            _fill(sum_z[:n], 0.0)
-            _fill(sum_noise[:n], 0.0)
+        if samples > 1:
+            _fill(sum_z, 0.0, 0, n)
+            _fill(sum_noise, 0.0, 0, n)
         for sample in range(samples):
             first = sample * mu.size + start
             g = g_z[first : first + n]
@@ -197,7 +202,7 @@ def _gaussian_sample_backward(  # type: ignore[no-untyped-def]
             else:
                 _add(g, sum_z[:n])
                 _add(eps, sum_noise[:n])
-        if samples != 1:
+        if samples > 1:
             _finish(sum_z[:n], sum_noise[:n], k, m, s, d_m, d_v)
 
 
@@ -206,7 +211,7 @@ def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays,
     d_mu, d_logvar = outputs
     if mu.size:
         samples = 1 if attrs["samples"] is None else attrs["samples"]
-        per_block = max(256, BLOCK // max(samples, 1))
+        per_block = max(256, BLOCK // samples)
         _gaussian_sample_backward(
             -(-mu.size // per_block),
             g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, mu.shape[-1], samples, per_block,
@@ -219,7 +224,7 @@ def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays,
 
 
 @jitable
-def _compare(probs, words, sample):  # type: ignore[no-untyped-def]
+def _compare(probs, words, sample):
     """word < floor(p 2^32), as word + 1 <= p 2^32 in float64, where both sides are exact."""
     real = sample.dtype.type
     zero, one, nan = real(0), real(1), real(np.nan)
@@ -230,13 +235,13 @@ def _compare(probs, words, sample):  # type: ignore[no-untyped-def]
 
 
 @jitable
-def _probabilities(logits, probs):  # type: ignore[no-untyped-def]
+def _probabilities(logits, probs):
     for i in range(logits.size):
         probs[i] = sigmoid(logits[i])
 
 
 @block_kernel
-def _bernoulli_sample(block, p, key, sample, are_logits):  # type: ignore[no-untyped-def]
+def _bernoulli_sample(block, p, key, sample, are_logits):
     words, tile, probs = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32), np.empty(TILE, p.dtype)
     end = min(block * BLOCK + BLOCK, sample.size)
     for start in range(block * BLOCK, end, TILE):

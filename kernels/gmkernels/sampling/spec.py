@@ -1,4 +1,4 @@
-"""Contracts of sampling: the Gaussian of a variational encoder, with its KL and log density, and Bernoulli."""
+"""Contracts of sampling: the Gaussian of an encoder, with its KL and log density, and Bernoulli."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def _describe(**arrays: Any) -> str:
 
 
 def _check(op: str, key: Any, samples: int | None, **arrays: Any) -> None:
-    if len({a.dtype for a in arrays.values()}) > 1 or any(a.dtype.name not in FLOATS for a in arrays.values()):
+    dtypes = {a.dtype.name for a in arrays.values()}
+    if len(dtypes) > 1 or not dtypes.issubset(FLOATS):
         raise KernelError(f"{op}: expected float32 or float64, the same for all; got {_describe(**arrays)}")
     check_key(op, key)
-    if samples is not None and (type(samples) is not int or samples < 0):
-        raise KernelError(f"{op}: samples must be None or a non-negative int, got {samples!r}")
+    if samples is not None and (type(samples) is not int or samples < 1):
+        raise KernelError(f"{op}: samples must be None or a positive int, got {samples!r}")
 
 
 def sample_shape(shape: tuple[int, ...], samples: int | None) -> tuple[int, ...]:
@@ -142,10 +143,9 @@ def _backward_cost(
 def _backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
     for key, (shape, samples) in zip(keys(rng), _SHAPES, strict=True):
         z = sample_shape(shape, samples)
-        g_z, g_kl, g_log_q = (rng.standard_normal(s).astype(dtype) for s in (z, shape[:-1], z[:-1]))
-        parameters = _arguments(rng, dtype, shape)
-        yield Example((np.asarray(g_z), np.asarray(g_kl, dtype), np.asarray(g_log_q, dtype), *parameters, key),
-                      {"samples": samples})  # fmt: skip
+        g_z, g_kl, g_log_q = (np.asarray(rng.standard_normal(s), dtype) for s in (z, shape[:-1], z[:-1]))
+        inputs = (g_z, g_kl, g_log_q, *_arguments(rng, dtype, shape), key)
+        yield Example(inputs, {"samples": samples})
 
 
 GAUSSIAN_SAMPLE_BACKWARD = KernelSpec(

@@ -1,0 +1,133 @@
+"""gmcore against PyTorch: `python -m benchmarks.compare [--json FILE] [NAME ...]`.
+
+Each case first computes one loss on both sides from the same weights, data and noise, and stops unless they
+agree; then it times both (`gmkernels.bench.compare`). Without PyTorch it times gmcore alone, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gmcore
+from benchmarks import workloads
+from gmcore import ops
+from gmcore.models.latent.vae import VAE
+from gmcore.random import Generator
+from gmkernels import bench, pool
+
+try:
+    import torch
+
+    from benchmarks import peers
+except ImportError:
+    torch = None
+
+Call = Callable[[], Any]
+TOLERANCE = 1e-4
+
+
+def _agree(ours: gmcore.Tensor, theirs: Any) -> None:
+    a, b = ours.item(), theirs.item()
+    if not abs(a - b) <= TOLERANCE * abs(b):
+        raise AssertionError(f"gmcore's loss is {a!r}, PyTorch's {b!r}: nothing to compare")
+
+
+def _noise(shape: tuple[int, ...]) -> Any:
+    """The first noise that a generator of `workloads` draws."""
+    return torch.tensor(ops.normal(shape, generator=Generator(workloads.NOISE_SEED)).numpy())
+
+
+def small_op() -> dict[str, Call]:
+    """8 elements multiplied, forward and backward"""
+    return {"gmcore": workloads.small_op()} | ({"PyTorch": peers.small_op()} if torch else {})
+
+
+def gaussian_sample() -> dict[str, Call]:
+    """Gaussian sample of 2,000,000 elements with KL, forward and backward"""
+    mu, logvar = workloads.gaussian_parameters()
+    leaves = [gmcore.tensor(a, requires_grad=True) for a in (mu, logvar)]
+    contenders: dict[str, Call] = {
+        "gmcore": workloads.gaussian_sample(*leaves),
+        "gmcore, kernels alone": workloads.gaussian_sample_kernels(mu, logvar),
+    }
+    if torch:
+        theirs = [torch.tensor(a, requires_grad=True) for a in (mu, logvar)]
+        _agree(contenders["gmcore"](), peers.gaussian_sample(*theirs, eps=_noise(mu.shape))())
+        contenders["PyTorch"] = peers.gaussian_sample(*theirs)
+    return contenders
+
+
+def iwae_bound() -> dict[str, Call]:
+    """IWAE bound and its gradient, 50 samples of 20,000 examples"""
+    log_w = workloads.log_weights()
+    contenders: dict[str, Call] = {
+        "gmcore": workloads.iwae_bound(gmcore.tensor(log_w, requires_grad=True)),
+        "gmcore, kernels alone": workloads.iwae_bound_kernels(log_w),
+    }
+    if torch:
+        contenders["PyTorch"] = peers.iwae_bound(torch.tensor(log_w, requires_grad=True))
+        _agree(contenders["gmcore"](), contenders["PyTorch"]())
+    return contenders
+
+
+def _training(model: VAE, batch_size: int, peer: Call) -> dict[str, Call]:
+    x = workloads.images(batch_size)
+    step = workloads.train_step(model, x)
+    if not torch:
+        return {"gmcore": step}
+    theirs, data = peers.load(peer(), model.state_dict()), torch.tensor(x)
+    noise = _noise((model.samples, batch_size, model.latent_size))
+    _agree(step(), theirs.loss(data, noise if model.samples > 1 else noise[0]))
+    return {"gmcore": step, "PyTorch": peers.train_step(theirs, data)}
+
+
+def vae_step() -> dict[str, Call]:
+    """VAE 784-500-20, batch 100, a step of Adam"""
+    return _training(workloads.vae(), 100, lambda: peers.VAE(784, 20, (500,)))
+
+
+def iwae_step() -> dict[str, Call]:
+    """IWAE 784-200-200-50, k = 50, batch 20, a step of Adam"""
+    return _training(workloads.iwae_model(), 20, lambda: peers.IWAE(784, 50, (200, 200), 50))
+
+
+CASES: dict[str, Callable[[], dict[str, Call]]] = {
+    case.__name__.replace("_", "-"): case for case in (small_op, gaussian_sample, iwae_bound, vae_step, iwae_step)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - CASES.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected names of {', '.join(CASES)}")
+    if torch is None:
+        print("PyTorch is not installed: timing gmcore alone.\n")
+    device = bench.measure_cpu()
+    report: dict[str, Any] = {
+        "device": {"name": platform.processor() or platform.machine(), "threads": pool.get_num_threads(),
+                   "copy_rate": device.copy_rate, "product_rate": device.product_rate, "slot_rate": device.slot_rate},
+        "versions": {"gmcore": gmcore.__version__, "numpy": np.__version__, "torch": torch and torch.__version__},
+        "cases": {},
+    }  # fmt: skip
+    for name in arguments.names or CASES:
+        contenders = CASES[name]()
+        result = bench.compare(contenders, baseline="PyTorch" if torch else "gmcore")
+        print(f"{name}: {CASES[name].__doc__}\n{result}\n", flush=True)
+        report["cases"][name] = result.as_json()
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the benchmarks run: training steps and operations of gmcore, at the sizes that reports are kept for.
+
+Each function returns a call without arguments that does one step. Models are given their weights, their data
+and the key of their noise by seed, so that a peer (`peers`) can be given the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+import gmcore
+from gmcore import nn, ops, optim
+from gmcore.models.latent.iwae import IWAE
+from gmcore.models.latent.vae import VAE
+from gmcore.random import Generator
+from gmkernels import iwae, registry, sampling
+
+Call = Callable[[], object]
+
+SAMPLE_SHAPE = (20_000, 100)
+BOUND_SHAPE = (50, 20_000)
+DATA_SIZE = 784
+NOISE_SEED = 1
+
+
+def images(n: int) -> np.ndarray:
+    """Binary images, (n, 784): an eighth of the pixels lit, as in MNIST."""
+    return (np.random.default_rng(0).random((n, DATA_SIZE)) < 0.125).astype(np.float32)
+
+
+def gaussian_parameters() -> tuple[np.ndarray, np.ndarray]:
+    """mu and logvar of `SAMPLE_SHAPE`."""
+    rng = np.random.default_rng(0)
+    mu = rng.standard_normal(SAMPLE_SHAPE, np.float32)
+    return mu, 0.1 * rng.standard_normal(SAMPLE_SHAPE, np.float32)
+
+
+def log_weights() -> np.ndarray:
+    """Log importance weights of `BOUND_SHAPE`, spread like those of a trained model."""
+    return 3.0 * np.random.default_rng(0).standard_normal(BOUND_SHAPE, np.float32) - 90.0
+
+
+# -- operations ----------------------------------------------------------------------------------------------
+def small_op() -> Call:
+    """Eight elements, multiplied, with the gradients of both."""
+    x = gmcore.tensor(np.arange(8.0, dtype=np.float32), requires_grad=True)
+    y = gmcore.tensor(np.ones(8, np.float32), requires_grad=True)
+    gradient = gmcore.tensor(np.ones(8, np.float32))
+
+    def call() -> None:
+        x.grad = y.grad = None
+        (x * y).backward(gradient)
+
+    return call
+
+
+def gaussian_sample(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> Callable[[], gmcore.Tensor]:
+    """Sample and KL, and the gradient of their sum."""
+    generator = Generator(NOISE_SEED)
+
+    def call() -> gmcore.Tensor:
+        mu.grad = logvar.grad = None
+        z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
+        loss = z.sum() + kl.sum()
+        loss.backward()
+        return loss
+
+    return call
+
+
+def gaussian_sample_kernels(mu: np.ndarray, logvar: np.ndarray) -> Call:
+    """The two kernels behind `gaussian_sample`, into buffers kept from call to call."""
+    forward, backward = (registry.specs()[name] for name in ("gaussian_sample", "gaussian_sample_backward"))
+    attrs = {"samples": None}
+    key = Generator(NOISE_SEED).draw().numpy()
+    z, kl, log_q = outputs = sampling.gaussian_sample(mu, logvar, key=key)
+    incoming = (np.ones_like(z), np.ones_like(kl), np.zeros_like(log_q), mu, logvar, key)
+    gradients = (np.empty_like(mu), np.empty_like(logvar))
+
+    def call() -> None:
+        registry.run(forward, (mu, logvar, key), attrs, outputs=outputs)
+        registry.run(backward, incoming, attrs, outputs=gradients)
+
+    return call
+
+
+def iwae_bound(log_w: gmcore.Tensor) -> Callable[[], gmcore.Tensor]:
+    """The bound of every column and the gradient of their sum."""
+
+    def call() -> gmcore.Tensor:
+        log_w.grad = None
+        loss = ops.iwae_bound(log_w, axis=0)[0].sum()
+        loss.backward()
+        return loss
+
+    return call
+
+
+def iwae_bound_kernels(log_w: np.ndarray) -> Call:
+    """The two kernels behind `iwae_bound`, into buffers kept from call to call."""
+    forward, backward = (registry.specs()[name] for name in ("iwae_bound", "iwae_bound_backward"))
+    attrs = {"axis": 0}
+    bound, weights, _ = outputs = iwae.iwae_bound(log_w, axis=0)
+    incoming, gradients = (np.ones_like(bound), weights), (np.empty_like(log_w),)
+
+    def call() -> None:
+        registry.run(forward, (log_w,), attrs, outputs=outputs)
+        registry.run(backward, incoming, attrs, outputs=gradients)
+
+    return call
+
+
+# -- training steps ------------------------------------------------------------------------------------------
+def vae() -> VAE:
+    """784-500-20, as in the VAE paper."""
+    return VAE(DATA_SIZE, 20, (500,), generator=Generator(0))
+
+
+def iwae_model() -> IWAE:
+    """784-200-200-50 with 50 samples, as in the IWAE paper."""
+    return IWAE(DATA_SIZE, 50, (200, 200), samples=50, generator=Generator(0))
+
+
+def train_step(model: VAE, x: np.ndarray) -> Callable[[], gmcore.Tensor]:
+    """One step of Adam on the batch `x`; returns the loss."""
+    batch = gmcore.tensor(x)
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+
+    def call() -> gmcore.Tensor:
+        optimizer.zero_grad()
+        loss, _ = model.loss(batch, generator=generator)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return call
+
+
+def mlp_step() -> Call:
+    """A step of SGD on a network 2-16-16-1 and a batch of 32: nearly all of it is overhead."""
+    rng = np.random.default_rng(0)
+    x = gmcore.tensor(rng.standard_normal((32, 2), np.float32))
+    y = gmcore.tensor(rng.standard_normal((32, 1), np.float32))
+    gmcore.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = optim.SGD(model.parameters(), lr=1e-2)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        ops.mean(ops.square(model(x) - y)).backward()
+        optimizer.step()
+
+    return call

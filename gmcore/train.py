@@ -1,0 +1,486 @@
+"""Training: `fit` makes a run or continues one; `load` gives its model back, `evaluate` measures it.
+
+A run continues from its checkpoint bit for bit: everything random is a function of the run's seed and of the
+position in training (see `gmcore.streams`), except what the loss draws, and that generator is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+import gmcore
+from gmcore import io, models, pictures
+from gmcore.data import MODES, SPLITS, Dataset, batches, check_support
+from gmcore.data import load as load_data
+from gmcore.errors import ArgumentError, CheckpointError, unknown_name
+from gmcore.evaluation import (
+    BATCH_SIZE,
+    Event,
+    Progress,
+    bernoulli_baseline,
+    check_positive,
+    evaluate,
+    fingerprint,
+    is_binary,
+    measure,
+    prepare,
+    reopen_data,
+)
+from gmcore.models import GenerativeModel, Recipe
+from gmcore.optim import Adam
+from gmcore.random import Generator
+from gmcore.run import (
+    CHECKPOINT,
+    CONFIG,
+    Run,
+    load,
+    new_folder,
+    part,
+    picture_format,
+    read_checkpoint,
+    read_config,
+    read_metrics,
+    recipe_of,
+    restore_model,
+    write_config,
+    write_metrics,
+)
+from gmcore.streams import drawing_from, stream_seed
+from gmcore.tensor import Tensor, as_tensor, check_device, no_grad
+
+
+# -- learning rates -------------------------------------------------------------------------------------------
+def iwae_schedule(epoch: int) -> float:
+    """Factor on the learning rate: 10^(-i/7) in stage i = 0..7, which lasts 3^i epochs.
+
+    Burda, Grosse & Salakhutdinov 2016, section 5: 3280 epochs in all. Epochs count from 1; later ones stay at the
+    last stage's rate.
+    """
+    stage, end = 0, 1
+    while stage < 7 and epoch > end:
+        stage += 1
+        end += 3**stage
+    return 10.0 ** (-stage / 7.0)
+
+
+SCHEDULES: dict[str, Callable[[int], float]] = {"iwae": iwae_schedule}
+"""Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""
+
+
+# -- stopping -------------------------------------------------------------------------------------------------
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C; the run at `path` was saved and can be resumed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"interrupted, and saved; continue with: gmcore train --resume {path}")
+        self.path = path
+
+
+class _Interrupts:
+    """Turns Ctrl-C into a request that training looks at between steps, where its state is whole.
+
+    A second Ctrl-C raises at once. A handler that the program has set itself is left in place.
+    """
+
+    def __enter__(self) -> Self:
+        self.requested = False
+        main = threading.current_thread() is threading.main_thread()
+        self._installed = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._installed:
+            signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def _request(self, signum: int, frame: Any) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# -- training -------------------------------------------------------------------------------------------------
+@dataclasses.dataclass
+class _Position:
+    """How far training has come: `batch` batches into `epoch`, which counts from 1."""
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    totals: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sums of the loss and the model's figures over the examples of this epoch so far."""
+
+
+class _Training:
+    """The state of a run in memory, and the loop that moves it on."""
+
+    def __init__(
+        self, path: Path, model: GenerativeModel, config: dict[str, Any], dataset: Dataset, progress: Progress | None
+    ) -> None:
+        self.path = path
+        self.model = model
+        self.config = config
+        self.dataset = dataset
+        self.recipe = recipe = recipe_of(config)
+        self.seed: int = config["seed"]
+        self.optimizer = Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+        self.noise = Generator(stream_seed(self.seed, "noise"))
+        self.position = _Position()
+        self.metrics: list[dict[str, Any]] = []
+        self._progress = progress
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._clock = time.perf_counter()
+
+    # -- saving --------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Replace the checkpoint by the present state."""
+        self._settle()
+        self._tick()
+        arrays = {f"model.{name}": tensor.numpy() for name, tensor in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        arrays["generator.noise"] = np.array(self.noise.state, np.uint64)
+        metadata = {
+            "model": self.model.name,
+            "config": json.dumps(self.config["config"]),
+            "position": json.dumps(dataclasses.asdict(self.position)),
+            "gmcore": gmcore.__version__,
+        }
+        io.save(self.path / CHECKPOINT, arrays, metadata)
+
+    def restore(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """Take over the state of a checkpoint; the model has its parameters already."""
+        try:
+            self.optimizer.load_state_dict(part(arrays, "optimizer."))
+            self.noise.state = tuple(int(word) for word in arrays["generator.noise"])
+            self.position = _Position(**metadata["position"])
+        except (KeyError, TypeError, CheckpointError) as error:
+            raise CheckpointError(f"{self.path / CHECKPOINT}: not the state of this training ({error})") from None
+        self.metrics = read_metrics(self.path, self.position.epoch - 1)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.metrics.append(line)
+        write_metrics(self.path, self.metrics)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.position.seconds += now - self._clock
+        self._clock = now
+
+    # -- the loop ------------------------------------------------------------------------------------------
+    def run(self) -> Run:
+        """Train to the last epoch, measure the test bound, draw the pictures."""
+        try:
+            with _Interrupts() as self._interrupts:
+                while self.position.epoch <= self.recipe.epochs:
+                    self._train_epoch()
+                if not self.metrics or "split" not in self.metrics[-1]:
+                    self._finish()
+        except KeyboardInterrupt:
+            raise Interrupted(self.path) from None
+        return Run(self.path, self.model, self.metrics)
+
+    def _report(self, event: Event) -> None:
+        """Tell the progress, and stop here if Ctrl-C was pressed; called only where the state is whole."""
+        if self._progress is not None:
+            self._progress(event)
+        if self._interrupts.requested:
+            self.save()
+            raise KeyboardInterrupt
+
+    def _train_epoch(self) -> None:
+        position, recipe = self.position, self.recipe
+        for group in self.optimizer.param_groups:
+            factor = SCHEDULES[recipe.schedule](position.epoch) if recipe.schedule else 1.0
+            group["lr"] = recipe.learning_rate * factor
+        images = prepare(self.dataset, "train", recipe.binarize, self.seed, position.epoch)
+        order = list(batches(len(images), recipe.batch_size, stream_seed(self.seed, "order"), position.epoch))
+        self.model.train()
+        for indices in order[position.batch :]:
+            loss = self._step(as_tensor(images[indices]))
+            position.batch += 1
+            position.step += 1
+            self._report(Event("step", position.epoch, recipe.epochs, position.batch, len(order), loss))
+        self._settle()
+        line = self._epoch_line()
+        self._append(line)
+        self.position = _Position(position.epoch + 1, 0, position.step, position.seconds)
+        self.save()
+        self._report(Event("epoch", position.epoch, recipe.epochs, len(order), len(order), line=line))
+
+    def _step(self, x: Tensor) -> Tensor:
+        """One step down the gradient of the loss on a batch."""
+        self.optimizer.zero_grad()
+        loss, figures = drawing_from(self.noise, self.model.loss, x, generator=self.noise)
+        loss.backward()
+        self.optimizer.step()
+        loss = loss.detach()
+        figures = {name: value.detach() if isinstance(value, Tensor) else value for name, value in figures.items()}
+        self._pending.append((len(x), {**figures, "loss": loss, "examples": 1}))
+        return loss
+
+    def _settle(self) -> None:
+        """Add the losses since the last time to the totals: numbers leave the device here, not at every step."""
+        totals = self.position.totals
+        for count, figures in self._pending:
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + count * float(value)
+        self._pending.clear()
+        if not math.isfinite(totals.get("loss", 0.0)):
+            raise ArgumentError(
+                f"the loss is not finite in epoch {self.position.epoch}; {self.path} keeps the state before it. Try a "
+                f"smaller learning rate (--set learning_rate={self.recipe.learning_rate / 10:g})"
+            )
+
+    def _epoch_line(self) -> dict[str, Any]:
+        position = self.position
+        totals = dict(position.totals)
+        examples = totals.pop("examples")
+        means = {name: total / examples for name, total in totals.items()}
+        loss = means.pop("loss")
+        valid_bound = self._validate()
+        self._tick()
+        return {
+            "epoch": position.epoch,
+            "step": position.step,
+            "train_loss": loss,
+            "valid_bound": valid_bound,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "metrics": means,
+            "seconds": position.seconds,
+        }
+
+    def _validate(self) -> float:
+        """Minus the loss on the validation images: the bound that training maximises, on images it has not seen."""
+        images = prepare(self.dataset, "valid", self.recipe.binarize, self.seed)
+        generator = Generator(stream_seed(self.seed, "validation"))
+        total = 0.0
+        self.model.eval()
+        for start in range(0, len(images), BATCH_SIZE):
+            x = as_tensor(images[start : start + BATCH_SIZE])
+            with no_grad():
+                loss, _ = drawing_from(generator, self.model.loss, x, generator=generator)
+            total += len(x) * loss.item()
+            self._report(Event("valid", self.position.epoch, self.recipe.epochs, start + len(x), len(images)))
+        return -total / len(images)
+
+    def _finish(self) -> None:
+        epochs = self.recipe.epochs
+        result = measure(
+            self.model,
+            self.dataset,
+            split="test",
+            samples=self.recipe.eval_samples,
+            seed=self.seed,
+            mode=self.recipe.binarize,
+            binarize_seed=self.seed,
+            epoch=epochs,
+            limit=None,
+            report=self._report,
+        )
+        self._draw([*self.metrics, result])
+        self._append(result)
+
+    def _draw(self, metrics: list[dict[str, Any]]) -> None:
+        """100 samples, 50 test images with their reconstructions, and the curves."""
+        noise = Generator(stream_seed(self.seed, "sampling"))
+        originals = prepare(self.dataset, "test", self.recipe.binarize, self.seed)[:50]
+        samples = drawing_from(noise, self.model.sample, 100, generator=noise).numpy()
+        means = drawing_from(noise, self.model.reconstruct, as_tensor(originals), generator=noise).numpy()
+        pixels = picture_format(self.config)
+        pictures.save_samples(self.path / "samples.png", samples, *pixels)
+        pictures.save_reconstructions(self.path / "reconstructions.png", originals, means, *pixels)
+        pictures.save_curves(self.path / "curves.png", metrics)
+
+
+def fit(
+    model: str | GenerativeModel | None = None,
+    data: str | os.PathLike[str] | Dataset | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a model and save it as a run; or continue a run.
+
+    Parameters
+    ----------
+    model : a name of `gmcore.models.names()`, or a model of one's own, built already.
+    data : a name of `gmcore.data.sources()`, a path of a `.npy` or `.npz` file, or a `Dataset`; "digits" by default.
+    data_dir : where the files of the data set are (see `gmcore.data.load`).
+    epochs, batch_size : in place of the recipe's.
+    seed : 0..2**64 - 1, 0 by default; all that is random follows from it (see `STREAMS`).
+    out : folder of the run; ``runs/<model>-<data>-seed<seed>`` by default, with a number behind it if that is taken.
+    resume : folder of a run to continue instead, up to its own number of epochs or to `epochs`. A run trained for 2
+        epochs and resumed to 4 equals one trained for 4, bit for bit (on one build, device and thread count).
+    device : "cpu", the default.
+    settings : fields of the model's recipe (``learning_rate``, ``binarize``, ``eval_samples``, ...) and of its
+        `settings` (``latent_size``, ...), by name.
+    progress : called with an `Event` after every step.
+
+    Returns
+    -------
+    Run : the trained model, the run's folder, and its metrics; ``run.result["bound"]`` is the test bound.
+
+    Raises
+    ------
+    UnknownNameError, ArgumentError : a name or value that does not exist.  DataError : data that are missing or that
+    the model's likelihood is not defined on.  CheckpointError : a run that cannot be resumed, or cannot be written;
+    what was saved before is then still there.  Interrupted (a `KeyboardInterrupt`) : Ctrl-C; the run was saved after
+    the last step and can be resumed.
+    """
+    pictures.require_matplotlib()
+    check_device(device)
+    if resume is not None:
+        given = {"batch_size": batch_size, "seed": seed, "out": out, "settings": settings or None}
+        given["data"] = None if isinstance(data, Dataset) else data
+        if fixed := [name for name, value in given.items() if value is not None]:
+            raise ArgumentError(f"{', '.join(fixed)}: fixed by the run that is resumed; epochs and data_dir may change")
+        training = _resume(Path(resume), model, data if isinstance(data, Dataset) else None, data_dir, epochs, progress)
+    else:
+        if model is None:
+            raise ArgumentError(f"name a model to train: one of {', '.join(models.names())}")
+        overrides = {"epochs": epochs, "batch_size": batch_size}
+        overrides = {**(settings or {}), **{k: v for k, v in overrides.items() if v is not None}}
+        training = _begin(model, data or "digits", data_dir, seed or 0, out, device or "cpu", overrides, progress)
+    return training.run()
+
+
+def _begin(
+    model: str | GenerativeModel,
+    data: str | os.PathLike[str] | Dataset,
+    data_dir: str | os.PathLike[str] | None,
+    seed: int,
+    out: str | os.PathLike[str] | None,
+    device: str,
+    settings: Mapping[str, Any],
+    progress: Progress | None,
+) -> _Training:
+    """A new run, checked as far as it can be before anything is written."""
+    cls = models.get(model) if isinstance(model, str) else type(model)
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    arguments = cls.settings if isinstance(model, str) else ()
+    for name in settings:
+        if name not in fields and name not in arguments:
+            raise unknown_name(f"setting of {cls.name}", name, [*fields, *arguments])
+    recipe = dataclasses.replace(cls.recipe, **{name: value for name, value in settings.items() if name in fields})
+    _check_recipe(recipe)
+    init = Generator(stream_seed(Generator(seed).seed, "init"))
+    dataset = data if isinstance(data, Dataset) else load_data(data, data_dir)
+    if isinstance(model, str):
+        own = {name: value for name, value in settings.items() if name not in fields}
+        model = drawing_from(init, cls.build, dataset.train, own, init)
+    if "binarize" not in settings and (model.support == "real" or is_binary(dataset.train)):
+        recipe = dataclasses.replace(recipe, binarize="none")
+    _check_fit(model, dataset, recipe, seed)
+    config = {
+        "gmcore": gmcore.__version__,
+        "model": model.name,
+        "config": _json_config(model),
+        "recipe": dataclasses.asdict(recipe),
+        "data": {
+            "source": None if isinstance(data, Dataset) else _absolute(data),
+            "data_dir": None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir)),
+            "sha256": fingerprint(dataset),
+            "image_shape": dataset.image_shape,
+            "provenance": {"data": dataset.name, **dataset.provenance},
+        },
+        "features": dataset.train.shape[1],
+        "seed": seed,
+        "device": device,
+        "threads": gmcore.get_num_threads(),
+    }
+    path = new_folder(out, f"{model.name}-{dataset.name}-seed{seed}")
+    write_config(path, config)
+    training = _Training(path, model, config, dataset, progress)
+    training.save()
+    return training
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Raise `ArgumentError` or `UnknownNameError` for values that training cannot use."""
+    for name in ("epochs", "batch_size", "eval_samples"):
+        check_positive(name, getattr(recipe, name))
+    if recipe.schedule is not None and recipe.schedule not in SCHEDULES:
+        raise unknown_name("schedule", str(recipe.schedule), SCHEDULES)
+    if recipe.binarize not in MODES:
+        raise unknown_name("binarisation", str(recipe.binarize), MODES)
+
+
+def _check_fit(model: GenerativeModel, dataset: Dataset, recipe: Recipe, seed: int) -> None:
+    """Raise `DataError` unless the model's likelihood is defined on all images, and `ShapeError` unless they fit it."""
+    for split in SPLITS:
+        where = f"data set {dataset.name!r}, split {split!r}"
+        if recipe.binarize == "none":
+            check_support(getattr(dataset, split), model.support, where)
+        else:
+            check_support(getattr(dataset, split), "unit-interval", f"{where}, to be binarised ({recipe.binarize})")
+    images = as_tensor(prepare(dataset, "valid", recipe.binarize, seed)[:2])
+    noise = Generator(0)
+    with no_grad():
+        drawing_from(noise, model.eval().loss, images, generator=noise)
+
+
+def _absolute(data: str | os.PathLike[str]) -> str:
+    """A data set's name as it is; a path from anywhere, since a run may be resumed from another folder."""
+    return os.path.abspath(data) if os.path.isfile(data) else os.fspath(data)
+
+
+def _json_config(model: GenerativeModel) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(model.config))
+    except TypeError as error:
+        raise ArgumentError(f"{model.name}: model.config must hold JSON values only ({error})") from None
+
+
+def _resume(
+    path: Path,
+    model: str | GenerativeModel | None,
+    data: Dataset | None,
+    data_dir: str | os.PathLike[str] | None,
+    epochs: int | None,
+    progress: Progress | None,
+) -> _Training:
+    """A run as its last checkpoint left it."""
+    config = read_config(path)
+    checkpoint = path / CHECKPOINT
+    name = model.name if isinstance(model, GenerativeModel) else model
+    if name is not None and name != config["model"]:
+        raise CheckpointError(f"{path}: a run of model {config['model']!r}, expected {name!r}")
+    arrays, metadata = read_checkpoint(checkpoint)
+    if (metadata["model"], metadata["config"]) != (config["model"], config["config"]):
+        raise CheckpointError(f"{checkpoint}: a checkpoint of {metadata['model']} {metadata['config']}, but {CONFIG} "
+                              f"describes {config['model']} {config['config']}")  # fmt: skip
+    if epochs is not None:
+        check_positive("epochs", epochs)
+        begun = metadata["position"]["epoch"] - (metadata["position"]["batch"] == 0)
+        if epochs < begun:
+            raise ArgumentError(f"{path} is in epoch {begun} already, past the {epochs} asked for")
+        config["recipe"]["epochs"] = epochs
+    dataset = reopen_data(config["data"], data, data_dir)
+    restored = restore_model(checkpoint, arrays, metadata, model if isinstance(model, GenerativeModel) else None)
+    training = _Training(path, restored, config, dataset, progress)
+    training.restore(arrays, metadata)
+    write_config(path, config)
+    write_metrics(path, training.metrics)
+    return training
+
+
+__all__ = ["Event", "Interrupted", "Run", "bernoulli_baseline", "evaluate", "fit", "iwae_schedule", "load"]

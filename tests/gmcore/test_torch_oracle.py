@@ -1,0 +1,300 @@
+"""Every op against PyTorch in float64: values, gradients and second gradients to 1e-9; then random programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import gmcore
+from gmcore import Tensor, ops
+from gmcore.op import OPS
+
+torch = pytest.importorskip("torch")
+
+TOLERANCE = 1e-9
+
+
+# -- the counterparts ----------------------------------------------------------------------------------------
+def _cells(shape: tuple[int, ...], index: Any) -> Any:
+    """Positions in C order of the elements that an index selects; PyTorch has no negative steps."""
+    return torch.from_numpy(np.ascontiguousarray(np.arange(np.prod(shape)).reshape(shape)[index]))
+
+
+def _scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    zeros = torch.zeros(int(np.prod(shape)), dtype=x.dtype)
+    return zeros.index_add(0, _cells(shape, index).ravel(), x.ravel()).reshape(shape)
+
+
+def _axes(x: Any, axis: Any) -> tuple[int, ...]:
+    return tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
+
+
+def _logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    return torch.logsumexp(x, _axes(x, axis), keepdims) if x.ndim else x.clone()
+
+
+def _activation(a: Any, activation: str) -> Any:
+    functions = {"identity": lambda a: a, "softplus": torch.nn.functional.softplus}
+    return functions.get(activation, getattr(torch, activation, None))(a)
+
+
+def _linear(x: Any, weight: Any, bias: Any, activation: str = "identity") -> Any:
+    return _activation(torch.nn.functional.linear(x, weight, bias), activation)
+
+
+def _activation_backward(g: Any, y: Any, activation: str) -> Any:
+    """The derivative of the activation at the argument that gives y, by PyTorch's own backward pass."""
+    inverse = {
+        "identity": lambda y: y,
+        "tanh": torch.atanh,
+        "sigmoid": torch.logit,
+        "relu": lambda y: y,
+        "softplus": lambda y: torch.log(torch.expm1(y)),
+    }
+    a = inverse[activation](y)
+    d_pre = torch.autograd.grad(_activation(a, activation), a, g, create_graph=True)[0]
+    return d_pre, d_pre.reshape(-1, y.shape[-1]).sum(0)
+
+
+def _noise(mu: Any, key: Tensor, samples: int | None) -> Any:
+    """The noise of the op's own stream, fed into PyTorch's formula."""
+    shape = tuple(mu.shape) if samples is None else (samples, *mu.shape)
+    return torch.from_numpy(ops.normal(shape, dtype="float64", key=key).numpy().copy())
+
+
+def _gaussian_sample(mu: Any, logvar: Any, samples: int | None, key: Tensor) -> Any:
+    q = torch.distributions.Normal(mu, torch.exp(logvar / 2))
+    z = q.loc + q.scale * _noise(mu, key, samples)
+    prior = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    return z, torch.distributions.kl_divergence(q, prior).sum(-1), q.log_prob(z).sum(-1)
+
+
+def _gaussian_sample_backward(
+    g_z: Any, g_kl: Any, g_log_q: Any, mu: Any, logvar: Any, key: Tensor, samples: int | None
+) -> Any:
+    ys = _gaussian_sample(mu, logvar, samples, key)
+    return torch.autograd.grad(ys, (mu, logvar), (g_z, g_kl, g_log_q), create_graph=True)
+
+
+def _bernoulli_log_prob(logits: Any, x: Any) -> Any:
+    x = x.expand_as(logits)
+    return -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+def _bernoulli_log_prob_backward(g: Any, logits: Any, x: Any) -> Any:
+    return torch.autograd.grad(_bernoulli_log_prob(logits, x), logits, g, create_graph=True)[0]
+
+
+def _iwae_bound(log_w: Any, axis: int) -> Any:
+    weights = torch.softmax(log_w, axis)
+    return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
+
+
+COUNTERPARTS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(torch, name) for name in (
+        "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1", "log",
+        "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul", "greater",
+        "greater_equal", "less", "less_equal", "not_equal", "isfinite", "broadcast_to",
+    )},
+    "equal": torch.eq,
+    "power": torch.pow,
+    "softplus": torch.nn.functional.softplus,
+    "identity": lambda x: x.clone(),
+    "cast": lambda x, dtype: x.to(getattr(torch, dtype)),
+    "transpose": lambda x, axes: x.permute(axes or tuple(range(x.ndim))[::-1]),
+    "sum_to": lambda x, shape: x.sum_to_size(shape),
+    "getitem": lambda x, index: x.reshape(-1)[_cells(tuple(x.shape), index)],
+    "scatter_add": _scatter_add,
+    "concatenate": lambda xs, axis: torch.cat(xs, axis),
+    "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
+    "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),
+    "logsumexp": _logsumexp,
+    "linear": _linear,
+    "activation_backward": _activation_backward,
+    "gaussian_sample": _gaussian_sample,
+    "gaussian_sample_backward": _gaussian_sample_backward,
+    "bernoulli_log_prob": _bernoulli_log_prob,
+    "bernoulli_log_prob_backward": _bernoulli_log_prob_backward,
+    "iwae_bound": _iwae_bound,
+    "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
+}  # fmt: skip
+NO_COUNTERPART = {
+    "normal": "another random stream; known answers in tests/gmkernels",
+    "uniform": "another random stream; known answers in tests/gmkernels",
+    "bernoulli_sample": "another random stream, and no derivative; its formula in test_ops.py",
+    "bernoulli_sample_logits": "another random stream, and no derivative; its formula in test_ops.py",
+}
+EXAMPLES = {
+    f"{name}-{i}": (name, example)
+    for name, op in OPS.items()
+    if name in COUNTERPARTS
+    for i, example in enumerate(op.examples(np.random.default_rng(0)))
+}
+
+
+def test_every_op_has_a_counterpart_or_a_reason() -> None:
+    assert set(OPS) == set(COUNTERPARTS) | set(NO_COUNTERPART)
+    assert not set(COUNTERPARTS) & set(NO_COUNTERPART)
+
+
+# -- comparison ------------------------------------------------------------------------------------------------
+def map_arrays(f: Callable[[np.ndarray], Any], value: Any) -> Any:
+    """f of every array in `value` that is not an index."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_arrays(f, item) for item in value)
+    return f(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fb" else value
+
+
+def as_list(out: Any) -> list[Any]:
+    return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+def weighted(ys: list[Any], make: Callable[[np.ndarray], Any], seed: int) -> list[tuple[Any, Any]]:
+    """The outputs with weights to contract them with, the same ones for both libraries."""
+    rng = np.random.default_rng(seed)
+    return [(y, make(rng.uniform(-1.0, 1.0, tuple(y.shape)))) for y in ys]
+
+
+def ours(function: Callable[..., Any], xs: list[Tensor]) -> list[list[Any]]:
+    """Values, gradients and second gradients of weighted sums."""
+    levels = [[y for y in as_list(function()) if y.dtype.kind == "f"]]
+    for order in (1, 2):
+        pairs = [(y, w) for y, w in weighted(levels[-1], gmcore.tensor, order) if y.requires_grad]
+        ys, ws = [y for y, _ in pairs], [w for _, w in pairs]
+        levels.append(list(gmcore.grad(ys, xs, ws, create_graph=True, fill=True)) if xs else [])
+    return [[t.detach().numpy() for t in level] for level in levels]
+
+
+def theirs(function: Callable[..., Any], xs: list[Any]) -> list[list[Any]]:
+    levels = [[y for y in as_list(function()) if y.is_floating_point()]]
+    for order in (1, 2):
+        pairs = [(y, w) for y, w in weighted(levels[-1], torch.from_numpy, order) if y.requires_grad]
+        ys, ws = [y for y, _ in pairs], [w for _, w in pairs]
+        if not ys:
+            levels.append([torch.zeros_like(x) for x in xs])
+            continue
+        options: dict[str, Any] = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        levels.append(list(torch.autograd.grad(ys, xs, ws, **options)))
+    return [[t.detach().numpy(force=True) for t in level] for level in levels]
+
+
+def agree(found: list[list[Any]], expected: list[list[Any]]) -> None:
+    for order, (level, references) in enumerate(zip(found, expected, strict=True)):
+        for y, reference in zip(level, references, strict=True):
+            assert y.shape == reference.shape
+            scale = max(1.0, float(np.max(np.abs(reference), initial=0.0)))
+            np.testing.assert_allclose(y, reference, TOLERANCE, TOLERANCE * scale, err_msg=f"order {order}")
+
+
+@pytest.mark.parametrize("name, example", EXAMPLES.values(), ids=EXAMPLES)
+def test_op(name: str, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    args, kwargs = example
+    if name == "getitem" or name == "scatter_add":  # the second argument is an index, not data
+        args, rest = args[:1], args[1:]
+    else:
+        rest = ()
+    xs: list[Tensor] = []
+    torch_xs: list[Any] = []
+
+    def leaf(a: np.ndarray) -> Tensor:
+        x = gmcore.tensor(a, requires_grad=a.dtype == np.float64)
+        xs.extend([x] if x.requires_grad else [])
+        return x
+
+    def torch_leaf(a: np.ndarray) -> Any:
+        x = torch.tensor(a, requires_grad=a.dtype == np.float64)
+        torch_xs.extend([x] if x.requires_grad else [])
+        return x
+
+    our_args, torch_args = map_arrays(leaf, args), map_arrays(torch_leaf, args)
+    found = ours(lambda: OPS[name].public(*our_args, *rest, **kwargs), xs)
+    expected = theirs(lambda: COUNTERPARTS[name](*torch_args, *rest, **kwargs), torch_xs)
+    agree(found, expected)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in COUNTERPARTS if n.startswith(("equal", "not", "greater", "less", "isf"))))
+def test_comparisons(name: str) -> None:
+    x, y = np.array([1.0, 2.0, np.nan, np.inf]), np.array([1.0, 3.0, 0.0, -np.inf])
+    arrays = [x] if name == "isfinite" else [x, y]
+    found = OPS[name].public(*map(gmcore.tensor, arrays))
+    np.testing.assert_array_equal(found.numpy(), COUNTERPARTS[name](*map(torch.tensor, arrays)).numpy())
+
+
+# -- random programs ---------------------------------------------------------------------------------------------
+# An instruction takes one or two values of shapes that broadcast to (3, 4) and gives another such value. It is
+# written once, in the functions that the two libraries share, and in the ones that differ.
+class Library:
+    def __init__(self, module: Any, **functions: Callable[..., Any]) -> None:
+        self.module = module
+        self.functions = functions
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self.functions.get(name) or getattr(self.module, name)
+
+
+OURS = Library(ops, mean=lambda x, axis: ops.mean(x, axis, True), sum=lambda x, axis: ops.sum(x, axis, True),
+               max=lambda x, axis: ops.max(x, axis, True), lse=lambda x, axis: ops.logsumexp(x, axis, True))  # fmt: skip
+THEIRS = Library(
+    torch,
+    softplus=torch.nn.functional.softplus,
+    linear=_linear,
+    concatenate=torch.cat,
+    bernoulli_log_prob=_bernoulli_log_prob,
+    iwae_bound=_iwae_bound,
+    mean=lambda x, axis: x.mean(axis, keepdim=True),
+    sum=lambda x, axis: x.sum(axis, keepdim=True),
+    max=lambda x, axis: x.amax(axis, keepdim=True),
+    lse=lambda x, axis: x.logsumexp(axis, keepdim=True),
+)
+
+INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "add": lambda f, x, y: x + y,
+    "subtract": lambda f, x, y: 0.5 * x - y,
+    "multiply": lambda f, x, y: x * y,
+    "divide": lambda f, x, y: x / (1.0 + y * y),
+    "power": lambda f, x, y: (0.5 + f.sigmoid(x)) ** f.tanh(y),
+    "maximum": lambda f, x, y: f.maximum(x, y + 0.1),
+    "where": lambda f, x, y: f.where(x > y, f.sin(x), f.cos(y)),
+    "exp": lambda f, x, y: f.exp(-f.softplus(x)),
+    "log": lambda f, x, y: f.log(1.0 + x * x),
+    "sqrt": lambda f, x, y: f.sqrt(1.0 + x * x),
+    "tanh": lambda f, x, y: f.tanh(x),
+    "expm1": lambda f, x, y: f.expm1(f.sin(x)) + f.log1p(f.square(y)),
+    "rows": lambda f, x, y: f.mean(x, -1) - y,
+    "columns": lambda f, x, y: f.sum(f.tanh(x), 0),
+    "max": lambda f, x, y: f.max(x, 1),
+    "logsumexp": lambda f, x, y: f.lse(x, 0) * y,
+    "reversed": lambda f, x, y: f.concatenate([x[:, 1:], x[:, :1]], 1) if x.shape[1] > 1 else x,
+    "gather": lambda f, x, y: x[[2, 0, 2]] if x.shape[0] > 1 else x,
+    "matmul": lambda f, x, y: (x @ f.reshape(x, tuple(x.shape)[::-1])) @ f.tanh(x),
+    "linear": lambda f, x, y: f.linear(x, f.tanh(x), None, activation="tanh") @ x,
+    "bernoulli": lambda f, x, y: f.reshape(f.bernoulli_log_prob(x, f.sigmoid(x)), (x.shape[0], 1)),
+    "iwae": lambda f, x, y: f.reshape(f.iwae_bound(x, axis=0)[0], (1, x.shape[1])) * f.iwae_bound(x, axis=0)[1],
+}  # fmt: skip
+PROGRAMS = st.lists(
+    st.tuples(st.sampled_from(sorted(INSTRUCTIONS)), st.integers(0, 99), st.integers(0, 99)), min_size=3, max_size=12
+)
+
+
+def execute(program: list[tuple[str, int, int]], f: Any, xs: list[Any]) -> Any:
+    """Each instruction reads two earlier values (recent ones count from the end) and appends its result."""
+    values = list(xs)
+    for name, i, j in program:
+        values.append(INSTRUCTIONS[name](f, values[-1 - i % min(4, len(values))], values[-1 - j % len(values)]))
+    return values[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(program=PROGRAMS, seed=st.integers(0, 2**16))
+def test_random_programs(program: list[tuple[str, int, int]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape) for shape in ((3, 4), (1, 4), (3, 1))]
+    torch_xs = [torch.tensor(a, requires_grad=True) for a in arrays]
+    expected = theirs(lambda: execute(program, THEIRS, torch_xs), torch_xs)
+    # Programs whose derivatives explode are ill-conditioned: both libraries would be wrong in the same digits.
+    assume(all(np.isfinite(a).all() and np.abs(a).max() < 1e4 for level in expected for a in level))
+    xs = [gmcore.tensor(a, requires_grad=True) for a in arrays]
+    agree(ours(lambda: execute(program, OURS, xs), xs), expected)

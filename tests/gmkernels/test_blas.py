@@ -1,0 +1,134 @@
+"""The BLAS behind the products: found, called from compiled code, and left as it was."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from gmkernels import blas, registry
+from gmkernels.dense import matmul, spec
+
+needs_blas = pytest.mark.skipif(blas.find() is None, reason=str(blas.available()))
+
+
+@needs_blas
+def test_found_library_is_numpys():
+    library = blas.find()
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    before = library.get_num_threads()
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        assert library.get_num_threads() == 1
+    assert library.get_num_threads() == before
+    assert library.gemm_address(np.dtype("float32")) != library.gemm_address(np.dtype("float64")) != 0
+
+
+@needs_blas
+def test_threads_are_restored_after_nested_overlapping_and_failing_contexts():
+    library = blas.find()
+    before = library.get_num_threads()
+    with pytest.raises(ZeroDivisionError), blas.single_threaded(), blas.single_threaded():
+        assert library.get_num_threads() == 1
+        1 / 0  # noqa: B018
+    assert library.get_num_threads() == before
+
+    first, second = blas.single_threaded(), blas.single_threaded()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with second:
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with first:
+        thread.start()
+        entered.wait()
+    assert library.get_num_threads() == 1  # the other thread is still inside
+    leave.set()
+    thread.join()
+    assert library.get_num_threads() == before
+
+
+@needs_blas
+def test_a_product_leaves_numpys_threads_as_they_were():
+    library = blas.find()
+    before = library.get_num_threads()
+    try:
+        for threads in {1, before}:
+            library.set_num_threads(threads)
+            matmul(np.ones((200, 300)), np.ones((300, 200)), backend="cpu")
+            assert library.get_num_threads() == threads
+    finally:
+        library.set_num_threads(before)
+
+
+@needs_blas
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_inside_the_context_has_its_threads_back():
+    code = """
+import os
+from gmkernels import blas
+library = blas.find()
+library.set_num_threads(2)
+with blas.single_threaded():
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if library.get_num_threads() == 2 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_products_fall_back_to_numpy_without_blas(monkeypatch):
+    a, b = np.ones((300, 300)), np.ones((300, 300))
+    monkeypatch.setattr(blas, "available", lambda: "has no cblas_dgemm here")
+    registry._choices.clear()
+    try:
+        assert registry.explain(spec.MATMUL, a, b).chosen == "reference"
+        assert "no cblas_dgemm" in str(registry.explain(spec.MATMUL, a, b))
+        assert np.all(matmul(a, b) == 300)
+        with pytest.raises(registry.KernelError, match="no cblas_dgemm"):
+            matmul(a, b, backend="cpu")
+    finally:
+        registry._choices.clear()
+
+
+def test_finding_blas_imports_no_compiler():
+    code = "import sys, gmkernels.dense, gmkernels.blas as b; b.find(); assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LAYOUTS = {
+    "rows": (lambda a: a, blas.NO_TRANS, 7),
+    "columns": (lambda a: np.asfortranarray(a), blas.TRANS, 5),
+    "row slice": (lambda a: np.pad(a, ((0, 0), (2, 3)))[:, 2:-3], blas.NO_TRANS, 12),
+    "every other row": (lambda a: np.repeat(a, 2, axis=0)[::2], blas.NO_TRANS, 14),
+    "every other column": (lambda a: np.repeat(a, 2, axis=1)[:, ::2], None, None),
+    "reversed": (lambda a: a[::-1].copy()[::-1], None, None),
+    "broadcast": (lambda a: np.broadcast_to(a[:1], a.shape), None, None),
+    "overlapping": (lambda a: np.lib.stride_tricks.as_strided(a, a.shape, (8, 8)), None, None),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_is_read_in_place_or_packed(name):
+    view, trans, leading = LAYOUTS[name]
+    a = view(np.arange(35.0).reshape(5, 7))
+    packed, how, lead = blas.layout(a)
+    assert np.array_equal(packed, a)
+    if trans is None:
+        assert packed is not a and packed.flags.c_contiguous and (how, lead) == (blas.NO_TRANS, 7)
+    else:
+        assert packed is a and (how, lead) == (trans, leading)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1), (0, 3), (3, 0)])
+def test_layout_of_vectors_has_a_legal_leading_dimension(shape):
+    a = np.ones(shape)
+    for view in (a, a.T, a[:, ::-1], np.ones((2 * shape[0], 2 * shape[1]))[::2, ::2]):
+        packed, how, lead = blas.layout(view)
+        assert np.array_equal(packed, view)
+        assert lead >= max(1, view.shape[1] if how == blas.NO_TRANS else view.shape[0])

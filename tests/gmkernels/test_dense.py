@@ -1,0 +1,309 @@
+"""Dense layers against formulas in float64 and against PyTorch."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmkernels import KernelError, run
+from gmkernels.dense import activation_backward, adam, linear, matmul, sgd, spec
+
+BACKENDS = ("reference", "cpu")
+ACTIVATIONS = spec.ACTIVATIONS
+SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 127, 129)
+
+
+def exact(activation, pre):
+    return {
+        "identity": lambda x: x,
+        "tanh": np.tanh,
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "relu": lambda x: np.maximum(x, 0),
+        "softplus": lambda x: np.logaddexp(0, x),
+    }[activation](pre)
+
+
+def product_bound(a, b):
+    """4 sqrt(k) u |a||b|, the random walk of the roundings of a product with room (Higham & Mary 2019)."""
+    u = np.finfo(a.dtype).eps / 2
+    return 4 * math.sqrt(max(1, a.shape[1])) * u * (np.abs(a) @ np.abs(b)) + 1e-300
+
+
+# ---------------------------------------------------------------------------------------------------------
+# matmul
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    m=st.sampled_from(SIZES), k=st.sampled_from(SIZES), n=st.sampled_from(SIZES),
+    dtype=st.sampled_from(["float32", "float64"]), order_a=st.sampled_from("CFS"), order_b=st.sampled_from("CFS"),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_matmul_of_any_shape_and_layout(backend, m, k, n, dtype, order_a, order_b, seed):
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows, columns, order):
+        a = rng.standard_normal((rows, columns)).astype(dtype)
+        return np.repeat(a, 2, axis=1)[:, ::2] if order == "S" else np.asarray(a, order=order)
+
+    a, b = matrix(m, k, order_a), matrix(k, n, order_b)
+    c = np.full((m, n), np.nan, dtype)
+    run(spec.MATMUL, (a, b), outputs=(c,), backend=backend)
+    wide = a.astype(np.float64), b.astype(np.float64)
+    assert np.all(np.abs(c - wide[0] @ wide[1]) <= product_bound(a, b))
+
+
+@pytest.mark.parametrize("shape", [(100, 784, 500), (784, 100, 200), (1000, 50, 3), (3, 1000, 700), (257, 255, 253)])
+@pytest.mark.parametrize("trans", ["", "a", "b", "ab"])
+def test_tiled_matmul(shape, trans):
+    m, k, n = shape
+    rng = np.random.default_rng(m)
+    a, b = rng.standard_normal((m, k), dtype="f"), rng.standard_normal((k, n), dtype="f")
+    if "a" in trans:
+        a = np.asfortranarray(a)
+    if "b" in trans:
+        b = np.asfortranarray(b)
+    c = np.full((m, n), np.nan, "f")
+    run(spec.MATMUL, (a, b), outputs=(c,), backend="cpu")
+    assert np.all(np.abs(c - a.astype(float) @ b.astype(float)) <= product_bound(a, b))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
+    a, b = np.ones((40, 300)), np.ones((300, 50))
+    a[3, 4], b[5, 6] = np.nan, np.inf
+    c = matmul(a, b, backend=backend)
+    expected = np.full((40, 50), 300.0)
+    expected[:, 6], expected[3] = np.inf, np.nan
+    np.testing.assert_array_equal(c, expected)
+
+
+def test_tiles_cover_a_product_once():
+    pytest.importorskip("numba")
+    from gmkernels.dense import cpu
+
+    shapes = [(1, 1, 1), (100, 784, 500), (16, 1024, 256), (5, 10**6, 3), (2048, 2048, 2048), (7, 9, 10**6)]
+    for m, k, n in shapes:
+        row_tiles, column_tiles = cpu.tiles(m, k, n)
+        assert 1 <= row_tiles * column_tiles <= cpu.MAX_TILES
+        for size, number in ((m, row_tiles), (n, column_tiles)):
+            edges = [cpu._edge.py_func(i, number, size) for i in range(number + 1)]
+            assert edges[0] == 0 and edges[-1] == size and all(x < y for x, y in zip(edges, edges[1:], strict=False))
+
+
+def test_refusals_name_the_operation_and_the_arrays():
+    a = np.ones((3, 4))
+    with pytest.raises(KernelError, match=r"matmul.*\[3, 4\].*\[3, 4\]"):
+        matmul(a, a)
+    with pytest.raises(KernelError, match="matmul.*one floating dtype.*float32.*float64"):
+        matmul(a.astype("f"), a.T)
+    with pytest.raises(KernelError, match="matmul.*float"):
+        matmul(a.astype(int), a.T.astype(int))
+    with pytest.raises(KernelError, match="linear.*weight"):
+        linear(a, np.ones((5, 3)), np.ones(5))
+    with pytest.raises(KernelError, match="linear.*bias"):
+        linear(a, np.ones((5, 4)), np.ones(4))
+    with pytest.raises(KernelError, match="linear: unknown activation 'swish'"):
+        linear(a, np.ones((5, 4)), np.ones(5), activation="swish")
+    with pytest.raises(KernelError, match="activation_backward"):
+        activation_backward(a, a.T, activation="tanh")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# linear and its gradient
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("leading", [(), (1,), (0,), (3, 43), (257,)])
+def test_linear_of_any_leading_axes(backend, activation, leading):
+    rng = np.random.default_rng(1)
+    for k, n in ((7, 5), (0, 3), (3, 0), (131, 127)):
+        x, weight, bias = rng.standard_normal((*leading, k)), rng.standard_normal((n, k)), rng.standard_normal(n)
+        for b in (bias, None):
+            y = linear(x, weight, b, activation=activation, backend=backend)
+            expected = exact(activation, x @ weight.T + (0 if b is None else b))
+            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_linear_forward_and_backward_equal_pytorch(backend, activation, dtype):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    rng = np.random.default_rng(2)
+    x, weight, bias, g = (
+        rng.standard_normal(s).astype(dtype) for s in ((3, 41, 97), (131, 97), (131,), (3, 41, 131))
+    )
+    weight /= np.sqrt(97).astype(dtype)
+    tx, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, weight, bias))
+    functions = {
+        "identity": lambda t: t, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu,
+        "softplus": functional.softplus,
+    }  # fmt: skip
+    ty = functions[activation](functional.linear(tx, tw, tb))
+    ty.backward(torch.tensor(g))
+    y = linear(x, weight, bias, activation=activation, backend=backend)
+    d_pre, d_bias = activation_backward(g, y, activation=activation, backend=backend)
+    flat = d_pre.reshape(-1, 131)
+    d_x = matmul(flat, weight, backend=backend).reshape(x.shape)
+    d_weight = matmul(flat.T, x.reshape(-1, 97), backend=backend)
+    tolerance = 2e-5 if dtype == "float32" else 1e-12
+    for ours, theirs in ((y, ty), (d_x, tx.grad), (d_weight, tw.grad), (d_bias, tb.grad)):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=tolerance, atol=2 * tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1,), (1023, 1), (129, 3, 7), (2, 1025), (3, 2049), (35000, 2)])
+def test_column_sums_of_any_shape(backend, shape):
+    rng = np.random.default_rng(3)
+    g, y = rng.standard_normal(shape).astype("f"), np.tanh(rng.standard_normal(shape)).astype("f")
+    d_pre, d_bias = activation_backward(g, y, activation="tanh", backend=backend)
+    np.testing.assert_allclose(d_pre, g * (1 - y * y), rtol=1e-6, atol=1e-7)
+    total = d_pre.reshape(-1, shape[-1]).sum(axis=0, dtype=np.float64) if g.size else np.zeros(shape[-1])
+    np.testing.assert_allclose(d_bias, total, rtol=1e-6)  # sums are in float64: one rounding
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_activations_at_infinity_and_nan(backend):
+    x = np.array([[-np.inf], [np.inf], [np.nan], [-800.0], [800.0], [0.0]])
+    limits = {
+        "identity": (-np.inf, np.inf, np.nan, -800, 800, 0), "tanh": (-1, 1, np.nan, -1, 1, 0),
+        "sigmoid": (0, 1, np.nan, 0, 1, 0.5), "relu": (0, np.inf, np.nan, 0, 800, 0),
+        "softplus": (0, np.inf, np.nan, 0, 800, math.log(2)),
+    }  # fmt: skip
+    for activation, expected in limits.items():
+        y = linear(x, np.ones((1, 1)), np.zeros(1), activation=activation, backend=backend)
+        np.testing.assert_allclose(y[:, 0], expected, rtol=1e-15, atol=1e-300)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Threads
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    pool = pytest.importorskip("gmkernels.pool")
+    import numba
+
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one core")
+    rng = np.random.default_rng(4)
+    x, weight, bias = (rng.standard_normal(s, dtype="f") for s in ((300, 257), (411, 257), (411,)))
+
+    def everything():
+        y = linear(x, weight, bias, activation="sigmoid", backend="cpu")
+        d_pre, d_bias = activation_backward(y, y, activation="sigmoid", backend="cpu")
+        params, exp_avg, exp_avg_sq = ([np.zeros_like(a) for a in (x, weight, bias)] for _ in range(3))
+        adam(params, (x, weight, bias), exp_avg, exp_avg_sq, step=1, backend="cpu")
+        d_x, d_weight = matmul(d_pre, weight, backend="cpu"), matmul(d_pre.T, x, backend="cpu")
+        return [y, d_pre, d_bias, d_x, d_weight, *params, *exp_avg, *exp_avg_sq]
+
+    before = pool.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 2):
+            pool.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        pool.set_num_threads(before)
+    for one, *others in zip(*results, strict=True):
+        assert all(one.tobytes() == other.tobytes() for other in others)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Optimisers
+# ---------------------------------------------------------------------------------------------------------
+
+SHAPES = [(), (0,), (1,), (127, 129), (20011,), (2, 3, 5)]
+
+
+def train(optimiser, ours, dtype, states, steps=100):
+    """Parameters after some steps on given gradients: by PyTorch's optimiser and by ours."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    params = [np.array(rng.standard_normal(s), dtype) for s in SHAPES]
+    state = [[np.full_like(p, 0) for p in params] for _ in range(states)]
+    theirs = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    peer = optimiser(torch.optim, theirs)
+    for step in range(1, steps + 1):
+        grads = [np.array(rng.standard_normal(s) + 0.1, dtype) for s in SHAPES]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = torch.tensor(g)
+        peer.step()
+        ours(params, grads, *state, step=step)
+    return params, [p.detach().numpy() for p in theirs]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, dict(betas=(0.5, 0.99), eps=1e-4, weight_decay=0.03)])
+def test_adam_equals_pytorch(backend, dtype, options):
+    params, theirs = train(
+        lambda optim, p: optim.Adam(p, lr=1e-2, **options),
+        lambda *a, step: adam(*a, lr=1e-2, step=step, backend=backend, **options), dtype, 2,
+    )  # fmt: skip
+    for p, q in zip(params, theirs, strict=True):  # 100 steps of 1e-2 round at most 100 times
+        np.testing.assert_allclose(p, q, rtol=0, atol=1e-12 if dtype == "float64" else 1e-5)
+        assert p.dtype == dtype
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(momentum=0.9), dict(momentum=0.9, dampening=0.3, weight_decay=0.01), dict(momentum=0.8, nesterov=True)],
+)
+def test_sgd_equals_pytorch(backend, dtype, options):
+    params, theirs = train(
+        lambda optim, p: optim.SGD(p, lr=1e-2, **options),
+        lambda *a, step: sgd(*a, lr=1e-2, step=step, backend=backend, **options), dtype, 1,
+    )  # fmt: skip
+    for p, q in zip(params, theirs, strict=True):
+        np.testing.assert_allclose(p, q, rtol=0, atol=1e-12 if dtype == "float64" else 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sgd_without_momentum_leaves_the_buffers_alone_and_fills_them_at_the_first_step(backend):
+    p, g, buffer = [np.ones(3)], [np.full(3, 2.0)], [np.full(3, np.nan)]
+    sgd(p, g, buffer, lr=0.5, step=1, backend=backend)
+    assert np.all(p[0] == 0) and np.all(np.isnan(buffer[0]))
+    sgd(p, g, buffer, lr=0.5, momentum=0.9, step=1, backend=backend)
+    assert np.all(p[0] == -1) and np.all(buffer[0] == 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_updates_refuse_what_they_cannot_update(backend):
+    def step(p, g, m=None):
+        zeros = [np.zeros(a.shape, a.dtype) for a in g]
+        adam(p, g, zeros if m is None else m, zeros, step=1, backend=backend)
+
+    good = np.ones((4, 3))
+    read_only = np.ones((4, 3))
+    read_only.flags.writeable = False
+    for bad in (good.T, good[:, :2], np.ones((4, 6))[:, ::2], np.ones((4, 3), "f"), read_only):
+        with pytest.raises(KernelError, match=r"adam.*params\[1\]"):
+            step([np.ones(2), bad], [np.ones(2), good])
+    with pytest.raises(KernelError, match=r"adam.*2 arrays in \*params, got 1"):
+        step([good], [good, good])
+    with pytest.raises(KernelError, match=r"exp_avg\[0\]"):
+        step([good], [good], [np.ones(3)])
+    with pytest.raises(KernelError, match="one floating dtype, got float32, float64"):
+        step([np.ones(2, "f"), np.ones(2)], [np.ones(2, "f"), np.ones(2)])
+    with pytest.raises(KernelError, match=r"expected hyper float64\[6\] \(lr, beta1"):
+        run(spec.ADAM, ((good,), np.ones(5)), outputs=((good,), (good,), (good,)), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_gradients_are_read_where_they_are(backend):
+    grad = np.arange(12.0).reshape(3, 4)
+    p, q = [np.ones((4, 3))], [np.ones((4, 3))]
+    sgd(p, [grad.T], [np.zeros((4, 3))], lr=0.1, step=1, backend=backend)
+    sgd(q, [grad.T.copy()], [np.zeros((4, 3))], lr=0.1, step=1, backend=backend)
+    np.testing.assert_array_equal(p[0], q[0])

@@ -1,0 +1,124 @@
+"""Bernoulli log-probabilities: closed forms, infinite logits, broadcasting, gradients."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmkernels import KernelError
+from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
+
+BACKENDS = ("reference", "cpu")
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 300)),
+    x_ndim=st.integers(1, 3),
+    binary=st.booleans(),
+)
+def test_matches_the_formula(backend, shape, x_ndim, binary):
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.standard_normal(shape)
+    x = rng.random(shape[3 - x_ndim :])
+    x = np.round(x) if binary else x
+    expected = np.sum(x * logits - softplus(logits), -1)
+    log_p = bernoulli_log_prob(logits, x, backend=backend)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-12, atol=1e-12)
+    g = rng.standard_normal(shape[:-1])
+    expected = g[..., None] * (x - 1 / (1 + np.exp(-logits)))
+    d_logits = bernoulli_log_prob_backward(g, logits, x, backend=backend)
+    np.testing.assert_allclose(d_logits, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_extreme_logits(backend, dtype):
+    inf, nan = np.inf, np.nan
+    cases = [  # logit, x, log p, slope
+        (inf, 1, 0, 0), (-inf, 0, 0, 0), (inf, 0, -inf, -1), (-inf, 1, -inf, 1), (inf, 0.5, -inf, -0.5),
+        (nan, 0, nan, nan), (nan, 1, nan, nan), (0, nan, nan, nan), (1, nan, nan, nan),
+        (0, 1, -np.log(2), 0.5), (1e30, 1, 0, 0), (1e30, 0, -1e30, -1),
+        (80, 1, -np.exp(-80), np.exp(-80)), (-80, 0, -np.exp(-80), -np.exp(-80)),
+    ]  # fmt: skip
+    logit, x, log_p, slope = np.array(cases, dtype).T
+    rtol = 8 * np.finfo(dtype).eps
+    columns = logit[:, None].copy(), x[:, None].copy()
+    np.testing.assert_allclose(bernoulli_log_prob(*columns, backend=backend), log_p, rtol=rtol)
+    g = np.ones_like(logit)
+    d_logits = bernoulli_log_prob_backward(g, *columns, backend=backend)
+    np.testing.assert_allclose(d_logits[:, 0], slope, rtol=rtol)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_probabilities_of_all_binary_vectors_add_up_to_one(backend):
+    logits = np.random.default_rng(1).standard_normal(10)
+    every = (np.arange(1024)[:, None] >> np.arange(10) & 1).astype(float)
+    log_p = bernoulli_log_prob(np.tile(logits, (1024, 1)), every, backend=backend)
+    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0), (2, 0, 0)])
+def test_empty(shape, backend):
+    logits = np.ones(shape)
+    log_p = bernoulli_log_prob(logits, logits, backend=backend)
+    assert log_p.shape == shape[:-1] and np.all(log_p == 0)
+    assert bernoulli_log_prob_backward(log_p, logits, logits, backend=backend).shape == shape
+
+
+def test_leading_axes_of_x_are_shared():
+    rng = np.random.default_rng(2)
+    logits, x = rng.standard_normal((7, 5, 1033)), rng.random((5, 1033))
+    shared = bernoulli_log_prob(logits, x, backend="cpu")
+    np.testing.assert_array_equal(shared, [bernoulli_log_prob(sample, x, backend="cpu") for sample in logits])
+
+
+@pytest.mark.parametrize("length", [16383, 16384, 16385, 32769])
+def test_rows_about_the_length_of_a_block(length):
+    rng = np.random.default_rng(3)
+    logits, x = rng.standard_normal((3, length)), rng.random(length)
+    expected = np.sum(x * logits - softplus(logits), -1)
+    np.testing.assert_allclose(bernoulli_log_prob(logits, x, backend="cpu"), expected, rtol=1e-13)
+    g = np.array([1.0, 2.0, 3.0])
+    expected = g[:, None] * (x - 1 / (1 + np.exp(-logits)))
+    np.testing.assert_allclose(bernoulli_log_prob_backward(g, logits, x, backend="cpu"), expected, atol=1e-14)
+
+
+def test_matches_pytorch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(4)
+    logits, x = rng.standard_normal((100, 784)).astype(np.float32), rng.random((100, 784)).astype(np.float32)
+    leaf = torch.from_numpy(logits).requires_grad_()
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    loss = cross_entropy(leaf, torch.from_numpy(x), reduction="none").sum(-1)
+    loss.sum().backward()
+    np.testing.assert_allclose(bernoulli_log_prob(logits, x), -loss.detach(), rtol=1e-5)
+    gradient = bernoulli_log_prob_backward(-np.ones(100, np.float32), logits, x)
+    np.testing.assert_allclose(gradient, leaf.grad, atol=3e-7)
+
+
+@pytest.mark.parametrize(
+    "logits, x",
+    [
+        (np.ones((2, 3)), np.ones((3, 2))),
+        (np.ones((2, 3)), np.ones((1, 3))),
+        (np.ones((2, 3)), np.ones((2, 3), np.float32)),
+        (np.ones(3), np.ones((2, 3))),
+        (np.ones(3, int), np.ones(3, int)),
+        (np.ones(()), np.ones(())),
+    ],
+)
+def test_refusals(logits, x):
+    with pytest.raises(KernelError, match="bernoulli_log_prob: expected floating logits"):
+        bernoulli_log_prob(logits, x)
+
+
+def test_backward_refuses_a_gradient_that_does_not_fit():
+    with pytest.raises(KernelError, match=r"log_prob_backward: expected g float64\[2\].*got float64\[3\]"):
+        bernoulli_log_prob_backward(np.ones(3), np.ones((2, 3)), np.ones((2, 3)))

@@ -1,0 +1,180 @@
+"""The thread pool and the compilation cache: same bits however many threads, and nothing left behind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from gmkernels import pool
+from gmkernels.pool import block_kernel
+
+PER_BLOCK = 1000
+
+KERNEL = """
+import numpy as np
+from gmkernels import pool
+from gmkernels.pool import block_kernel
+
+@block_kernel
+def accumulate(block, x, y, per_block):
+    total = 0.0
+    for i in range(block * per_block, min((block + 1) * per_block, x.size)):
+        total += x[i]
+        y[i] = total
+"""
+
+
+@block_kernel
+def accumulate(block, x, y, per_block):
+    total = 0.0
+    for i in range(block * per_block, min((block + 1) * per_block, x.size)):
+        total += x[i]
+        y[i] = total
+
+
+@block_kernel
+def multiply(block, x, factor, y, per_block):
+    for i in range(block * per_block, min((block + 1) * per_block, x.size)):
+        y[i] = x[i] * factor[0]
+
+
+@pytest.fixture
+def threads():
+    before = pool.get_num_threads()
+    yield
+    pool.set_num_threads(before)
+
+
+def accumulated(x):
+    y = np.full_like(x, np.nan)
+    accumulate(-(-x.size // PER_BLOCK), x, y, PER_BLOCK)
+    return y
+
+
+def script(body, **environment):
+    """Run a script that has the kernel above, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", KERNEL + textwrap.dedent(body)],
+        env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, 999, 1001, 100_003])
+def test_serial_and_parallel_agree(size, dtype, threads):
+    x = np.random.default_rng(0).standard_normal(size).astype(dtype)
+    parallel = accumulated(x)
+    pool.set_num_threads(1)
+    assert pool.get_num_threads() == 1
+    assert accumulated(x).tobytes() == parallel.tobytes()
+    for start in range(0, size, PER_BLOCK):
+        expected = np.cumsum(x[start : start + PER_BLOCK], dtype=np.float64)
+        np.testing.assert_allclose(parallel[start : start + PER_BLOCK], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, -1, 10_000])
+def test_number_of_threads_is_checked(number):
+    with pytest.raises(ValueError, match=rf"threads must be 1 to \d+ .*got {number}"):
+        pool.set_num_threads(number)
+
+
+def test_two_python_threads_launch_at_once():
+    arrays = [np.random.default_rng(i).standard_normal(50_000) for i in range(4)]
+    expected = [accumulated(x) for x in arrays]
+    wrong = []
+
+    def work(i):
+        for _ in range(100):
+            if accumulated(arrays[i]).tobytes() != expected[i].tobytes():
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forked_child_works():
+    done = script("""
+        import os, sys, warnings
+        warnings.simplefilter("ignore")
+        x = np.arange(100_000.0)
+        y, z = np.empty_like(x), np.empty_like(x)
+        accumulate(100, x, y, 1000)
+        child = os.fork()
+        if child == 0:
+            accumulate(100, x, z, 1000)
+            os._exit(0 if np.array_equal(y, z) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        accumulate(100, x, z, 1000)
+        sys.exit(status or (0 if np.array_equal(y, z) else 2))
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not pool._FLUSH_BITS, reason="denormals are not flushed on this machine")
+def test_denormals_are_flushed_inside_and_only_there(threads):
+    tiny = np.full(100_000, 1e-40, np.float32)
+    one = np.ones(1, np.float32)
+    y = np.full_like(tiny, np.nan)
+    for number in (pool.get_num_threads(), 1):
+        pool.set_num_threads(number)
+        multiply(100, tiny, one, y, PER_BLOCK)
+        assert np.all(y == 0)
+        assert np.all(tiny * one > 0), "the caller's floating-point state has changed"
+
+
+def test_cache_falls_back_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = script(
+        """
+        x = np.ones(5)
+        y = np.empty(5)
+        accumulate(1, x, y, 5)
+        print(y[-1], pool.cache_folder())
+        """,
+        GMKERNELS_CACHE=str(tmp_path / "file" / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    total, folder = done.stdout.split(maxsplit=1)
+    assert total == "5.0" and str(tmp_path) not in folder
+
+
+def test_second_process_hits_the_cache(tmp_path):
+    (tmp_path / "kernels.py").write_text(KERNEL)
+    body = f"""
+        import sys; sys.path.insert(0, {str(tmp_path)!r})
+        import kernels
+        kernels.accumulate(100, np.ones(100_000), np.empty(100_000), 1000)
+        compiled = kernels.accumulate._compiled["d", "d", ""][1]
+        print(compiled.cache_hits)
+    """
+    hits, files = [], []
+    for _ in range(2):
+        done = script(body, GMKERNELS_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+        hits.append(int(done.stdout))
+        files.append(sorted(f.name for f in (tmp_path / "cache").rglob("*.nb*")))
+    assert files[0] and files[0] == files[1]
+    assert hits == [0, 1]
+
+
+def test_kernels_of_one_name_are_told_apart(tmp_path):
+    """Two kernels outside the package, of one module and name, differ in their code: the cache holds both."""
+
+    def make(constant):
+        scope = {"__name__": "outside"}
+        exec(f"def constant(block, y):\n    y[0] = {constant}", scope)
+        return block_kernel(scope["constant"])
+
+    y = np.empty(1)
+    for constant in (2.0, 3.0):
+        make(constant)(1, y)
+        assert y[0] == constant

@@ -1,0 +1,202 @@
+"""Every spec on every backend that runs here, in float32 and float64: generated from the specs' examples."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gmkernels
+from gmkernels import pool, registry
+
+for _module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
+    if _module.ispkg:
+        importlib.import_module(_module.name)
+
+SPECS = registry.specs()
+DTYPES = ("float32", "float64")
+HERE = [b for b in registry.BACKENDS.values() if b.device in ("", "cpu") and b.missing() is None]
+KERNELS = [
+    pytest.param(spec, backend.name, dtype, id=f"{name}-{backend.name}-{dtype}")
+    for name, spec in SPECS.items()
+    for backend in HERE
+    if backend.name in registry.entries(spec)
+    for dtype in DTYPES
+]
+
+
+def each(function, arrays):
+    """The arrays, some of which are tuples of arrays, with `function` applied to each of them."""
+    return tuple(each(function, a) if isinstance(a, tuple) else function(a) for a in arrays)
+
+
+def flat(arrays):
+    return list(registry._flat(arrays))
+
+
+def examples(spec, dtype):
+    return list(spec.examples(np.random.default_rng(7), np.dtype(dtype)))
+
+
+def call(spec, example, backend, inputs=None):
+    outputs = each(np.copy, example.updated) if spec.updates else None
+    inputs = example.inputs if inputs is None else inputs
+    return flat(registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend))
+
+
+def oracle(spec, example):
+    """The reference in float64; in the example's own dtype where the tolerance is bit for bit."""
+
+    def widen(a):
+        return a.astype(np.float64) if a.dtype.kind == "f" else a
+
+    attrs = dict(example.attrs)
+    if "dtype" in attrs:
+        attrs["dtype"] = "float64"
+    wide = registry.Example(each(widen, example.inputs), attrs, each(widen, example.updated))
+    return call(spec, wide, "reference")
+
+
+def assert_same_bits(actual, expected, what):
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, what
+        if a.dtype.kind == "f":
+            nan = np.isnan(b)
+            np.testing.assert_array_equal(np.isnan(a), nan, what)
+            a, b = np.where(nan, 0, a), np.where(nan, 0, b)
+        assert a.tobytes() == b.tobytes(), what
+
+
+def assert_close(actual, expected, tolerance, what):
+    rtol, atol = tolerance
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape, what
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rtol, atol=atol, err_msg=what)
+
+
+def packed(a):
+    return np.copy(a, order="C")
+
+
+def describe(example):
+    shapes = [a.shape for a in flat(example.inputs)]
+    return f"inputs {shapes[:6]}, attrs {example.attrs}"
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, id=n) for n, s in SPECS.items()])
+def test_spec_is_complete(spec):
+    assert spec.formula and spec.source
+    assert {"reference", "cpu"} <= set(registry.entries(spec))
+    assert set(spec.tolerance) >= set(DTYPES)
+    for dtype in DTYPES:
+        sizes = {a.size for e in examples(spec, dtype) for a in flat((*e.inputs, *e.updated))}
+        sizes |= {int(np.prod(shape)) for e in examples(spec, dtype) if not spec.updates
+                  for shape, _ in spec.infer(*e.inputs, **e.attrs)}  # fmt: skip
+        assert 0 in sizes, "no example of size 0"
+        assert any(size % 2 and size > 1 for size in sizes), "no example of odd size"
+
+
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_agrees_with_the_float64_reference(spec, backend, dtype):
+    tolerance = spec.tolerance[dtype]
+    for example in examples(spec, dtype):
+        actual = call(spec, example, backend)
+        if tolerance == (0.0, 0.0):
+            assert_same_bits(actual, call(spec, example, "reference"), describe(example))
+        else:
+            assert_close(actual, oracle(spec, example), tolerance, describe(example))
+
+
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_outputs_are_as_inferred(spec, backend, dtype):
+    for example in examples(spec, dtype):
+        layout = flat(example.updated) if spec.updates else None
+        expected = (
+            [(a.shape, a.dtype) for a in layout]
+            if layout is not None
+            else [(tuple(shape), np.dtype(d)) for shape, d in spec.infer(*example.inputs, **example.attrs)]
+        )
+        assert [(a.shape, a.dtype) for a in call(spec, example, backend)] == expected, describe(example)
+
+
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_inputs_are_read_only(spec, backend, dtype):
+    for example in examples(spec, dtype):
+        inputs = each(np.copy, example.inputs)
+        for a in flat(inputs):
+            a.flags.writeable = False
+        expected = call(spec, example, backend, inputs)
+        assert_same_bits(flat(inputs), flat(example.inputs), describe(example))
+        again = call(spec, example, backend, each(np.copy, example.inputs))
+        assert_same_bits(again, expected, describe(example))
+
+
+def poison(shape, dtype):
+    """An array of NaN, or of an integer that nobody expects."""
+    dtype = np.dtype(dtype)
+    return np.full(shape, np.nan if dtype.kind == "f" else dtype.type(77), dtype)
+
+
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_buffers_are_written_whole_and_not_read(spec, backend, dtype):
+    kernel = registry.entries(spec)[backend].kernel()
+    for example in examples(spec, dtype):
+        inputs = each(packed, example.inputs)
+        workspace = tuple(poison(*w) for w in spec.workspace(*inputs, **example.attrs))
+        if spec.updates:
+            outputs = each(np.copy, example.updated)
+        else:
+            outputs = tuple(poison(*o) for o in spec.infer(*inputs, **example.attrs))
+        kernel(inputs, outputs, workspace, example.attrs)
+        assert_same_bits(flat(outputs), call(spec, example, backend, inputs), describe(example))
+
+
+def every_other(a):
+    """`a` as every second element, along its last axis, of an array twice as long."""
+    if a.ndim == 0:
+        return a
+    wide = poison((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def fortran(a):
+    return np.copy(a, order="F")
+
+
+def reversed_view(a):
+    return a if a.ndim == 0 else a[::-1].copy()[::-1]
+
+
+@pytest.mark.parametrize("layout", [every_other, fortran, reversed_view])
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_layout_does_not_matter(spec, backend, dtype, layout):
+    in_place = registry.entries(spec)[backend].strided
+    for example in examples(spec, dtype):
+        inputs = each(packed, example.inputs)
+        expected = call(spec, example, backend, inputs)
+        actual = call(spec, example, backend, each(layout, inputs))
+        if in_place:  # it may add in another order
+            assert_close(actual, expected, spec.tolerance[dtype], describe(example))
+        else:
+            assert_same_bits(actual, expected, describe(example))
+
+
+@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+def test_threads_and_runs_do_not_matter(spec, backend, dtype):
+    threads = pool.get_num_threads()
+    for example in examples(spec, dtype):
+        expected = call(spec, example, backend)
+        assert_same_bits(call(spec, example, backend), expected, describe(example))
+        try:
+            pool.set_num_threads(1)
+            assert_same_bits(call(spec, example, backend), expected, describe(example))
+        finally:
+            pool.set_num_threads(threads)
+
+
+def test_import_needs_no_compiler():
+    script = "import sys, gmkernels; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
