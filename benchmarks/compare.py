@@ -2,6 +2,7 @@
 
 Each case first computes one loss on both sides from the same weights, data and noise, and stops unless they
 agree; then it times both (`gmkernels.bench.compare`). Without PyTorch it times gmcore alone, and says so.
+Results that are kept: `python -m benchmarks.compare --json benchmarks/results/cpu-2core.json`.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ def _filled(**attrs: Any) -> Example:
 
 CALLS: dict[str, Callable[[], Example]] = {
     "matmul": lambda: Example((_normal(BATCH, HIDDEN), _normal(HIDDEN, DATA)), {}),
-    "linear": lambda: Example(
-        (_normal(BATCH, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA)), {"activation": "tanh"}
-    ),
+    "linear": lambda: Example((_normal(BATCH, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA)), {"activation": "tanh"}),
     "activation_backward": lambda: Example((_normal(BATCH, DATA), _normal(BATCH, DATA)), {"activation": "tanh"}),
     "adam": lambda: _update((1e-3, 0.9, 0.999, 1e-8, 0.0, 1), 2),
     "sgd": lambda: _update((1e-3, 0.9, 0.0, 0.0, 0.0, 2), 1),

@@ -36,7 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(prog="gmcore", description="Train deep generative models and see what they learned.", allow_abbrev=False)
+    about = "Train deep generative models and see what they learned."
+    parser = _Parser(prog="gmcore", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"gmcore {gmcore.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     commands = {}

@@ -94,6 +94,8 @@ def _optional() -> dict[str, str]:
 
     def state(extra: str, packages: tuple[str, ...]) -> str:
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
-        return f"lacks {', '.join(missing)}: {install_command(extra)}" if missing else f"present ({', '.join(packages)})"
+        if missing:
+            return f"lacks {', '.join(missing)}: {install_command(extra)}"
+        return f"present ({', '.join(packages)})"
 
     return {extra: state(extra, packages) for extra, packages in EXTRAS.items()}

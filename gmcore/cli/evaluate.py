@@ -8,7 +8,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", help="folder of a run")
     parser.add_argument("--split", default="test", metavar="NAME", help="train, valid or test (default: test)")
-    parser.add_argument("--samples", type=int, metavar="K", help="importance samples for each image (default: the recipe's)")
+    parser.add_argument("--samples", type=int, metavar="K", help="importance samples an image (default: the recipe's)")
     parser.add_argument("--seed", type=int, metavar="N", help="of the samples (default: the run's)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is now, if not where it was")

@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
         output.print_json(described)
     elif arguments.op is None:
         short = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
-        rows = [
-            (spec.name, *[" ".join(short.get(d, d) for d in dtypes[spec.name].get(b, ["-"])) for b in BACKENDS], spec.formula)
-            for spec in chosen
-        ]
+        rows = []
+        for spec in chosen:
+            cells = [" ".join(short.get(d, d) for d in dtypes[spec.name].get(b, ["-"])) for b in BACKENDS]
+            rows.append((spec.name, *cells, spec.formula))
         output.print_table(("kernel", *BACKENDS, "formula"), rows)
     else:
         _explain(chosen[0], dtypes[arguments.op])

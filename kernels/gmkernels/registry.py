@@ -14,6 +14,7 @@ model among the kernels that accept the call, then `reference`. A kernel accepts
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -64,7 +65,7 @@ class KernelSpec:
     inputs, outputs : names, in calling order. An input or output called with a leading ``*`` is a tuple of
         arrays (an optimiser's parameters).
     infer : ``infer(*inputs, **attrs) -> [(shape, dtype), ...]`` of the outputs; raises `KernelError` on inputs
-        that do not fit. For `updates` specs it checks only and its result is not used.
+        that do not fit. Looks at shapes and dtypes only, as do `workspace`, `cost` and `size`. For `updates` specs it checks only and its result is not used.
     cost : ``cost(*inputs, **attrs) -> Cost``.
     examples : ``examples(rng, dtype) -> iterable of Example``; the shapes to test, odd ones included.
     formula, source : the mathematics, and the paper and equation it comes from.
@@ -173,6 +174,8 @@ BACKENDS: dict[str, Backend] = {
 _specs: dict[str, KernelSpec] = {}
 _entries: dict[str, dict[str, Entry]] = {}
 _choices: dict[tuple[Signature, str | None], Entry] = {}
+_plans: dict[tuple[Any, ...], _Plan] = {}
+_MOST_PLANS = 4096
 _preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=None)
 
 
@@ -210,6 +213,7 @@ def register(
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
     _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts)
     _choices.clear()
+    _plans.clear()
 
 
 def unregister(spec: KernelSpec, backend: str) -> None:
@@ -218,6 +222,7 @@ def unregister(spec: KernelSpec, backend: str) -> None:
     if not _entries[spec.name]:
         del _entries[spec.name], _specs[spec.name]
     _choices.clear()
+    _plans.clear()
 
 
 def specs() -> dict[str, KernelSpec]:
@@ -265,21 +270,26 @@ def _device(array: Array) -> str:
     return f"cuda:{capability}"
 
 
+@functools.cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy computes it anew at each access
+
+
 def signature(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Signature:
     """The `Signature` of a call."""
-    arrays = list(_flat(inputs))
-    if spec.size is not None:
-        size = spec.size(*inputs, **attrs)
-    else:
-        size = max((a.size for a in arrays), default=0)
-    return Signature(
-        spec.name,
-        _device(arrays[0]) if arrays else "cpu",
-        tuple(dict.fromkeys(a.dtype.name for a in arrays)),
-        all(a.flags.c_contiguous for a in arrays),
-        int(size).bit_length(),
-        tuple(attrs.items()),
-    )
+    device, dtypes, contiguous, largest = "cpu", [], True, 0
+    for a in _flat(inputs):
+        if type(a) is not np.ndarray:
+            device = _device(a)
+        if a.dtype not in dtypes:
+            dtypes.append(a.dtype)
+        if contiguous and not a.flags.c_contiguous:
+            contiguous = False
+        if a.size > largest:
+            largest = a.size
+    size = largest if spec.size is None else int(spec.size(*inputs, **attrs))
+    names = tuple([_dtype_name(dtype) for dtype in dtypes])
+    return Signature(spec.name, device, names, contiguous, size.bit_length(), tuple(attrs.items()))
 
 
 def _preference() -> tuple[str | None, str]:
@@ -360,23 +370,45 @@ def run(
     KernelError : inputs, outputs or attributes that do not fit the spec, or a backend that refuses.
     """
     attrs = attrs or {}
-    layout = spec.infer(*inputs, **attrs)
-    entry = select(spec, inputs, attrs, backend)
+    wanted = backend if backend is not None else _preference()[0]
+    key = (
+        spec, wanted, backend is None, tuple(attrs.items()),
+        tuple([(type(a), a.shape, a.dtype, a.flags.c_contiguous) for a in _flat(inputs)]),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plan(spec, inputs, attrs, backend)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan
     if outputs is None:
         if spec.updates:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-        outputs = tuple(np.empty(shape, dtype) for shape, dtype in layout)
+        outputs = tuple([np.empty(shape, dtype) for shape, dtype in plan.outputs])
     elif not spec.updates:
-        _check_outputs(spec, layout, outputs)
-    if not entry.strided:
+        _check_outputs(spec, plan.outputs, outputs)
+    if plan.pack:
         inputs = tuple(
-            tuple(np.ascontiguousarray(x) for x in a) if type(a) is tuple
-            else a if a.flags.c_contiguous else np.ascontiguousarray(a)
-            for a in inputs
-        )  # fmt: skip
-    workspace = tuple(np.empty(shape, dtype) for shape, dtype in spec.workspace(*inputs, **attrs))
-    entry.kernel()(inputs, outputs, workspace, attrs)
+            tuple(np.ascontiguousarray(x) for x in a) if type(a) is tuple else np.ascontiguousarray(a) for a in inputs
+        )
+    plan.kernel(inputs, outputs, [np.empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
+
+
+class _Plan(NamedTuple):
+    """All that `run` derives from the shapes, dtypes and layouts of a call, kept for the next call like it."""
+
+    kernel: Kernel
+    outputs: Layout
+    workspace: Layout
+    pack: bool
+
+
+def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> _Plan:
+    outputs = spec.infer(*inputs, **attrs)
+    entry = select(spec, inputs, attrs, backend)
+    pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
+    return _Plan(entry.kernel(), outputs, spec.workspace(*inputs, **attrs), pack)
 
 
 def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> None:

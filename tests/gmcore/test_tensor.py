@@ -44,7 +44,8 @@ def test_shapes_of_construction() -> None:
     t = gmcore.tensor([[1.0, 2.0, 3.0]])
     assert (t.shape, t.ndim, t.size, len(t), t.device) == ((1, 3), 2, 3, 1, "cpu")
     assert gmcore.tensor(2.0).shape == () and gmcore.tensor([]).shape == (0,)
-    assert gmcore.tensor([gmcore.tensor(1.0), gmcore.tensor(2.0)]).tolist() == [1.0, 2.0]
+    with pytest.raises(DtypeError, match=r"a sequence of tensors; join them with gmcore\.ops\.stack"):
+        gmcore.tensor([gmcore.tensor(1.0), gmcore.tensor(2.0)])
     with pytest.raises(TypeError, match="a tensor of no dimensions has no length"):
         len(gmcore.tensor(2.0))
 

@@ -1,0 +1,269 @@
+"""The command line: what each command prints, and one clear line and status 2 for bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gmcore.cli import COMMANDS, main
+from gmcore.cli.train import parse_settings
+from gmcore.errors import ArgumentError
+from gmcore.extras import EXTRAS
+
+TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_samples=20"]
+
+
+@pytest.fixture(autouse=True)
+def workplace(monkeypatch, tmp_path):
+    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.delenv("GMCORE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def own():
+    """Forty 2x3 images as a file."""
+    rng = np.random.default_rng(0)
+    np.save("own.npy", rng.uniform(size=(40, 2, 3)).astype(np.float32))
+    return ["--data", "own.npy", "--epochs", "2"]
+
+
+@pytest.fixture
+def run(own, capsys):
+    assert main(["train", "vae", *own, *TINY, "--out", "run"]) == 0
+    capsys.readouterr()
+    return "run"
+
+
+def test_the_bare_command_prints_help(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {name} " in printed for name in COMMANDS)
+
+
+def test_help_and_bad_options_are_answered_without_numba():
+    code = "import sys; from gmcore.cli import main; main([]); main(['trian']); sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(own, capsys):
+    assert main(["train", "iwae", *own, *TINY, "--set", "samples=3", "--seed", "4"]) == 0
+    printed, progress = capsys.readouterr()
+    path = "runs/iwae-own-seed4"
+    result = json.loads(Path(path, "metrics.jsonl").read_text().splitlines()[-1])
+    bound, baseline, samples, where = printed.splitlines()
+    assert re.fullmatch(r"test bound +-\d+\.\d\d \+- \d\.\d\d nats \(own test, k = 20, n = 4, .*seed 4\)", bound)
+    assert f"{result['bound']:.2f}" in bound and f"{result['baseline']:.2f}" in baseline
+    assert samples.split() == ["samples", f"{path}/samples.png"] and where.split() == ["run", path]
+    assert Path(path, "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert progress.count("validation bound") == 2
+
+
+def test_train_prints_json(own, capsys):
+    assert main(["train", "vae", *own, *TINY, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"] == "runs/vae-own-seed0" and result["split"] == "test" and result["k"] == 20
+
+
+def test_resume(run, capsys):
+    assert main(["train", "--resume", run, "--epochs", "3"]) == 0
+    assert [json.loads(line)["epoch"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2, 2, 3, 3]
+
+
+def test_sample(run, capsys):
+    assert main(["sample", run, "-n", "9"]) == 0
+    assert capsys.readouterr().out == "run/samples-9-seed0.png\n"
+    assert main(["sample", run, "-n", "5", "--seed", "3", "--out", "s.npy"]) == 0
+    first = np.load("s.npy")
+    assert first.shape == (5, 6) and np.all((first >= 0) & (first <= 1))
+    for seed, equal in (("3", True), ("4", False)):
+        assert main(["sample", run, "-n", "5", "--seed", seed, "--out", "t.npy"]) == 0
+        assert np.array_equal(first, np.load("t.npy")) == equal
+
+
+def test_evaluate_repeats_the_bound_of_training(run, capsys):
+    reported = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert main(["evaluate", run, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    del result["seconds"], reported["seconds"]
+    assert result == reported
+    assert main(["evaluate", run, "--split", "train", "--samples", "7", "--limit", "3"]) == 0
+    assert "(own train, k = 7, n = 3, dynamic binarisation, seed 0)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["kernels"], ["kernels", "gaussian_sample"], ["kernels", "adam"]])
+def test_tables_fit_100_columns(arguments, capsys):
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and max(map(len, lines)) <= 100
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    assert {"iwae", "vae"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert main(["models", "iwae"]) == 0
+    printed = capsys.readouterr().out
+    assert "Burda" in printed and re.search(r"latent_size +50 +model", printed)
+    assert main(["models", "--json"]) == 0
+    assert {model["name"] for model in json.loads(capsys.readouterr().out)} >= {"iwae", "vae"}
+
+
+def test_kernels_lists_every_kernel_and_explains_each(capsys):
+    assert main(["kernels", "--json"]) == 0
+    kernels = {kernel["name"]: kernel for kernel in json.loads(capsys.readouterr().out)}
+    assert {"gaussian_sample", "iwae_bound", "adam", "linear"} <= kernels.keys()
+    for name, kernel in kernels.items():
+        assert main(["kernels", name]) == 0
+        printed = capsys.readouterr().out
+        # Whatever it says of the reference, it runs on it: the environment prefers it here.
+        assert re.search(r"^-> reference +estimated +[\d.]+ us +preferred by GMKERNELS_BACKEND", printed, re.M)
+        assert "".join(kernel["formula"].split()) in "".join(printed.split())
+
+
+def test_doctor(capsys, monkeypatch):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["numpy"] == np.__version__
+    assert report["kernels"]["threading layer"] in ("omp", "tbb", "workqueue", "none (one thread)")
+    assert "writable" in report["kernels"]["cache"]
+    assert report["optional packages"].keys() == EXTRAS.keys()
+    monkeypatch.setitem(EXTRAS, "app", ("no_such_package",))
+    assert main(["doctor"]) == 0
+    assert 'lacks no_such_package: pip install "gmcore[app]"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["--versio"], "unknown option of gmcore '--versio'; did you mean '--version'?"),
+        (["train", "vae", "--epoch", "3"], "unknown option of gmcore train '--epoch'; did you mean '--epochs'?"),
+        (["train", "vae", "--epoch=3"], "did you mean '--epochs'?"),
+        (["train", "vae", "iwae"], "unexpected 'iwae'"),
+        (["train", "vae", "--epochs"], "--epochs: expected one argument"),
+        (["train", "vae", "--epochs", "few"], "invalid int value: 'few'"),
+        (["train", "vae", "--epochs", "0"], "epochs must be a positive integer, got 0"),
+        (["train"], "name a model to train"),
+        (["train", "iwea"], "unknown model 'iwea'; did you mean 'iwae'?"),
+        (["train", "vae", "--data", "minst"], "unknown data set 'minst'; did you mean 'mnist'?"),
+        (["train", "vae", "--data", "absent.npy"], "absent.npy"),
+        (["train", "vae", "--data", "mnist", "--data-dir", "absent"], "data folder absent is not a folder"),
+        (["train", "vae", "--device", "cuda"], "device 'cuda' is not available"),
+        (["train", "vae", "--set", "latent"], "--set latent: expected KEY=VALUE"),
+        (["train", "vae", "--set", "latent_siz=2"], "did you mean 'latent_size'?"),
+        (["train", "vae", "--set", "latent_size=0"], "latent_size must be a positive integer, got 0"),
+        (["train", "iwae", "--set", "samples=0"], "samples must be a positive integer, got 0"),
+        (["train", "vae", "--set", "latent_size=two"], "latent_size must be a positive integer, got 'two'"),
+        (["train", "--resume", "absent"], "absent: not a run"),
+        (["train", "--resume", "absent", "--seed", "3"], "seed: fixed by the run"),
+        (["sample"], "the following arguments are required: RUN"),
+        (["sample", "absent"], "absent: not a run"),
+        (["evaluate", "absent"], "absent: not a run"),
+        (["models", "va"], "did you mean 'vae'?"),
+        (["kernels", "gausian_sample"], "did you mean 'gaussian_sample'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    printed, errors = capsys.readouterr()
+    (line,) = [line for line in errors.splitlines() if line]
+    assert line.startswith("gmcore: error: ") and message in line
+    assert not printed and not os.path.exists("runs")
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.full((20, 4), np.nan), "not finite"),
+        (np.full((20, 4), 2.0), "not in [0, 1]"),
+        (np.zeros((0, 4)), "(0, 4)"),
+        (np.zeros(20), "(20,)"),
+    ],
+)
+def test_bad_data(array, message, capsys):
+    np.save("own.npy", array)
+    assert main(["train", "vae", "--data", "own.npy"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and message in errors[0]
+    assert not os.path.exists("runs")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "iwae", "--resume", "run"], "a run of model 'vae', expected 'iwae'"),
+        (["train", "vae", "--out", "run"], "holds a run already; continue it with --resume run"),
+        (["sample", "run", "-n", "0"], "-n must be a positive integer, got 0"),
+        (["sample", "run", "--out", "a.jpg"], "ends in .png or .npy"),
+        (["sample", "run", "--out", "absent/a.npy"], "cannot be written"),
+        (["evaluate", "run", "--samples", "0"], "samples must be a positive integer, got 0"),
+        (["evaluate", "run", "--split", "tests"], "unknown split 'tests'; did you mean 'test'?"),
+    ],
+)
+def test_bad_use_of_a_run(run, arguments, message, capsys):
+    before = {path.name: path.read_bytes() for path in Path(run).iterdir()}
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and message in errors[0]
+    assert {path.name: path.read_bytes() for path in Path(run).iterdir()} == before
+
+
+def test_damaged_checkpoint(run, capsys):
+    path = Path(run, "checkpoint.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    for command in (["sample", run], ["evaluate", run], ["train", "--resume", run]):
+        assert main(command) == 2
+        assert "truncated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib"])
+def test_a_missing_package_is_named_with_its_remedy(package, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["train", "vae"]) == 2
+    assert f'needs {package}, which is not installed: pip install "gmcore[app]"' in capsys.readouterr().err
+
+
+def test_settings_are_json_or_words():
+    words = ["a=1", "b=0.5", "c=[1, 2]", "d=none", "e=null", "f=true", "g=x=y", "h="]
+    values = {"a": 1, "b": 0.5, "c": [1, 2], "d": "none", "e": None, "f": True, "g": "x=y", "h": ""}
+    assert parse_settings(words) == values
+    for bad in (["a"], ["=1"], ["a=1", "a=2"]):
+        with pytest.raises(ArgumentError):
+            parse_settings(bad)
+
+
+def test_ctrl_c_ends_with_status_130_and_how_to_resume(own):
+    command = [sys.executable, "-m", "gmcore", "train", "vae", "--data", "own.npy", *TINY]
+    command += ["--epochs", "1000000", "--out", "run"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not os.path.exists("run/metrics.jsonl") and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "gmcore: interrupted, and saved; continue with: gmcore train --resume run"
+    assert "Traceback" not in errors
+    reached = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["epoch"]
+    assert main(["train", "--resume", "run", "--epochs", str(reached + 2)]) == 0
+
+
+def test_a_reader_that_leaves_is_no_error(run):
+    process = subprocess.run(
+        f"{sys.executable} -m gmcore kernels --json | head -1", shell=True, capture_output=True, text=True
+    )
+    assert process.stdout == "[\n" and not process.stderr
