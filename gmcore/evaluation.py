@@ -73,7 +73,7 @@ def fingerprint(dataset: Dataset) -> str:
     """Digest of the contents of all splits."""
     digest = hashlib.sha256()
     for split in SPLITS:
-        digest.update(np.ascontiguousarray(getattr(dataset, split)))
+        digest.update(np.ascontiguousarray(getattr(dataset, split)).data)
     return digest.hexdigest()
 
 

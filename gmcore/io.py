@@ -105,7 +105,7 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
     strings = sorted((key, value) for key, value in metadata.items() if key != "sha256")
     digest = hashlib.sha256(json.dumps([layout, strings]).encode())
     for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -159,13 +159,14 @@ class _Training:
         }
         io.save(self.path / CHECKPOINT, arrays, metadata)
 
-    def restore(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
         """Take over the state of a checkpoint; the model has its parameters already."""
         try:
             self.optimizer.load_state_dict(part(arrays, "optimizer."))
-            self.noise.state = tuple(int(word) for word in arrays["generator.noise"])
+            seed, draw = arrays["generator.noise"].tolist()
+            self.noise.state = seed, draw
             self.position = _Position(**metadata["position"])
-        except (KeyError, TypeError, CheckpointError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path / CHECKPOINT}: not the state of this training ({error})") from None
         self.metrics = read_metrics(self.path, self.position.epoch - 1)
 

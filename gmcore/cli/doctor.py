@@ -56,7 +56,7 @@ def _kernels() -> dict[str, str]:
     # Compiles, caches and runs one kernel on all threads: only then does Numba know its threading layer.
     rng.uniform((1 << 20,), key=(0, 0), backend="cpu")
     try:
-        layer = numba.threading_layer()
+        layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     except ValueError:
         layer = "none (one thread)"
     libraries = [

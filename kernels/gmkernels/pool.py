@@ -292,7 +292,7 @@ class BlockKernel:
     def __call__(self, blocks: int, *arguments: Any) -> None:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
         if blocks:
-            kinds = tuple([a.dtype.char if type(a) is np.ndarray else "" for a in arguments])
+            kinds = tuple([a.dtype.char if isinstance(a, np.ndarray) else "" for a in arguments])
             function = (self._compiled.get(kinds) or self._compile(kinds))[0]
             record = self.record(arguments)
             launch(function, blocks, record.buffer_info()[0])
@@ -302,7 +302,7 @@ class BlockKernel:
         """The argument record: (pointer, length) of each array, (value, 0) of each int."""
         values: list[int] = []
         for a in arguments:
-            if type(a) is np.ndarray:
+            if isinstance(a, np.ndarray):
                 values += (address(a), a.size)
             else:
                 values += (a, 0)

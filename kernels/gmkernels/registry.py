@@ -388,11 +388,13 @@ def run(
     elif not spec.updates:
         _check_outputs(spec, plan.outputs, outputs)
     if plan.pack:
-        inputs = tuple(
-            tuple(np.ascontiguousarray(x) for x in a) if type(a) is tuple else np.ascontiguousarray(a) for a in inputs
-        )
+        inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
     plan.kernel(inputs, outputs, [np.empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
+
+
+def _packed(a: Array) -> Array:
+    return a if a.flags.c_contiguous else a.copy()  # C order; ascontiguousarray would give a scalar an axis
 
 
 class _Plan(NamedTuple):

@@ -24,7 +24,6 @@ TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_sa
 def workplace(monkeypatch, tmp_path):
     monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
     monkeypatch.delenv("GMCORE_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
