@@ -32,10 +32,11 @@ def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
         if y.size != 1:
             raise GraphError(f"a tensor of shape {y.shape} needs a gradient to start from; sum it first, or pass one")
         return Tensor(np.ones(y.shape, y.dtype))
-    gradient = as_tensor(gradient)
-    if gradient.shape != y.shape:
+    if not isinstance(gradient, Tensor):
+        gradient = as_tensor(gradient)
+    if gradient._data.shape != y._data.shape:
         raise ShapeError(f"the gradient has shape {gradient.shape}, expected the tensor's shape {y.shape}")
-    if gradient.dtype != y.dtype:
+    if gradient._data.dtype != y._data.dtype:
         raise DtypeError(f"the gradient is {gradient.dtype}, expected the tensor's dtype {y.dtype}")
     return gradient
 

@@ -143,7 +143,7 @@ class Op:
         if _grad_enabled.get():
             for x in inputs:
                 if x._node is not None:
-                    self._record(inputs, arrays, outputs, attrs)
+                    self._record(inputs, outputs, attrs)
                     break
         if self.view:
             for y in outputs:
@@ -171,14 +171,12 @@ class Op:
         return kind(f"{self.name}({given}{options}): {error} (called at {user_line()})")
 
     # -- tape ------------------------------------------------------------------------------------------
-    def _record(
-        self, inputs: Sequence[Tensor], arrays: list[Array], outputs: Sequence[Tensor], attrs: dict[str, Any]
-    ) -> None:
+    def _record(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
         node = None
         for slot, y in enumerate(outputs):
             if y._data.dtype.kind == "f":
                 if node is None:
-                    node = Node(self, inputs, arrays, outputs, attrs)
+                    node = Node(self, inputs, outputs, attrs)
                 y._node = node
                 y._slot = slot
 
@@ -192,12 +190,12 @@ class _Plan:
 
     def __init__(self, op: Op, mask: int) -> None:
         if op._joint:
-            self.rules: list[tuple[int, Rule | str]] = [(-1, op._joint)]
+            rules: list[tuple[int, Rule | str]] = [(-1, op._joint)]
         elif op._rules:
-            self.rules = [(i, rule) for i, rule in enumerate(op._rules) if mask >> i & 1]
+            rules = [(i, rule) for i, rule in enumerate(op._rules) if mask >> i & 1]
         else:
-            self.rules = [(i, f"{op.outputs[0]} is not differentiable") for i in range(len(op.inputs)) if mask >> i & 1]
-        wanted = {name for i, _ in self.rules for name in (op._wants[max(i, 0)] if op._wants else ())}
+            rules = [(i, f"{op.outputs[0]} is not differentiable") for i in range(len(op.inputs)) if mask >> i & 1]
+        wanted = {name for i, _ in rules for name in (op._wants[max(i, 0)] if op._wants else ())}
         self.kept_inputs = [i for i, name in enumerate(op.inputs) if name in wanted]
         self.kept_outputs = [i for i, name in enumerate(op.outputs) if name in wanted]
         kept = [op.inputs[i] for i in self.kept_inputs] + [op.outputs[i] for i in self.kept_outputs]
@@ -209,10 +207,11 @@ class _Plan:
         if op.inputs[0].startswith("*"):
             sources[op.inputs[0][1:] + "_shape"] = (_SHAPES, None)
         sources["needs"], sources["grads"] = (_NEEDS, None), (_GRADS, None)
-        self.arguments = [
-            [sources.get(name, (_ATTR, name)) for name in (op._wants[max(i, 0)] if op._wants else ())]
-            for i, _ in self.rules
+        self.rules = [
+            (i, rule, [sources.get(name, (_ATTR, name)) for name in (op._wants[max(i, 0)] if op._wants else ())])
+            for i, rule in rules
         ]
+        """(which input, -1 for all; the rule; where its arguments come from)"""
 
 
 class Node:
@@ -224,18 +223,18 @@ class Node:
         self,
         op: Op,
         inputs: Sequence[Tensor],
-        arrays: list[Array],
         outputs: Sequence[Tensor],
         attrs: dict[str, Any],
     ) -> None:
         edges: list[tuple[Any, int] | None] = []
         meta = []
         mask, bit = 0, 1
-        for x, array in zip(inputs, arrays, strict=True):
-            if x._node is None:
+        for x in inputs:
+            producer, array = x._node, x._data
+            if producer is None:
                 edges.append(None)
             else:
-                edges.append((x._node, x._slot))
+                edges.append((producer, x._slot))
                 mask |= bit
             bit <<= 1
             meta.append((array.shape, array.dtype))
@@ -245,7 +244,7 @@ class Node:
         saved = []
         for i in plan.kept_inputs:
             version = inputs[i]._version
-            saved.append((arrays[i], version, version[0], i))
+            saved.append((inputs[i]._data, version, version[0], i))
         for i in plan.kept_outputs:
             version = outputs[i]._version
             saved.append((outputs[i]._data, version, version[0], ~i))
@@ -309,7 +308,7 @@ class Node:
                 Tensor(np.zeros(*meta)) if g is None else g for g, meta in zip(grads, self.output_meta, strict=True)
             ]
         found: list[Tensor | None] = [None] * len(self.edges)
-        for (i, rule), arguments in zip(self.plan.rules, self.plan.arguments, strict=True):
+        for i, rule, arguments in self.plan.rules:
             if i >= 0 and needs is not None and not needs[i]:
                 continue
             if isinstance(rule, str):

@@ -111,7 +111,10 @@ _activation_backward = Op(
 def _linear_rule(
     g: Tensor, x: Tensor, weight: Tensor, out: Tensor, activation: str, needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    d_pre, d_bias = _activation_backward(g, out, activation=activation)
+    if activation == "identity":
+        d_pre, d_bias = g, sum(g, axis=tuple(range(g.ndim - 1))) if needs[2] else None
+    else:
+        d_pre, d_bias = _activation_backward(g, out, activation=activation)
     rows = reshape(d_pre, (-1, weight.shape[0])) if d_pre.size else reshape(d_pre, (0, weight.shape[0]))
     d_x = reshape(_matmul(rows, weight), x.shape) if needs[0] else None
     d_weight = _matmul(transpose(rows), reshape(x, (rows.shape[0], weight.shape[1]))) if needs[1] else None

@@ -285,7 +285,7 @@ CHANGED = "was changed after it was recorded.*Call backward\\(\\) before optimis
         lambda x: ops.linear(x, np.ones((3, 2))) * ops.concatenate([x, x[:1]]),
     ],
 )
-def test_a_leaf_changed_after_it_was_saved(write: Callable[[Tensor], None], function: Callable[[Tensor], Tensor]) -> None:
+def test_a_leaf_changed_after_it_was_saved(write: Callable[[Tensor], None], function: Callable[..., Tensor]) -> None:
     """Also through views: a reshaped tensor has the memory, and so the version, of its leaf."""
     x = leaf([1.0, 2.0])
     y = ops.sum(function(x))
@@ -383,7 +383,7 @@ def test_detach_cuts_the_tape_and_shares_memory() -> None:
 
 # -- refusals ----------------------------------------------------------------------------------------------------
 def test_backward_needs_a_tape_and_a_gradient() -> None:
-    with pytest.raises(GraphError, match="no leaf with requires_grad=True led to it, or it was computed inside no_grad"):
+    with pytest.raises(GraphError, match="no leaf with requires_grad=True led to it.* inside no_grad"):
         (gmcore.tensor(1.0) * 2.0).backward()
     x = leaf([1.0, 2.0])
     y = x * 2.0
@@ -462,7 +462,8 @@ def test_declarations_are_checked(declare: Callable[..., Op]) -> None:
 
 # -- ops declared outside the package ------------------------------------------------------------------------------
 def test_an_op_from_outside(declare: Callable[..., Op]) -> None:
-    sinc = declare("outside_sinc", "x", forward=lambda x: np.sin(x) / x, vjp=[lambda g, x, out: g * (ops.cos(x) - out) / x])
+    rule = lambda g, x, out: g * (ops.cos(x) - out) / x  # noqa: E731 - as rules are written
+    sinc = declare("outside_sinc", "x", forward=lambda x: np.sin(x) / x, vjp=[rule])
     assert gradcheck(sinc, [np.array([0.5, -2.0])], order=3)
     with pytest.raises(ShapeError, match=rf"outside_norm\(x: float64\[2\]\).*called at {__file__}:"):
         declare("outside_norm", "x", forward=lambda x: np.linalg.norm(x, axis=3), vjp=None)(leaf([1.0, 2.0]))
@@ -471,7 +472,9 @@ def test_an_op_from_outside(declare: Callable[..., Op]) -> None:
 def test_an_op_with_attributes_shapes_and_needs(declare: Callable[..., Op]) -> None:
     seen = []
 
-    def rule(g_a: Tensor, g_b: Tensor, x: Tensor, y_shape: Any, y_dtype: Any, power: float, needs: Any, grads: Any) -> Any:
+    def rule(
+        g_a: Tensor, g_b: Tensor, x: Tensor, y_shape: Any, y_dtype: Any, power: float, needs: Any, grads: Any
+    ) -> list[Tensor]:
         seen.append((y_shape, y_dtype, power, tuple(needs), len(grads)))
         return [g_a * power * x ** (power - 1.0), ops.broadcast_to(ops.sum(g_b), y_shape)]
 
@@ -642,13 +645,16 @@ def test_backward_frees_memory_on_the_way() -> None:
 
 def grows_by(step: Callable[[], None], steps: int) -> int:
     """Blocks of memory that `steps` steps leave behind, without the garbage collector."""
+    for _ in range(10):
+        step()  # compiles kernels
+    gc.collect()
     gc.disable()
     try:
-        for _ in range(500):  # compiles kernels, and fills Python's own lists of free tuples, 2000 of each length
-            step()
         before = sys.getallocatedblocks()
         for _ in range(steps):
             step()
+        assert gc.collect() == 0, "the steps left cycles to the garbage collector"
+        # The collection has also emptied Python's own lists of free tuples and numbers.
         return sys.getallocatedblocks() - before
     finally:
         gc.enable()
@@ -672,7 +678,7 @@ def mlp_step() -> Callable[[], None]:
 
 # An object leaked by a step, of any kind, is at least a block.
 def test_memory_of_training_is_flat() -> None:
-    assert grows_by(mlp_step(), 2000) < 200
+    assert grows_by(mlp_step(), 2000) < 500
 
 
 def test_memory_of_second_order_training_is_flat() -> None:
@@ -684,7 +690,7 @@ def test_memory_of_second_order_training_is_flat() -> None:
         (ops.sum(g * g) + loss).backward()
         x.grad = None
 
-    assert grows_by(step, 1000) < 100
+    assert grows_by(step, 1000) < 250
 
 
 @pytest.mark.slow

@@ -95,9 +95,9 @@ def _iwae_bound(log_w: Any, axis: int) -> Any:
 
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
-        "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1", "log",
-        "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul", "greater",
-        "greater_equal", "less", "less_equal", "not_equal", "isfinite", "broadcast_to",
+        "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
+        "log", "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul",
+        "greater", "greater_equal", "less", "less_equal", "not_equal", "isfinite", "broadcast_to",
     )},
     "equal": torch.eq,
     "power": torch.pow,
@@ -215,7 +215,7 @@ def test_op(name: str, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
     agree(found, expected)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in COUNTERPARTS if n.startswith(("equal", "not", "greater", "less", "isf"))))
+@pytest.mark.parametrize("name", ["equal", "not_equal", "greater", "greater_equal", "less", "less_equal", "isfinite"])
 def test_comparisons(name: str) -> None:
     x, y = np.array([1.0, 2.0, np.nan, np.inf]), np.array([1.0, 3.0, 0.0, -np.inf])
     arrays = [x] if name == "isfinite" else [x, y]
@@ -235,8 +235,13 @@ class Library:
         return self.functions.get(name) or getattr(self.module, name)
 
 
-OURS = Library(ops, mean=lambda x, axis: ops.mean(x, axis, True), sum=lambda x, axis: ops.sum(x, axis, True),
-               max=lambda x, axis: ops.max(x, axis, True), lse=lambda x, axis: ops.logsumexp(x, axis, True))  # fmt: skip
+OURS = Library(
+    ops,
+    mean=lambda x, axis: ops.mean(x, axis, keepdims=True),
+    sum=lambda x, axis: ops.sum(x, axis, keepdims=True),
+    max=lambda x, axis: ops.max(x, axis, keepdims=True),
+    lse=lambda x, axis: ops.logsumexp(x, axis, keepdims=True),
+)
 THEIRS = Library(
     torch,
     softplus=torch.nn.functional.softplus,

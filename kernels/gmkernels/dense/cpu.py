@@ -236,10 +236,19 @@ CHUNK = 16384  # elements of a block
 
 
 @functools.lru_cache(64)
-def _chunks(sizes: tuple[int, ...]) -> np.ndarray:
-    """(parameter, start, size) of every chunk."""
+def _chunks(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(parameter, start, size) of every chunk, and the first chunk of every block and the end.
+
+    A block takes as many consecutive chunks as CHUNK elements hold, so small parameters share one.
+    """
     rows = [(i, start, min(CHUNK, size - start)) for i, size in enumerate(sizes) for start in range(0, size, CHUNK)]
-    return np.array(rows, np.int64).reshape(-1, 3)
+    first, held = [], CHUNK
+    for row, (_, _, size) in enumerate(rows):
+        if held + size > CHUNK:
+            first.append(row)
+            held = 0
+        held += size
+    return np.array(rows, np.int64).reshape(-1, 3), np.array([*first, len(rows)], np.int64)
 
 
 @_intrinsic
@@ -259,9 +268,9 @@ def _array_at(typing_context, pointer, size, like):
 
 
 @_jit
-def _chunk_of(block, chunks, pointers, arrays, which, like):
-    """Chunk number `block` of the array number `which` of its parameter."""
-    parameter, start, size = chunks[3 * block], chunks[3 * block + 1], chunks[3 * block + 2]
+def _part(chunk, chunks, pointers, arrays, which, like):
+    """Chunk number `chunk`, of the array number `which` of its parameter."""
+    parameter, start, size = chunks[3 * chunk], chunks[3 * chunk + 1], chunks[3 * chunk + 2]
     return _array_at(pointers[arrays * parameter + which] + start * like.itemsize, size, like)
 
 
@@ -271,22 +280,23 @@ def _update(kernel: Any, updated: KernelSpec, inputs: Arrays, outputs: Arrays) -
     spec.check_updated(updated, grads, outputs)
     if grads:
         grads = [np.ascontiguousarray(g) for g in grads]
-        chunks = _chunks(tuple([g.size for g in grads]))
+        chunks, first = _chunks(tuple([g.size for g in grads]))
         pointers = np.array([[address(a) for a in arrays] for arrays in zip(grads, *outputs, strict=True)], np.int64)
-        kernel(len(chunks), grads[0], np.ascontiguousarray(hyper), chunks, pointers)
+        kernel(len(first) - 1, grads[0], np.ascontiguousarray(hyper), chunks, first, pointers)
 
 
 @block_kernel
-def _adam(block, like, hyper, chunks, pointers):
-    g, p = _chunk_of(block, chunks, pointers, 4, 0, like), _chunk_of(block, chunks, pointers, 4, 1, like)
-    m, v = _chunk_of(block, chunks, pointers, 4, 2, like), _chunk_of(block, chunks, pointers, 4, 3, like)
+def _adam(block, like, hyper, chunks, first, pointers):
     lr, beta1, beta2, step = hyper[0], hyper[1], hyper[2], hyper[5]
     real = like.dtype.type
     step_size = real(lr / (1 - beta1**step))
     correction = real(1 / math.sqrt(1 - beta2**step))
     keep1, add1, keep2, add2 = real(beta1), real(1 - beta1), real(beta2), real(1 - beta2)
     eps, weight_decay = real(hyper[3]), real(hyper[4])
-    _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay)
+    for chunk in range(first[block], first[block + 1]):
+        g, p = _part(chunk, chunks, pointers, 4, 0, like), _part(chunk, chunks, pointers, 4, 1, like)
+        m, v = _part(chunk, chunks, pointers, 4, 2, like), _part(chunk, chunks, pointers, 4, 3, like)
+        _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay)
 
 
 @_jit
@@ -304,27 +314,34 @@ def adam(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> No
 
 
 @block_kernel
-def _sgd(block, like, hyper, chunks, pointers):
-    g, p = _chunk_of(block, chunks, pointers, 3, 0, like), _chunk_of(block, chunks, pointers, 3, 1, like)
-    b = _chunk_of(block, chunks, pointers, 3, 2, like)
+def _sgd(block, like, hyper, chunks, first, pointers):
     real = like.dtype.type
-    first = hyper[5] == 1
+    begins = hyper[5] == 1
     lr, momentum, weight_decay = real(hyper[0]), real(hyper[1]), real(hyper[4])
-    keep, add = real(0 if first else hyper[1]), real(1 if first else 1 - hyper[2])
-    if momentum == 0:
-        for i in range(p.size):
-            p[i] -= lr * (g[i] if weight_decay == 0 else g[i] + weight_decay * p[i])
-    else:
-        nesterov = hyper[3] != 0
-        _momentum_step(g, p, b, lr, momentum, weight_decay, first, keep, add, nesterov)
+    keep, add = real(0 if begins else hyper[1]), real(1 if begins else 1 - hyper[2])
+    nesterov = hyper[3] != 0
+    for chunk in range(first[block], first[block + 1]):
+        g, p = _part(chunk, chunks, pointers, 3, 0, like), _part(chunk, chunks, pointers, 3, 1, like)
+        b = _part(chunk, chunks, pointers, 3, 2, like)
+        if momentum == 0:
+            _plain_step(g, p, lr, weight_decay)
+        else:
+            _momentum_step(g, p, b, lr, momentum, weight_decay, begins, keep, add, nesterov)
 
 
 @_jit
-def _momentum_step(g, p, b, lr, momentum, weight_decay, first, keep, add, nesterov):
+def _plain_step(g, p, lr, weight_decay):
+    g = g[: p.size]
+    for i in range(p.size):
+        p[i] -= lr * (g[i] if weight_decay == 0 else g[i] + weight_decay * p[i])
+
+
+@_jit
+def _momentum_step(g, p, b, lr, momentum, weight_decay, begins, keep, add, nesterov):
     g, b = g[: p.size], b[: p.size]
     for i in range(p.size):
         gradient = g[i] if weight_decay == 0 else g[i] + weight_decay * p[i]
-        b[i] = gradient if first else keep * b[i] + add * gradient  # at first the buffer may hold anything
+        b[i] = gradient if begins else keep * b[i] + add * gradient  # at first the buffer may hold anything
         p[i] -= lr * (gradient + momentum * b[i] if nesterov else b[i])
 
 
