@@ -16,7 +16,7 @@ import numpy as np
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import Node
-from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor
+from gmcore.tensor import Array, Leaf, Tensor, _grad_enabled, as_tensor
 
 Edge = tuple[Node | Leaf, int]
 
@@ -121,9 +121,23 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     start = _root_gradient(y, gradient)
     root: Edge = (y._node, y._slot)  # type: ignore[assignment]
     found = _sweep([(root, start)], None, set(), create_graph=False, retain_graph=retain_graph)
+    owners = {id(_owner(start._data))}
     for node, (g, *_) in found.items():
         if isinstance(node, Leaf) and g is not None and (leaf := node.tensor()) is not None:
-            leaf.grad = g if leaf.grad is None else Tensor(np.asarray(np.add(leaf.grad._data, g._data)))
+            if leaf.grad is not None:
+                leaf.grad = Tensor(np.asarray(np.add(leaf.grad._data, g._data)))
+                continue
+            # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a broadcast view.
+            array = g._data
+            if id(_owner(array)) in owners or not array.flags.c_contiguous:
+                array = array.copy()
+            owners.add(id(_owner(array)))
+            leaf.grad = Tensor(array)
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one views."""
+    return array if array.base is None else array.base
 
 
 def grad(

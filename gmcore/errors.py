@@ -39,6 +39,10 @@ class CheckpointError(GmcoreError, ValueError):
     """A checkpoint that is missing, corrupt, of another format version or of another model."""
 
 
+class MissingPackageError(GmcoreError, ImportError):
+    """An optional package that is not installed; the message holds the command that installs it."""
+
+
 class UnknownNameError(GmcoreError, LookupError):
     """A model, data set, option or kernel that does not exist."""
 

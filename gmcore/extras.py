@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from gmcore.errors import GmcoreError
+from gmcore.errors import MissingPackageError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "app": ("rich", "matplotlib", "sklearn", "scipy"),
@@ -28,14 +28,14 @@ def require(module: str, purpose: str) -> ModuleType:
 
     Raises
     ------
-    GmcoreError : its package is not installed; the message holds the command that installs it.
+    MissingPackageError : its package is not installed; the message holds the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         package = module.partition(".")[0]
         extra = next(name for name, packages in EXTRAS.items() if package in packages)
-        raise GmcoreError(f"{purpose} needs {package}, which is not installed: {install_command(extra)}") from None
+        raise MissingPackageError(f"{purpose} needs {package}, which is not installed: {install_command(extra)}") from None
 
 
 __all__ = ["EXTRAS", "install_command", "require"]

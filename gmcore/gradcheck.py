@@ -28,7 +28,7 @@ def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[np.n
     total: list[np.ndarray] = []
     for offset, weight in _STENCIL:
         moved = [
-            Tensor(x._data + offset * _STEP * v, requires_grad=True) if v is not None else x
+            Tensor(np.asarray(x._data + offset * _STEP * v), requires_grad=True) if v is not None else x
             for x, v in zip(inputs, direction, strict=True)
         ]
         with enable_grad():  # a gradient inside f needs the tape

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 OPS: dict[str, Op] = {}
 """Every declared operation by name."""
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 _sequence = itertools.count()
 
 
@@ -50,6 +51,12 @@ def user_line() -> str:
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back  # type: ignore[assignment]
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
+
+
+def _shares_memory(view: Array, array: Array) -> bool:
+    """Whether `view`, the result of a view operation on `array`, is not a copy after all."""
+    base = view.base
+    return view is array or (base is not None and (base is array or base is array.base))
 
 
 class Op:
@@ -63,7 +70,7 @@ class Op:
     forward : ``forward(*arrays, **attrs)`` -> array, or a tuple of arrays for several outputs.
     vjp : the derivative (see the module's docstring). None where the outputs are not floating.
     broadcast : inputs broadcast and promote as in NumPy; gradients are summed and cast back to each input.
-    view : the output may share the input's memory.
+    view : the (one) output may share the (one) input's memory.
     partial : the rule takes None for the gradient of an output that nothing used; otherwise it is zeros.
     formula, source : the mathematics in a line, and where it comes from.
     examples : ``examples(rng)`` -> iterable of (args, kwargs) for `public`; the generated tests run them.
@@ -145,9 +152,8 @@ class Op:
                 if x._node is not None:
                     self._record(inputs, outputs, attrs)
                     break
-        if self.view:
-            for y in outputs:
-                y._version = inputs[0]._version
+        if self.view and _shares_memory(outputs[0]._data, arrays[0]):
+            outputs[0]._version = inputs[0]._version
         return outputs if type(result) is tuple else outputs[0]
 
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -335,6 +341,8 @@ class Node:
                 found[i] = rule(*values)
             else:
                 found = list(rule(*values))
+                if len(found) != len(self.edges):
+                    raise GraphError(f"{op.name}: {len(found)} gradients for {len(self.edges)} inputs: a defect of its vjp")
         for i, edge in enumerate(self.edges):
             g = found[i]
             if edge is None or (needs is not None and not needs[i]):

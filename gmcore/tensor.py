@@ -140,6 +140,9 @@ class Tensor:
             raise TypeError("a tensor of no dimensions has no length")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
     def __repr__(self) -> str:
         body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(", threshold=100)
         default = {"f": np.float32, "i": np.int64, "b": np.bool_}.get(self.dtype.kind)
@@ -225,6 +228,8 @@ class Tensor:
             raise GraphError(f"copy_ writes into leaves only; this tensor was computed by {self._node.op.name}")  # type: ignore[union-attr]
         if value.shape != self.shape:
             raise ShapeError(f"copy_: the source has shape {value.shape}, expected {self.shape}")
+        if not np.can_cast(value.dtype, self.dtype, "same_kind"):
+            raise DtypeError(f"copy_: cannot write {value.dtype} into {self.dtype}")
         np.copyto(self._data, value, casting="same_kind")
         self._version[0] += 1
         return self
@@ -354,7 +359,8 @@ class Tensor:
 _ops: Any = None
 _backward: Any = None
 
-_DEFAULT_DTYPES: dict[str, np.dtype[Any]] = {"f": np.dtype(np.float32), "i": np.dtype(np.int64), "u": np.dtype(np.int64), "b": np.dtype(bool)}
+# What Python numbers become, by NumPy's kind.
+_DEFAULT_DTYPES: dict[str, str] = {"f": "float32", "i": "int64", "u": "int64", "b": "bool"}
 
 
 def tensor(
@@ -373,9 +379,12 @@ def tensor(
     Raises
     ------
     DtypeError : not numbers, or a gradient asked of integers.
+    GraphError : a tensor that requires a gradient.
     ArgumentError : a device that is not there.
     """
     if isinstance(x, Tensor):
+        if x.requires_grad:
+            raise GraphError("tensor() copies numbers and would cut the tape; call .detach() if that is meant")
         x = x._data
     if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
         raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")

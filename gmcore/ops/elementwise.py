@@ -16,7 +16,7 @@ from gmcore.tensor import Tensor, as_tensor, check_device
 
 # Where the examples of an operation draw their numbers from; kept away from kinks, poles and ties, so that
 # finite differences mean something.
-Domain = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+Domain = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
 def real(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

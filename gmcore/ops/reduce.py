@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,8 @@ Axis = int | tuple[int, ...] | None
 
 def normalize_axis(x: Tensor, axis: Axis, name: str) -> tuple[int, ...]:
     """`axis` as a sorted tuple of non-negative ints. Raises `ArgumentError` if out of range or repeated."""
-    axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    found = sorted(a + x.ndim if a < 0 else a for a in axes)
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    found = sorted(operator.index(a) + (x.ndim if a < 0 else 0) for a in axes)
     if any(not 0 <= a < x.ndim for a in found) or len(set(found)) != len(found):
         raise ArgumentError(
             f"{name}: axis {axis} does not fit shape {x.shape}; expected distinct axes in "
@@ -116,10 +117,13 @@ def _logsumexp_forward(x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     return total if keepdims else total.reshape([n for i, n in enumerate(x.shape) if i not in axis])
 
 
-def _logsumexp_rule(g: Tensor, x: Tensor, out: Tensor, axis: tuple[int, ...]) -> Tensor:
-    # A row of minus infinity has no defined weights; its gradient is 0.
-    out = _spread(out, x.shape, axis)
-    return _spread(g, x.shape, axis) * exp(x - _where(isfinite(out), out, 0.0))
+def _logsumexp_rule(g: Tensor, x: Tensor, axis: tuple[int, ...]) -> Tensor:
+    # Softmax by its own shift: exp(x - out) would lose the digits of out. A row of minus infinity has no defined
+    # weights; its gradient is 0.
+    top = _max(x.detach(), axis=axis, keepdims=True)
+    e = exp(x - _where(isfinite(top), top, 0.0))
+    total = _sum(e, axis=axis, keepdims=True)
+    return _spread(g, x.shape, axis) * (e / _where(equal(total, 0.0), 1.0, total))
 
 
 _logsumexp = Op(

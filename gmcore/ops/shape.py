@@ -58,7 +58,8 @@ _transpose: Op = Op(
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     """Permute the axes; by default reverse them."""
     x = as_tensor(x)
-    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim if x.ndim else a for a in axes)
+    given = range(x.ndim)[::-1] if axes is None else axes
+    order = tuple([operator.index(a) + (x.ndim if a < 0 else 0) for a in given])
     if sorted(order) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes {axes} are no permutation of those of shape {x.shape} "
                             f"(called at {user_line()})")  # fmt: skip
@@ -249,7 +250,8 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
 
     Raises
     ------
-    ShapeError : no tensors, or lengths that differ elsewhere.
+    ShapeError : no tensors, or lengths that differ elsewhere.  ArgumentError : an axis out of range.
+    DtypeError : tensors of several dtypes.
     """
     tensors = [as_tensor(x) for x in xs]
     if not tensors:
@@ -257,7 +259,10 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
     if len({x.dtype for x in tensors}) != 1:
         found = ", ".join(sorted({str(x.dtype) for x in tensors}))
         raise DtypeError(f"concatenate: expected tensors of one dtype, got {found} (called at {user_line()})")
-    return _concatenate(*tensors, axis=operator.index(axis) + (tensors[0].ndim if axis < 0 else 0))
+    at = operator.index(axis) + (tensors[0].ndim if axis < 0 else 0)
+    if not 0 <= at < tensors[0].ndim:
+        raise ArgumentError(f"concatenate: axis {axis} does not fit shape {tensors[0].shape} (called at {user_line()})")
+    return _concatenate(*tensors, axis=at)
 
 
 _concatenate.public = concatenate

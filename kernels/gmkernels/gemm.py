@@ -14,7 +14,7 @@ _intrinsic: Any = intrinsic  # the function it makes takes other arguments than 
 
 
 @_intrinsic
-def gemm(  # type: ignore[no-untyped-def]
+def gemm(
     typing_context, address, wide, like, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
 ):
     """C = alpha op(A) op(B) + beta C on row-major matrices: cblas_sgemm or cblas_dgemm, at `address`.

@@ -47,6 +47,8 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+_intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+
 # ---------------------------------------------------------------------------------------------------------
 # Compilation cache
 # ---------------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 
 class _Cache(caching.Cache):
-    _impl_class = _CacheImpl
+    _impl_class: Any = _CacheImpl
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         # Numba's own key hashes the pickled closure, which differs between processes when it holds a dispatcher.
@@ -144,7 +146,7 @@ def _write_state(builder: Any, state: Any) -> None:
         builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)]), "msr fpcr, $0", "r", [state], True)
 
 
-@intrinsic
+@_intrinsic
 def _flush_denormals(typing_context: Any) -> Any:
     """Set flush-to-zero on this thread; returns the state to restore."""
 
@@ -156,7 +158,7 @@ def _flush_denormals(typing_context: Any) -> Any:
     return types.int64(), generate
 
 
-@intrinsic
+@_intrinsic
 def _restore_state(typing_context: Any, state: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _write_state(builder, args[0])
@@ -170,7 +172,7 @@ def _restore_state(typing_context: Any, state: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------
 
 
-@intrinsic
+@_intrinsic
 def _call_block(typing_context: Any, function: Any, block: Any, record: Any) -> Any:
     """Call the C function at address `function` with (block, record)."""
 
@@ -183,7 +185,7 @@ def _call_block(typing_context: Any, function: Any, block: Any, record: Any) -> 
 
 
 @_cached_jit()
-def _run_serial(function, blocks, record):  # type: ignore[no-untyped-def]
+def _run_serial(function, blocks, record):
     state = _flush_denormals()
     for block in range(blocks):
         _call_block(function, block, record)
@@ -191,7 +193,7 @@ def _run_serial(function, blocks, record):  # type: ignore[no-untyped-def]
 
 
 @_cached_jit(parallel=True)
-def _run_parallel(function, blocks, record):  # type: ignore[no-untyped-def]
+def _run_parallel(function, blocks, record):
     for block in numba.prange(blocks):
         state = _flush_denormals()
         _call_block(function, block, record)
@@ -258,7 +260,7 @@ def address(a: np.ndarray) -> int:
         return a.__array_interface__["data"][0]
 
 
-@intrinsic
+@_intrinsic
 def _argument(typing_context: Any, record: Any, slot: Any, dtype: Any) -> Any:
     """Argument number `slot` of a record, as a one-dimensional array of `dtype`.
 

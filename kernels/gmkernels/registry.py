@@ -9,7 +9,7 @@ allocates nothing. `run` infers and allocates both, picks a kernel, and calls it
 
 Choice: the `backend` argument, then `with use(...)`, then `GMKERNELS_BACKEND`, then the cheapest by the cost
 model among the kernels that accept the call, then `reference`. A kernel accepts or refuses by looking at a
-`Signature` only, so a choice can be cached by it. `explain` says what was chosen, why, and why not the others.
+`Signature` only; `run` caches its choice by the shapes, dtypes and layouts of a call. `explain` says what was chosen, why, and why not the others.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class KernelSpec:
 
 
 class Signature(NamedTuple):
-    """All that a kernel may look at to accept or refuse a call, and the key under which a choice is cached."""
+    """All that a kernel may look at to accept or refuse a call."""
 
     op: str
     device: str
@@ -173,7 +173,6 @@ BACKENDS: dict[str, Backend] = {
 
 _specs: dict[str, KernelSpec] = {}
 _entries: dict[str, dict[str, Entry]] = {}
-_choices: dict[tuple[Signature, str | None], Entry] = {}
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _MOST_PLANS = 4096
 _preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=None)
@@ -212,7 +211,6 @@ def register(
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
     _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts)
-    _choices.clear()
     _plans.clear()
 
 
@@ -221,7 +219,6 @@ def unregister(spec: KernelSpec, backend: str) -> None:
     del _entries[spec.name][backend]
     if not _entries[spec.name]:
         del _entries[spec.name], _specs[spec.name]
-    _choices.clear()
     _plans.clear()
 
 
@@ -319,16 +316,6 @@ def select(
     KernelError : the `backend` asked for by argument has no kernel or refuses, or no kernel takes the call.
     """
     sig = signature(spec, inputs, attrs)
-    key = (sig, backend if backend is not None else _preference()[0])
-    chosen = _choices.get(key)
-    if chosen is None:
-        chosen = _choices[key] = _select(spec, sig, inputs, attrs, backend)
-    return chosen
-
-
-def _select(
-    spec: KernelSpec, sig: Signature, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None
-) -> Entry:
     candidates = _entries.get(spec.name, {})
     refusals = {name: entry.refusal(sig) for name, entry in candidates.items()}
     if backend is not None:

@@ -105,3 +105,8 @@ def test_inputs_are_left_alone() -> None:
 def test_works_inside_no_grad() -> None:
     with gmcore.no_grad():
         assert gradcheck(lambda x: x * x * x, [X], order=3)
+
+
+def test_numbers_reach_fused_kernels_as_arrays() -> None:
+    """A moved input of no dimensions is still an array."""
+    assert gradcheck(OPS["bernoulli_log_prob_backward"], [np.asarray(0.7), X, np.abs(X) / 3], order=2)

@@ -28,7 +28,7 @@ class IWAE(VAE):
     name = "iwae"
     summary = "importance-weighted autoencoder, k-sample bound"
     source = "Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, ICLR 2016"
-    recipe = Recipe(epochs=150, batch_size=20, learning_rate=1e-3, eps=1e-4, binarize="dynamic")
+    recipe = Recipe(epochs=40, batch_size=20, learning_rate=1e-3, eps=1e-4, binarize="dynamic")
     settings = ("latent_size", "hidden_sizes", "likelihood", "variance", "samples", "activation")
 
     def __init__(

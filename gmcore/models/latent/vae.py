@@ -58,7 +58,7 @@ class VAE(GenerativeModel):
     name = "vae"
     summary = "variational autoencoder, SGVB estimators A and B"
     source = "Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014"
-    recipe = Recipe(epochs=150, batch_size=20, learning_rate=1e-3, binarize="dynamic")
+    recipe = Recipe(epochs=100, batch_size=20, learning_rate=1e-3, binarize="dynamic")
     settings: ClassVar[tuple[str, ...]] = (
         "latent_size", "hidden_sizes", "likelihood", "variance", "estimator", "samples", "activation",
     )  # fmt: skip
