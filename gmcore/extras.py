@@ -35,7 +35,9 @@ def require(module: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError:
         package = module.partition(".")[0]
         extra = next(name for name, packages in EXTRAS.items() if package in packages)
-        raise MissingPackageError(f"{purpose} needs {package}, which is not installed: {install_command(extra)}") from None
+        raise MissingPackageError(
+            f"{purpose} needs {package}, which is not installed: {install_command(extra)}"
+        ) from None
 
 
 __all__ = ["EXTRAS", "install_command", "require"]

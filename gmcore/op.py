@@ -342,7 +342,9 @@ class Node:
             else:
                 found = list(rule(*values))
                 if len(found) != len(self.edges):
-                    raise GraphError(f"{op.name}: {len(found)} gradients for {len(self.edges)} inputs: a defect of its vjp")
+                    raise GraphError(
+                        f"{op.name}: {len(found)} gradients for {len(self.edges)} inputs: a defect of its vjp"
+                    )
         for i, edge in enumerate(self.edges):
             g = found[i]
             if edge is None or (needs is not None and not needs[i]):

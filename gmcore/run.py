@@ -1,9 +1,9 @@
 """A run: the folder that training writes, and what is read back from it.
 
-    config.json              model and its arguments, recipe, data and their provenance, seed, versions
-    metrics.jsonl            a line per epoch; a line with the test bound when training has ended
-    checkpoint.safetensors   parameters, optimiser, generator; position in the data; replaced after each epoch
-    samples.png  reconstructions.png  curves.png
+config.json              model and its arguments, recipe, data and their provenance, seed, versions
+metrics.jsonl            a line per epoch; a line with the test bound when training has ended
+checkpoint.safetensors   parameters, optimiser, generator; position in the data; replaced after each epoch
+samples.png  reconstructions.png  curves.png
 """
 
 from __future__ import annotations

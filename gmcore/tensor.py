@@ -363,9 +363,7 @@ _backward: Any = None
 _DEFAULT_DTYPES: dict[str, str] = {"f": "float32", "i": "int64", "u": "int64", "b": "bool"}
 
 
-def tensor(
-    x: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
-) -> Tensor:
+def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A new leaf tensor with a copy of `x`.
 
     Parameters

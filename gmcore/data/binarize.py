@@ -95,9 +95,7 @@ def binarize(
     return binary
 
 
-def batches(
-    n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = False
-) -> Iterator[NDArray[np.int64]]:
+def batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = False) -> Iterator[NDArray[np.int64]]:
     """The minibatches of an epoch, as indices in an order keyed by (seed, epoch).
 
     The order sorts n raw 64-bit words of ``numpy.random.Philox(key=(seed, epoch))``, whose stream NumPy

@@ -49,8 +49,7 @@ def check_support(array: NDArray[Any], support: str, name: str = "data") -> None
         first = tuple(int(i) for i in np.unravel_index(np.argmin(inside), inside.shape))
         count = inside.size - np.count_nonzero(inside)
         raise DataError(
-            f"{name}: {count} of {inside.size} values are not {wanted}, "
-            f"the first is {array[first]} at index {first}"
+            f"{name}: {count} of {inside.size} values are not {wanted}, the first is {array[first]} at index {first}"
         )
 
 

@@ -82,8 +82,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     expected = start + math.prod(shape) * dtype.itemsize
     if len(contents) != expected:
         raise DataError(
-            f"{path}: expected {expected} bytes for an IDX header and {shape} of {dtype.name}, "
-            f"found {len(contents)}"
+            f"{path}: expected {expected} bytes for an IDX header and {shape} of {dtype.name}, found {len(contents)}"
         )
     if 0 in shape:
         raise DataError(f"{path}: the array is empty, shape {shape}")

@@ -55,9 +55,7 @@ def _omniglot(paths: Mapping[str, Path]) -> Dataset:
     # 1345 of 24345 images are for validation, chosen as by Burda et al., so that bounds can be compared.
     valid = len(train) * 1345 // 24345
     train = train[np.random.RandomState(123).permutation(len(train))]
-    provenance = {
-        "split": f"numpy RandomState(123).permutation of the training images; the last {valid} valid"
-    }
+    provenance = {"split": f"numpy RandomState(123).permutation of the training images; the last {valid} valid"}
     if paths["all"].name == "chardata_rebuilt.mat":
         provenance["note"] = (
             "rebuilt from the 105x105 images, with a resizing and test split of its own: "

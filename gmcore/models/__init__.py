@@ -1,7 +1,7 @@
 """The models, by name. One file a system, in folders by family.
 
-    gmcore.models.get("iwae")            # the class
-    gmcore.models.register(MyModel)      # a model of one's own, also from outside the package
+gmcore.models.get("iwae")            # the class
+gmcore.models.register(MyModel)      # a model of one's own, also from outside the package
 """
 
 from __future__ import annotations

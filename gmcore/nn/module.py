@@ -64,8 +64,10 @@ class Module:
                     f"{type(self).__name__}.{name} is a {kind.__name__}; expected another one or None, got "
                     f"{type(value).__name__} (write new values into a parameter with copy_)"
                 )
-        if name in self._buffers and value is not None and (
-            not isinstance(value, Tensor) or isinstance(value, Parameter)
+        if (
+            name in self._buffers
+            and value is not None
+            and (not isinstance(value, Tensor) or isinstance(value, Parameter))
         ):
             raise ArgumentError(
                 f"{type(self).__name__}.{name} is a buffer; expected a tensor or None, got {type(value).__name__}"

@@ -57,9 +57,7 @@ def _binary(
     x: Domain = real,
     y: Domain = real,
 ) -> Op:
-    return Op(
-        name, "x y", forward=forward, vjp=vjp, formula=formula, broadcast=True, examples=_binary_examples(x, y)
-    )
+    return Op(name, "x y", forward=forward, vjp=vjp, formula=formula, broadcast=True, examples=_binary_examples(x, y))
 
 
 identity = Op(

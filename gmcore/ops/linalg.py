@@ -56,8 +56,8 @@ def matmul(x: Any, y: Any) -> Tensor:
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ShapeError(
-            f"matmul: shapes {x.shape} and {y.shape} do not fit: the last axis of the first must be as long as the last "
-            f"but one of the second (called at {user_line()})"
+            f"matmul: shapes {x.shape} and {y.shape} do not fit: the last axis of the first must be as long as the "
+            f"last but one of the second (called at {user_line()})"
         )
     rows = x if x.ndim > 1 else reshape(x, (1, -1))
     columns = y if y.ndim > 1 else reshape(y, (-1, 1))

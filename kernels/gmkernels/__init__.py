@@ -1,11 +1,14 @@
 """gmkernels: fused kernels for deep generative models. Arrays in, arrays out; no autograd.
 
 Every operation is a spec (`registry.KernelSpec`) with kernels on several backends registered against it. Call
-the thin wrappers (`gmkernels.gaussian_sample(mu, logvar, key=...)`), or `run` with buffers of your own.
-`explain(op, *arrays)` says which kernel a call runs and why; `with use("reference"):` prefers a backend.
+the thin wrappers (``gmkernels.gaussian_sample(mu, logvar, key=(seed, draw))``), or `run` with buffers of your own.
+`explain(op, *arrays)` says which kernel a call runs and why; ``with use("reference"):`` prefers a backend.
 """
 
 from gmkernels.cost import Cost
+from gmkernels.dense import activation_backward, adam, linear, matmul, sgd
+from gmkernels.iwae import iwae_bound, iwae_bound_backward
+from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -21,6 +24,8 @@ from gmkernels.registry import (
     unregister,
     use,
 )
+from gmkernels.rng import key_array, normal, random_words, uniform
+from gmkernels.sampling import bernoulli_sample, bernoulli_sample_logits, gaussian_sample, gaussian_sample_backward
 
 __all__ = [
     "Cost",
@@ -29,12 +34,29 @@ __all__ = [
     "KernelError",
     "KernelSpec",
     "Signature",
+    "activation_backward",
+    "adam",
+    "bernoulli_log_prob",
+    "bernoulli_log_prob_backward",
+    "bernoulli_sample",
+    "bernoulli_sample_logits",
     "entries",
     "explain",
+    "gaussian_sample",
+    "gaussian_sample_backward",
+    "iwae_bound",
+    "iwae_bound_backward",
+    "key_array",
+    "linear",
+    "matmul",
+    "normal",
+    "random_words",
     "register",
     "run",
     "select",
+    "sgd",
     "specs",
+    "uniform",
     "unregister",
     "use",
 ]

@@ -164,4 +164,3 @@ def layout(a: np.ndarray) -> tuple[np.ndarray, int, int]:
     ):
         return a, TRANS, column_stride // item if columns > 1 else max(1, rows)
     return np.ascontiguousarray(a), NO_TRANS, max(1, columns)
-

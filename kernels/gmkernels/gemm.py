@@ -14,9 +14,7 @@ _intrinsic: Any = intrinsic  # the function it makes takes other arguments than 
 
 
 @_intrinsic
-def gemm(
-    typing_context, address, wide, like, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
-):
+def gemm(typing_context, address, wide, like, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C = alpha op(A) op(B) + beta C on row-major matrices: cblas_sgemm or cblas_dgemm, at `address`.
 
     `wide` says whether BLAS integers have 64 bits; `like` is any array of the product's dtype; a, b, c are

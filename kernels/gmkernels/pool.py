@@ -29,6 +29,7 @@ import array
 import ctypes
 import functools
 import hashlib
+import inspect
 import os
 import platform
 import sys
@@ -322,9 +323,7 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
     body = numba.njit(nogil=True, error_model="numpy")(function)
     names = [f"a{i}" for i in range(len(kinds))]
-    unpack = [
-        f"argument(record, {2 * i}, dtype{i})" if kind else f"record[{2 * i}]" for i, kind in enumerate(kinds)
-    ]
+    unpack = [f"argument(record, {2 * i}, dtype{i})" if kind else f"record[{2 * i}]" for i, kind in enumerate(kinds)]
     source = "\n".join(
         ["def entry(block, record):"]
         + [f"    {name} = {value}" for name, value in zip(names, unpack, strict=True)]
@@ -334,9 +333,9 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     scope |= {f"dtype{i}": numba.from_dtype(np.dtype(kind)) for i, kind in enumerate(kinds) if kind}
     exec(source, scope)
     entry = scope["entry"]
-    # The name is the cache's key: module, function, its bytecode (for kernels outside this package), dtypes.
-    code = hashlib.sha256(repr((function.__code__.co_code, function.__code__.co_consts)).encode()).hexdigest()[:8]
-    entry.__qualname__ = "_".join([function.__module__, function.__qualname__, code, *(k or "i" for k in kinds)])
+    # The name is the cache's key: module, function, what it is made of, dtypes.
+    made_of = hashlib.sha256(_fingerprint(function).encode()).hexdigest()[:8]
+    entry.__qualname__ = "_".join([function.__module__, function.__qualname__, made_of, *(k or "i" for k in kinds)])
     compiled: Any = CFunc(
         entry,
         ((types.int64, types.CPointer(types.int64)), types.void),
@@ -346,6 +345,25 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     compiled._cache = _Cache(entry)
     compiled.compile()
     return compiled
+
+
+def _fingerprint(function: Any, seen: tuple[Any, ...] = ()) -> str:
+    """What compiled code of a function depends on, as text: bytecode, constants, and the globals and free
+    variables it uses, through the functions among them.
+
+    The cache's folder covers this package; kernels defined elsewhere, or made by a factory, need it.
+    """
+    function = getattr(function, "py_func", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function) if isinstance(function, (int, float, str, bytes, tuple, np.generic, np.dtype)) else ""
+    if function in seen:
+        return ""
+    variables = inspect.getclosurevars(function)
+    used = sorted({**variables.globals, **variables.nonlocals}.items())
+    constants = [c for c in code.co_consts if not hasattr(c, "co_code")]  # a code object prints its address
+    inner = [_fingerprint(value, (*seen, function)) for _, value in used]
+    return repr((code.co_code, constants, [name for name, _ in used], inner))
 
 
 def block_kernel(function: Callable[..., None]) -> BlockKernel:

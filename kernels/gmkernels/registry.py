@@ -65,7 +65,8 @@ class KernelSpec:
     inputs, outputs : names, in calling order. An input or output called with a leading ``*`` is a tuple of
         arrays (an optimiser's parameters).
     infer : ``infer(*inputs, **attrs) -> [(shape, dtype), ...]`` of the outputs; raises `KernelError` on inputs
-        that do not fit. Looks at shapes and dtypes only, as do `workspace`, `cost` and `size`. For `updates` specs it checks only and its result is not used.
+        that do not fit. Looks at shapes and dtypes only, as do `workspace`, `cost` and `size`. For `updates` specs it
+        checks only and its result is not used.
     cost : ``cost(*inputs, **attrs) -> Cost``.
     examples : ``examples(rng, dtype) -> iterable of Example``; the shapes to test, odd ones included.
     formula, source : the mathematics, and the paper and equation it comes from.
@@ -306,9 +307,7 @@ def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> 
     return entry.overhead + floor / entry.efficiency
 
 
-def select(
-    spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None = None
-) -> Entry:
+def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None = None) -> Entry:
     """The kernel that a call will run (see the module's docstring for the order).
 
     Raises

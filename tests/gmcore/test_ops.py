@@ -117,9 +117,7 @@ SLOPE = {
 }
 
 
-def _linear(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: str = "identity"
-) -> np.ndarray:
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: str = "identity") -> np.ndarray:
     return ACTIVATION[activation](np.einsum("...i,oi->...o", x, weight) + (0.0 if bias is None else bias))
 
 

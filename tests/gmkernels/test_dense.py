@@ -138,9 +138,7 @@ def test_linear_forward_and_backward_equal_pytorch(backend, activation, dtype):
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     rng = np.random.default_rng(2)
-    x, weight, bias, g = (
-        rng.standard_normal(s).astype(dtype) for s in ((3, 41, 97), (131, 97), (131,), (3, 41, 131))
-    )
+    x, weight, bias, g = (rng.standard_normal(s).astype(dtype) for s in ((3, 41, 97), (131, 97), (131,), (3, 41, 131)))
     weight /= np.sqrt(97).astype(dtype)
     tx, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, weight, bias))
     functions = {

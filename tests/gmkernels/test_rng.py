@@ -40,9 +40,7 @@ def test_known_answers(counter, key, answer):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_key_reaches_the_cipher_in_the_documented_places(backend):
     group, draw, seed = 0x0123456789ABCDEF, 0xFEDCBA9876543210, 0xA4093822299F31D0
-    words = reference.philox4x32(
-        (group % 2**32, group >> 32, draw % 2**32, draw >> 32), (seed % 2**32, seed >> 32)
-    )
+    words = reference.philox4x32((group % 2**32, group >> 32, draw % 2**32, draw >> 32), (seed % 2**32, seed >> 32))
     got = random_words((3,), key=(seed, draw, 4 * group + 1), backend=backend)
     assert got.tolist() == [int(w) for w in words[1:]]
     assert hexadecimal(KNOWN_ANSWERS[0][2]) == random_words((4,), key=(0, 0), backend=backend).tolist()

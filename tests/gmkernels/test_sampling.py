@@ -99,9 +99,7 @@ def test_gradient_against_finite_differences(samples, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("shape", "samples"), [((4, 6), None), ((2, 3, 43), 5), ((1, 20011), None), ((513, 1), 2)]
-)
+@pytest.mark.parametrize(("shape", "samples"), [((4, 6), None), ((2, 3, 43), 5), ((1, 20011), None), ((513, 1), 2)])
 def test_gradient_against_torch(shape, samples, backend):
     torch = pytest.importorskip("torch")
     mu, logvar = parameters(shape, seed=8)

@@ -87,9 +87,7 @@ def linear(
     return run(spec.LINEAR, inputs, {"activation": activation}, backend=backend)[0]
 
 
-def activation_backward(
-    g: Array, y: Array, *, activation: str, backend: str | None = None
-) -> tuple[Array, Array]:
+def activation_backward(g: Array, y: Array, *, activation: str, backend: str | None = None) -> tuple[Array, Array]:
     """Gradients of ``y = activation(pre)``, ``pre = ... + bias``, from the output y.
 
     Parameters

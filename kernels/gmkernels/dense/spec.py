@@ -89,9 +89,7 @@ MATMUL = KernelSpec(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _linear_infer(
-    x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity"
-) -> Layout:
+def _linear_infer(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Layout:
     arrays = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     _require_activation("linear", activation)
     fits = x.ndim >= 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1]

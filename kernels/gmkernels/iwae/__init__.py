@@ -43,9 +43,7 @@ def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tu
     return bound, weights, ess
 
 
-def iwae_bound_backward(
-    g_bound: Array, weights: Array, *, axis: int = 0, backend: str | None = None
-) -> Array:
+def iwae_bound_backward(g_bound: Array, weights: Array, *, axis: int = 0, backend: str | None = None) -> Array:
     """Gradient of the bound with respect to log_w: ``g_bound * weights``.
 
     Parameters

@@ -146,9 +146,7 @@ def bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs
         _add_parts(1, parts, log_prob, chunks(length))
 
 
-def bernoulli_log_prob_backward(
-    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
-) -> None:
+def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     g, logits, x = (a.reshape(-1) for a in inputs)
     length = inputs[1].shape[-1]
     if logits.size:

@@ -24,9 +24,7 @@ def bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs
     np.negative(cost.sum(-1), out=outputs[0])
 
 
-def bernoulli_log_prob_backward(
-    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
-) -> None:
+def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     g, logits, x = inputs
     z = np.exp(-np.abs(logits))
     # sigmoid(l) is 1 / (1 + z) where l > 0 and z / (1 + z) elsewhere

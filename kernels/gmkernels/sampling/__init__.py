@@ -108,9 +108,7 @@ def bernoulli_sample(probs: Any, *, key: Any, samples: int | None = None, backen
     return run(spec.BERNOULLI_SAMPLE, (probs, as_key(key)), {"samples": samples}, backend=backend)[0]
 
 
-def bernoulli_sample_logits(
-    logits: Any, *, key: Any, samples: int | None = None, backend: str | None = None
-) -> Any:
+def bernoulli_sample_logits(logits: Any, *, key: Any, samples: int | None = None, backend: str | None = None) -> Any:
     """`bernoulli_sample` of probabilities sigmoid(logits). NaN where the logit is NaN.
 
     float32 and float64 run the same words, and differ where the word falls between the two roundings of the

@@ -172,9 +172,7 @@ def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):
 
 
 @block_kernel
-def _gaussian_sample_backward(
-    block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block
-):
+def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block):
     words, sigma = np.empty(SCRATCH, np.uint32), np.empty(TILE, mu.dtype)
     lanes, noise = np.empty(SCRATCH, mu.dtype), np.empty(SCRATCH, mu.dtype)
     g_kl_tile, g_log_q_tile = np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype)

@@ -46,9 +46,7 @@ def sample_shape(shape: tuple[int, ...], samples: int | None) -> tuple[int, ...]
 
 def _check_parameters(op: str, mu: Any, logvar: Any) -> None:
     if mu.shape != logvar.shape or mu.ndim < 1:
-        raise KernelError(
-            f"{op}: expected mu and logvar of one shape (..., D); got {_describe(mu=mu, logvar=logvar)}"
-        )
+        raise KernelError(f"{op}: expected mu and logvar of one shape (..., D); got {_describe(mu=mu, logvar=logvar)}")
 
 
 def _gaussian_infer(mu: Any, logvar: Any, key: Any, *, samples: int | None) -> Layout:
@@ -134,9 +132,7 @@ def _backward_size(g_z: Any, *others: Any, samples: int | None) -> int:
     return g_z.size
 
 
-def _backward_cost(
-    g_z: Any, g_kl: Any, g_log_q: Any, mu: Any, logvar: Any, key: Any, *, samples: int | None
-) -> Cost:
+def _backward_cost(g_z: Any, g_kl: Any, g_log_q: Any, mu: Any, logvar: Any, key: Any, *, samples: int | None) -> Cost:
     return Cost(bytes=mu.itemsize * (4 * mu.size + g_z.size), slots=(NORMAL_SLOTS + 20) * g_z.size)
 
 

@@ -171,9 +171,7 @@ def test_every_position_is_reached_equally() -> None:
     assert np.all(np.abs(first - 800) <= 5 * np.sqrt(4000 * 0.2 * 0.8))
 
 
-@pytest.mark.parametrize(
-    "arguments", [(0, 1, 0, 1), (1, 0, 0, 1), (1, 1, -1, 1), (1, 1, 2**64, 1), (1, 1, 0, -1)]
-)
+@pytest.mark.parametrize("arguments", [(0, 1, 0, 1), (1, 0, 0, 1), (1, 1, -1, 1), (1, 1, 2**64, 1), (1, 1, 0, -1)])
 def test_bad_batches_are_refused_at_the_call(arguments: tuple[int, int, int, int]) -> None:
     with pytest.raises(ArgumentError, match="found"):
         batches(*arguments)

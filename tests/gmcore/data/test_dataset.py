@@ -16,12 +16,8 @@ MEMBERS = {
 }
 
 
-@given(
-    support=st.sampled_from(sorted(MEMBERS)), shape=hnp.array_shapes(max_dims=3, max_side=6), data=st.data()
-)
-def test_support_counts_and_finds_the_first(
-    support: str, shape: tuple[int, ...], data: st.DataObject
-) -> None:
+@given(support=st.sampled_from(sorted(MEMBERS)), shape=hnp.array_shapes(max_dims=3, max_side=6), data=st.data())
+def test_support_counts_and_finds_the_first(support: str, shape: tuple[int, ...], data: st.DataObject) -> None:
     inside, outside = MEMBERS[support]
     array = data.draw(hnp.arrays(np.float64, shape, elements=st.sampled_from(sorted(inside))))
     check_support(array, support)

@@ -35,8 +35,7 @@ def test_the_split_is_that_of_this_version(tmp_path: Path) -> None:
 
 def test_npz_splits_and_images(tmp_path: Path) -> None:
     arrays = {
-        split: RNG.integers(0, 256, (n, 3, 4), np.uint8)
-        for split, n in {"train": 5, "valid": 2, "test": 1}.items()
+        split: RNG.integers(0, 256, (n, 3, 4), np.uint8) for split, n in {"train": 5, "valid": 2, "test": 1}.items()
     }
     np.savez(tmp_path / "faces.npz", labels=np.arange(5), **arrays)
     dataset = load(tmp_path / "faces.npz")

@@ -99,9 +99,7 @@ def test_idx_of_any_other_length_is_refused(folder: Path, array: np.ndarray, dat
 
 @pytest.mark.parametrize("magic", [b"\0\1\x08\3", b"\0\0\x07\3", b"\0\0\x08\0", b"<!DO", b"ver"])
 def test_idx_wrong_magic_is_refused(tmp_path: Path, magic: bytes) -> None:
-    refuses(
-        read_idx, tmp_path / "images", magic + idx_bytes(np.zeros(3, "u1"))[4:], "magic", repr(magic[:3])[:-1]
-    )
+    refuses(read_idx, tmp_path / "images", magic + idx_bytes(np.zeros(3, "u1"))[4:], "magic", repr(magic[:3])[:-1])
 
 
 def test_idx_empty_array_and_nan_are_refused(tmp_path: Path) -> None:
@@ -110,9 +108,7 @@ def test_idx_empty_array_and_nan_are_refused(tmp_path: Path) -> None:
 
 
 @given(
-    array=hnp.arrays(
-        np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 1)
-    ),
+    array=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 1)),
     compress=st.booleans(),
     newline=st.sampled_from(["\n", "\r\n", " \n", "\t\r\n"]),
 )
@@ -260,9 +256,7 @@ def test_real_mnist() -> None:
 @pytest.mark.data
 def test_real_omniglot_is_upright() -> None:
     path = real("omniglot28", "chardata_rebuilt.mat")
-    labels = pytest.importorskip("scipy.io").loadmat(
-        path, variable_names=["target", "targetchar", "alphabetnames"]
-    )
+    labels = pytest.importorskip("scipy.io").loadmat(path, variable_names=["target", "targetchar", "alphabetnames"])
     train, test = read_omniglot(path)
     assert train.shape == (24345, 28, 28) and test.shape == (8070, 28, 28)
     assert round(float(train.mean(dtype=np.float64)), 5) == 0.08057
@@ -279,7 +273,4 @@ def test_real_frey_faces() -> None:
     faces = read_frey_faces(real("frey_faces", "frey_rawface.mat")).astype(np.int64)
     assert faces.shape == (1965, 28, 20) and faces.min() == 8 and faces.max() == 238
     # A face is smooth where its pixels lie together: less so with height and width exchanged.
-    assert (
-        np.abs(np.diff(faces, axis=2)).mean()
-        < 0.5 * np.abs(np.diff(faces.reshape(-1, 20, 28), axis=1)).mean()
-    )
+    assert np.abs(np.diff(faces, axis=2)).mean() < 0.5 * np.abs(np.diff(faces.reshape(-1, 20, 28), axis=1)).mean()

@@ -91,9 +91,7 @@ def test_binarized_mnist_has_784_pixels(tmp_path: Path) -> None:
 def test_too_few_images_to_split(tmp_path: Path) -> None:
     scipy_io = pytest.importorskip("scipy.io")
     for n, expected in ((19, [18, 1, 3]), (18, None)):
-        scipy_io.savemat(
-            tmp_path / "chardata.mat", {"data": np.zeros((784, n)), "testdata": np.zeros((784, 3))}
-        )
+        scipy_io.savemat(tmp_path / "chardata.mat", {"data": np.zeros((784, n)), "testdata": np.zeros((784, 3))})
         if expected:
             dataset = load("omniglot", tmp_path)
             assert sizes(dataset) == expected and "note" not in dataset.provenance

@@ -51,9 +51,7 @@ def put(folder: Path, name: str = "toy.bin", contents: bytes = CONTENTS) -> Path
 
 @pytest.mark.parametrize("folder", [".", "toy-set", "toy_set", "Toys/raw"])
 @pytest.mark.parametrize("where", ["data_dir", "GMCORE_DATA", "cache"])
-def test_found_in_root_or_own_folder(
-    cache: Path, tmp_path: Path, monkeypatch, where: str, folder: str
-) -> None:
+def test_found_in_root_or_own_folder(cache: Path, tmp_path: Path, monkeypatch, where: str, folder: str) -> None:
     register_toy()
     root = cache if where == "cache" else tmp_path / "root"
     put(root / folder)
@@ -119,9 +117,7 @@ def test_files_of_another_set_are_refused(cache: Path) -> None:
     register_toy()
     for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"):
         put(cache / "mnist", name)
-    with pytest.raises(
-        DataError, match="train-images.*expected data of 'mnist', found the file of 'toy-set'"
-    ):
+    with pytest.raises(DataError, match="train-images.*expected data of 'mnist', found the file of 'toy-set'"):
         load("mnist")
 
 
@@ -148,9 +144,7 @@ def test_missing_files_say_where_and_what(cache: Path, tmp_path: Path, monkeypat
         "GMCORE_DATA",
     ):
         assert expected in text
-    with pytest.raises(
-        DataError, match="chardata.mat or chardata_rebuilt.mat.*no download that could be verified"
-    ):
+    with pytest.raises(DataError, match="chardata.mat or chardata_rebuilt.mat.*no download that could be verified"):
         load("omniglot")
     with pytest.raises(DataError, match="absent is not a folder"):
         load("mnist", tmp_path / "absent")

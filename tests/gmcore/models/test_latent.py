@@ -99,7 +99,8 @@ def test_iwae_bound_of_the_toy(k, expected):
 def test_the_bound_grows_with_k_towards_the_log_likelihood():
     x = ones(4000)
     means = [
-        toy(IWAE).log_likelihood(x, samples=k, generator=gmcore.Generator(3)).numpy().mean() for k in (1, 2, 5, 50, 1000)
+        toy(IWAE).log_likelihood(x, samples=k, generator=gmcore.Generator(3)).numpy().mean()
+        for k in (1, 2, 5, 50, 1000)
     ]
     assert means == sorted(means)
     assert means[-1] < LOG_P + 1e-3
@@ -165,6 +166,7 @@ def test_minibatch_gradients_average_to_the_full_gradient(data, likelihood):
 def test_gradient_against_finite_differences(data, estimator, likelihood):
     model = small(estimator=estimator, likelihood=likelihood, samples=2)
     key = gmcore.Generator(3).draw()
+
     def bound(*values):
         # The same tensors must stand in the modules, so that the tape reaches the ones passed in.
         for (owner, name), value in zip(places, values, strict=True):
@@ -201,7 +203,9 @@ def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     marginal = weight @ weight.T + math.exp(model.decoder.logvar.item()) * np.eye(d)
     centred = x - model.decoder.mu.bias.detach().numpy()
     reached = -0.5 * (
-        d * LOG_2PI + np.linalg.slogdet(marginal)[1] + np.einsum("ni,ij,nj->n", centred, np.linalg.inv(marginal), centred).mean()
+        d * LOG_2PI
+        + np.linalg.slogdet(marginal)[1]
+        + np.einsum("ni,ij,nj->n", centred, np.linalg.inv(marginal), centred).mean()
     )
     assert reached <= best + 1e-9
     assert reached > best - 5e-3
@@ -251,7 +255,13 @@ def test_evaluation_does_not_depend_on_chunks_and_its_memory_not_on_k(data, monk
 
 
 def test_bad_input():
-    for options in ({"latent_size": 0}, {"samples": 0}, {"hidden_sizes": (0,)}, {"activation": "swish"}, {"likelihood": "poisson"}):
+    for options in (
+        {"latent_size": 0},
+        {"samples": 0},
+        {"hidden_sizes": (0,)},
+        {"activation": "swish"},
+        {"likelihood": "poisson"},
+    ):
         with pytest.raises(ArgumentError):
             IWAE(6, **options)
     with pytest.raises(ArgumentError, match="'A' or 'B'"):
