@@ -8,8 +8,9 @@ registered for a spec on a backend. It writes the caller's `outputs` (and may sc
 allocates nothing. `run` infers and allocates both, picks a kernel, and calls it.
 
 Choice: the `backend` argument, then `with use(...)`, then `GMKERNELS_BACKEND`, then the cheapest by the cost
-model among the kernels that accept the call, then `reference`. A kernel accepts or refuses by looking at a
-`Signature` only; `run` caches its choice by the shapes, dtypes and layouts of a call. `explain` says what was chosen, why, and why not the others.
+model among the kernels that accept, then `reference`. A kernel accepts or refuses by looking at a `Signature`
+only; `run` caches its choice by the shapes, dtypes and layouts of a call. `explain` says what was chosen, why, and
+why not the others.
 """
 
 from __future__ import annotations
