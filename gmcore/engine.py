@@ -109,7 +109,7 @@ def _sweep(
             if node in targets:
                 done[node] = sums
             wanted = None if needs is None else needs[node]
-            arrivals = zip(node.edges, node.vjp(sums, wanted, create_graph), strict=True)
+            arrivals = zip(node.edges, node.vjp(sums, wanted, create_graph))
             if not retain_graph:
                 node.free()
     finally:

@@ -249,17 +249,20 @@ class Node:
             plan = op._plans[mask] = _Plan(op, mask)
         saved = []
         for i in plan.kept_inputs:
-            version = inputs[i]._version
-            saved.append((inputs[i]._data, version, version[0], i))
+            x = inputs[i]
+            saved.append((x._data, x._version, x._version[0], i))
         for i in plan.kept_outputs:
-            version = outputs[i]._version
-            saved.append((outputs[i]._data, version, version[0], ~i))
+            y = outputs[i]
+            saved.append((y._data, y._version, y._version[0], ~i))
+        output_meta = []
+        for y in outputs:
+            output_meta.append((y._data.shape, y._data.dtype))
         self.op = op
         self.plan = plan
         self.attrs = attrs
         self.edges = edges
         self.input_meta = meta
-        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs]
+        self.output_meta = output_meta
         self.saved: list[tuple[Array, list[int], int, int]] = saved
         self.sequence = next(_sequence)
         self.freed = False

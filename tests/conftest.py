@@ -1,10 +1,16 @@
-"""What every test stands on: equal random numbers, no global state left behind, and where the real data lie."""
+"""What every test stands on: equal random numbers, and no global state left behind."""
 
+import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where a shell that started the tests in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +31,3 @@ def unchanged_globals() -> Iterator[None]:
     recording = gmcore.is_grad_enabled()
     assert recording, "the test left gradient recording switched off"
     assert set(OPS) == declared, f"the test left ops behind: {set(OPS) ^ declared}"
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """`shared/data` beside the checkout, or skip."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the real data sets (shared/data beside the checkout) are not here")
-    return folder

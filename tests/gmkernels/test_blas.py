@@ -85,7 +85,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 def test_products_fall_back_to_numpy_without_blas(monkeypatch):
     a, b = np.ones((300, 300)), np.ones((300, 300))
     monkeypatch.setattr(blas, "available", lambda: "has no cblas_dgemm here")
-    registry._choices.clear()
+    registry._plans.clear()
     try:
         assert registry.explain(spec.MATMUL, a, b).chosen == "reference"
         assert "no cblas_dgemm" in str(registry.explain(spec.MATMUL, a, b))
@@ -93,7 +93,7 @@ def test_products_fall_back_to_numpy_without_blas(monkeypatch):
         with pytest.raises(registry.KernelError, match="no cblas_dgemm"):
             matmul(a, b, backend="cpu")
     finally:
-        registry._choices.clear()
+        registry._plans.clear()
 
 
 def test_finding_blas_imports_no_compiler():
