@@ -712,3 +712,23 @@ def test_a_leaf_can_be_copied_with_its_flag() -> None:
     assert values(x.grad, y.grad) == [[1.0], [1.0]]
     with pytest.raises(GraphError, match="only leaves can be copied.*detach"):
         copy.deepcopy(x * 2.0)
+
+
+def test_an_indexed_copy_does_not_share_its_leafs_version() -> None:
+    """x[[0, 1]] is a copy, so writing into x later leaves what was saved of it intact; x[:2] is a view."""
+    for index, is_copy in (([0, 1], True), (slice(0, 2), False)):
+        x = leaf([1.0, 2.0, 3.0])
+        y = ops.sum(ops.square(x[index]))
+        x.copy_(np.zeros(3))
+        if is_copy:
+            y.backward()
+            assert x.grad is not None and x.grad.tolist() == [2.0, 4.0, 0.0]
+        else:
+            with pytest.raises(GraphError, match="was changed after it was recorded"):
+                y.backward()
+
+
+def test_a_joint_rule_with_too_few_gradients_is_caught(declare: Callable[..., Op]) -> None:
+    op = declare("outside_short", "x y", forward=np.add, vjp=lambda g: [g])
+    with pytest.raises(GraphError, match="outside_short: 1 gradients for 2 inputs"):
+        ops.sum(op(leaf([1.0]), leaf([2.0]))).backward()

@@ -495,3 +495,20 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
 def test_bad_arguments_are_named(call: Callable[[], Any], kind: type[GmcoreError], text: str) -> None:
     with pytest.raises(kind, match=text):
         call()
+
+
+def test_logsumexp_keeps_its_weights_far_from_zero() -> None:
+    """exp(x - out) would give 0.49989: in float32 the result at 1e4 has lost the digits of log 2."""
+    x = gmcore.tensor([1e4, 1e4], requires_grad=True)
+    ops.logsumexp(x).backward()
+    assert x.grad is not None and x.grad.tolist() == [0.5, 0.5]
+
+
+def test_an_axis_may_be_a_numpy_integer() -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(ops.sum(x, axis=np.int64(-1)).numpy(), x.sum(axis=-1))
+
+
+def test_mixed_dtypes_of_a_fused_op_are_a_dtype_error() -> None:
+    with pytest.raises(DtypeError, match="linear.*float32.*float64"):
+        ops.linear(np.ones((2, 3), np.float32), np.ones((4, 3)), np.ones(4))

@@ -297,3 +297,17 @@ def test_pickling_is_refused() -> None:
         pickle.dumps(gmcore.tensor([1.0]))
     with pytest.raises(TypeError, match="not pickled"):
         copy.copy(gmcore.tensor([1.0]))
+
+
+def test_a_tensor_on_the_tape_is_not_copied_off_it() -> None:
+    x = gmcore.tensor([1.0], requires_grad=True)
+    with pytest.raises(GraphError, match=r"tensor\(\) copies numbers and would cut the tape; call \.detach\(\)"):
+        gmcore.tensor(x)
+    assert not gmcore.tensor(x.detach()).requires_grad
+
+
+def test_copy_refuses_another_kind_of_number() -> None:
+    t = gmcore.tensor([1, 2])
+    with pytest.raises(DtypeError, match="copy_: cannot write float64 into int64"):
+        t.copy_(np.array([0.5, 0.5]))
+    assert t.tolist() == [1, 2] and t.version == 0

@@ -178,3 +178,27 @@ def test_kernels_of_one_name_are_told_apart(tmp_path):
     for constant in (2.0, 3.0):
         make(constant)(1, y)
         assert y[0] == constant
+
+
+def test_kernels_of_one_factory_are_told_apart():
+    """The compilation cache's key sees what a kernel closes over, not only its bytecode."""
+
+    def make(value):
+        @block_kernel
+        def fill(block, y):
+            y[0] = value
+
+        return fill
+
+    y = np.zeros(1)
+    for value in (2.0, 3.0):
+        make(value)(1, y)
+        assert y[0] == value
+
+
+def test_memory_mapped_arrays_are_arrays(tmp_path):
+    x = np.memmap(tmp_path / "x", np.float64, "w+", shape=3)
+    x[:] = 2.0
+    y = np.full(3, np.nan)
+    multiply(1, x, np.array([3.0]), y, 3)
+    assert y.tolist() == [6.0, 6.0, 6.0]
