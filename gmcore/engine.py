@@ -7,23 +7,23 @@ With `create_graph` the derivative rules are recorded themselves, which gives de
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from heapq import heappop, heappush
+from typing import Any, cast
 
 import numpy as np
 
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
-from gmcore.op import Node
+from gmcore.op import Edge, Node
 from gmcore.tensor import Array, Leaf, Tensor, _grad_enabled, as_tensor
 
-Edge = tuple[Node | Leaf, int]
+_NOTHING: frozenset[Any] = frozenset()
 
 
 def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
     """The gradient to start from at `y`, checked; ones where it may be left out."""
-    if y._node is None:
+    if y._edge is None:
         raise GraphError(
             "this tensor does not require a gradient: no leaf with requires_grad=True led to it, or it was computed "
             "inside no_grad()"
@@ -61,7 +61,7 @@ def _towards(roots: Sequence[Node | Leaf], targets: set[Edge]) -> dict[Node, lis
 def _sweep(
     roots: Sequence[tuple[Edge, Tensor]],
     needs: dict[Node, list[bool]] | None,
-    targets: set[Node | Leaf],
+    targets: Set[Node | Leaf],
     create_graph: bool,
     retain_graph: bool,
 ) -> dict[Node | Leaf, list[Tensor | None]]:
@@ -76,20 +76,18 @@ def _sweep(
 
     token = _grad_enabled.set(create_graph)
     try:
-        arrivals: Iterable[tuple[Edge | None, Tensor | None]] = roots
+        arrivals = roots
         while True:
             for edge, g in arrivals:
-                if edge is None or g is None:
-                    continue
                 node, slot = edge
                 sums = arrived.get(node)
                 if sums is None:
-                    if isinstance(node, Leaf):
+                    if type(node) is Leaf:
                         arrived[node] = [g]
                         continue
-                    sums = arrived[node] = [None] * len(node.output_meta)
+                    sums = arrived[node] = [None] * node.plan.outputs
                     if needs is None or node in needs:
-                        heapq.heappush(heap, (-node.sequence, node))
+                        heappush(heap, (-node.sequence, node))
                 total = sums[slot]
                 if total is None:
                     sums[slot] = g
@@ -99,40 +97,47 @@ def _sweep(
                     np.add(total._data, g._data, out=total._data)
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
-                    sums[slot] = Tensor(np.asarray(np.add(total._data, g._data)))
+                    sums[slot] = _sum(total, g)
                     owned.add(edge)
             if not heap:
-                done.update(arrived)
-                return done
-            node = heapq.heappop(heap)[1]
+                arrived.update(done)
+                return arrived
+            node = heappop(heap)[1]
             sums = arrived.pop(node)
             if node in targets:
                 done[node] = sums
-            wanted = None if needs is None else needs[node]
-            arrivals = zip(node.edges, node.vjp(sums, wanted, create_graph))
+            arrivals = node.vjp(sums, None if needs is None else needs[node], create_graph)
             if not retain_graph:
-                node.free()
+                node.saved = None
     finally:
         _grad_enabled.reset(token)
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """a + b in new memory, off the tape."""
+    total = np.add(a._data, b._data)
+    return Tensor(total if type(total) is np.ndarray else np.asarray(total))
 
 
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
-    root: Edge = (y._node, y._slot)  # type: ignore[assignment]
-    found = _sweep([(root, start)], None, set(), create_graph=False, retain_graph=retain_graph)
-    owners = {id(_owner(start._data))}
-    for node, (g, *_) in found.items():
-        if isinstance(node, Leaf) and g is not None and (leaf := node.tensor()) is not None:
-            if leaf.grad is not None:
-                leaf.grad = Tensor(np.asarray(np.add(leaf.grad._data, g._data)))
-                continue
-            # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a broadcast view.
-            array = g._data
-            if id(_owner(array)) in owners or not array.flags.c_contiguous:
-                array = array.copy()
-            owners.add(id(_owner(array)))
-            leaf.grad = Tensor(array)
+    found = _sweep([(cast(Edge, y._edge), start)], None, _NOTHING, False, retain_graph)
+    owners: set[int] = set()
+    for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
+        leaf, g = cast(Leaf, node).tensor(), cast(Tensor, sums[0])
+        if leaf is None:
+            continue
+        if leaf.grad is not None:
+            leaf.grad = _sum(leaf.grad, g)
+            continue
+        # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a broadcast view.
+        array = g._data
+        owners = owners or {id(_owner(start._data))}
+        if id(_owner(array)) in owners or not array.flags.c_contiguous:
+            array = array.copy()
+        owners.add(id(_owner(array)))
+        leaf.grad = Tensor(array)
 
 
 def _owner(array: Array) -> Array:
@@ -178,13 +183,13 @@ def grad(
     if len(gs) != len(ys):
         raise GraphError(f"{len(gs)} grad_outputs for {len(ys)} ys; give one each")
     for i, x in enumerate(xs):
-        if x._node is None:
+        if x._edge is None:
             raise GraphError(f"x number {i} does not require a gradient; set requires_grad=True before using it")
-    roots = [((y._node, y._slot), _root_gradient(y, g)) for y, g in zip(ys, gs, strict=True)]
-    edges: list[Edge] = [(x._node, x._slot) for x in xs]  # type: ignore[misc]
-    needs = _towards([edge[0] for edge, _ in roots], set(edges))  # type: ignore[misc]
+    roots = [(cast(Edge, y._edge), _root_gradient(y, g)) for y, g in zip(ys, gs, strict=True)]
+    edges = [cast(Edge, x._edge) for x in xs]
+    needs = _towards([edge[0] for edge, _ in roots], set(edges))
     retain = create_graph if retain_graph is None else retain_graph
-    sums = _sweep(roots, needs, {node for node, _ in edges}, create_graph, retain)  # type: ignore[arg-type]
+    sums = _sweep(roots, needs, {node for node, _ in edges}, create_graph, retain)
     found = [sums[node][slot] if node in sums else None for node, slot in edges]
     for i, (x, g) in enumerate(zip(xs, found, strict=True)):
         if g is None and fill:

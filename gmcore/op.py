@@ -29,12 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError
 from gmcore.tensor import Array, Tensor, _grad_enabled, as_tensor, enable_grad
 from gmkernels import KernelSpec, run
 
 Rule = Callable[..., Any]
+Edge = tuple[Any, int]
+"""A place on the tape: the `Node` that computed a tensor, or its `Leaf`; and which output of that it is."""
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a public function; arrays are float64 inputs to differentiate."""
 
@@ -114,6 +117,7 @@ class Op:
         self._rules = tuple(rules)
         self._wants = tuple(self._parameters(rule) for rule in rules)
         self._plans: dict[int, _Plan] = {}
+        """By a number whose bits say which inputs are on the tape, after a leading 1."""
         OPS[name] = self
 
     def __repr__(self) -> str:
@@ -128,8 +132,11 @@ class Op:
 
     # -- forward ---------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any, **attrs: Any) -> Any:
+        # Written out in plain loops: this is the path of every small op, and a comprehension costs a call.
+        arrays = []
         try:
-            arrays = [x._data for x in inputs]
+            for x in inputs:
+                arrays.append(x._data)
         except AttributeError:
             inputs = self._coerce(inputs)
             arrays = [x._data for x in inputs]
@@ -140,7 +147,7 @@ class Op:
         except (ValueError, TypeError, IndexError) as error:
             raise self._input_error(inputs, attrs, error) from error
         outputs: tuple[Tensor, ...]
-        if type(result) is np.ndarray:
+        if type(result) is ndarray:
             outputs = (Tensor(result),)
         elif type(result) is tuple:
             outputs = tuple([Tensor(array) for array in result])
@@ -149,11 +156,11 @@ class Op:
             outputs = (Tensor(np.asarray(result) if isinstance(result, np.generic) else result),)
         if _grad_enabled.get():
             for x in inputs:
-                if x._node is not None:
+                if x._edge is not None:
                     self._record(inputs, outputs, attrs)
                     break
         if self.view and _shares_memory(outputs[0]._data, arrays[0]):
-            outputs[0]._version = inputs[0]._version
+            outputs[0]._version = inputs[0]._counter()
         return outputs if type(result) is tuple else outputs[0]
 
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -179,109 +186,148 @@ class Op:
     # -- tape ------------------------------------------------------------------------------------------
     def _record(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
         node = None
-        for slot, y in enumerate(outputs):
+        slot = 0
+        for y in outputs:
             if y._data.dtype.kind == "f":
                 if node is None:
                     node = Node(self, inputs, outputs, attrs)
-                y._node = node
-                y._slot = slot
-
-
-# What an argument of a derivative rule is, and which one.
-_SAVED, _GRAD, _ATTR, _SHAPE, _DTYPE, _SHAPES, _NEEDS, _GRADS = range(8)
+                y._edge = (node, slot)
+            slot += 1
 
 
 class _Plan:
-    """What an op keeps, and with what it calls its rules, when the inputs in `mask` require gradients."""
+    """What an op keeps, and how it calls its rules, when the inputs in `mask` require gradients.
 
-    def __init__(self, op: Op, mask: int) -> None:
-        if op._joint:
-            rules: list[tuple[int, Rule | str]] = [(-1, op._joint)]
-        elif op._rules:
-            rules = [(i, rule) for i, rule in enumerate(op._rules) if mask >> i & 1]
-        else:
-            rules = [(i, f"{op.outputs[0]} is not differentiable") for i in range(len(op.inputs)) if mask >> i & 1]
-        wanted = {name for i, _ in rules for name in (op._wants[max(i, 0)] if op._wants else ())}
-        self.kept_inputs = [i for i, name in enumerate(op.inputs) if name in wanted]
-        self.kept_outputs = [i for i, name in enumerate(op.outputs) if name in wanted]
-        kept = [op.inputs[i] for i in self.kept_inputs] + [op.outputs[i] for i in self.kept_outputs]
-        sources: dict[str, tuple[int, Any]] = {name: (_SAVED, k) for k, name in enumerate(kept)}
+    The call is compiled from one line of Python, `source`, that names where each argument of each rule comes
+    from; for ``x * y`` with a gradient wanted for x alone it is ``[rule_0(grads[0], saved[0]), None]``.
+    """
+
+    def __init__(self, op: Op, mask: int, inputs: int) -> None:
+        self.op = op
+        self.outputs = len(op.outputs)
+        self.needs = asked = [mask >> i & 1 == 1 for i in range(inputs)]
+        """Which inputs are on the tape."""
+        wants = {i: names for i, names in enumerate(op._wants) if op._joint or asked[i]}
+        wanted = {name for names in wants.values() for name in names}
+        kept_inputs = [i for i, name in enumerate(op.inputs) if name in wanted]
+        kept_outputs = [i for i, name in enumerate(op.outputs) if name in wanted]
+        self.kept = [*kept_inputs, *(~i for i in kept_outputs)]
+        """Which arrays are saved: inputs by number, outputs by ~number."""
+        described = {name.removesuffix("_shape").removesuffix("_dtype") for name in wanted}
+        self.described = [
+            i for i, on_tape in enumerate(asked)
+            if not on_tape and (i >= len(op.inputs) or op.inputs[i].removeprefix("*") in described)
+        ]  # fmt: skip
+        """Inputs off the tape whose shape or dtype a rule asks for."""
+
+        sources = {name: f"saved[{k}]" for k, name in enumerate(
+            [op.inputs[i] for i in kept_inputs] + [op.outputs[i] for i in kept_outputs]
+        )}  # fmt: skip
         for i, name in enumerate(op.inputs):
-            sources[name + "_shape"], sources[name + "_dtype"] = (_SHAPE, i), (_DTYPE, i)
+            sources[f"{name}_shape"] = f"node.input_meta[{i}][0]"
+            sources[f"{name}_dtype"] = f"node.input_meta[{i}][1]"
         for i, name in enumerate(op.outputs):
-            sources["g_" + name if len(op.outputs) > 1 else "g"] = (_GRAD, i)
+            sources["g_" + name if len(op.outputs) > 1 else "g"] = f"grads[{i}]"
         if op.inputs[0].startswith("*"):
-            sources[op.inputs[0][1:] + "_shape"] = (_SHAPES, None)
-        sources["needs"], sources["grads"] = (_NEEDS, None), (_GRADS, None)
-        self.rules = [
-            (i, rule, [sources.get(name, (_ATTR, name)) for name in (op._wants[max(i, 0)] if op._wants else ())])
-            for i, rule in rules
-        ]
-        """(which input, -1 for all; the rule; where its arguments come from)"""
+            sources[op.inputs[0][1:] + "_shape"] = "[shape for shape, _ in node.input_meta]"
+        sources |= {"needs": "needs", "grads": "grads"}
+        names: dict[str, Any] = {"refuse": _refuse}
+        calls = []
+        for i, arguments in wants.items():
+            names[f"rule_{i}"] = op._rules[i]
+            calls.append(f"rule_{i}({', '.join(sources.get(a, f'node.attrs[{a!r}]') for a in arguments)})")
+        if op._joint:
+            self.source = f"list({calls[0]})"
+        else:
+            given = iter(calls)
+            parts = []
+            for i, wanted_here in enumerate(asked):
+                call = "None"
+                if wanted_here:
+                    refused = not op._rules or isinstance(op._rules[i], str)
+                    call = next(given) if op._rules else ""
+                    call = f"refuse(node, {i})" if refused else call
+                    call += f" if needs[{i}] else None"
+                parts.append(call)
+            self.source = f"[{', '.join(parts)}]"
+        self.call = eval(f"lambda node, saved, grads, needs: {self.source}", names)
+
+
+def _refuse(node: Node, i: int) -> None:
+    op = node.op
+    why = op._rules[i] if op._rules else f"{op.outputs[0]} is not differentiable"
+    raise GraphError(f"{op.name} has no derivative with respect to {op.input_name(i)}: {why}")
 
 
 class Node:
     """One recorded call: its op, where its inputs came from, and the arrays its derivative rule wants."""
 
-    __slots__ = ("op", "plan", "attrs", "edges", "input_meta", "output_meta", "saved", "sequence", "freed")
+    __slots__ = ("plan", "attrs", "edges", "input_meta", "output_meta", "saved", "sequence")
 
-    def __init__(
-        self,
-        op: Op,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        attrs: dict[str, Any],
-    ) -> None:
-        edges: list[tuple[Any, int] | None] = []
-        meta = []
+    plan: _Plan
+    attrs: dict[str, Any]
+    edges: list[Edge | None]
+    input_meta: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    """Shape and dtype of the inputs on the tape, and of others that a rule asks for."""
+    output_meta: list[tuple[tuple[int, ...], np.dtype[Any]]] | None
+    """Shape and dtype of the outputs where there are several: a gradient that is missing is zeros."""
+    saved: list[tuple[Array, list[int], int]] | None
+    """(array, its version counter, what that said) for each of ``plan.kept``; None once freed."""
+    sequence: int
+
+    def __init__(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
+        edges: list[Edge | None] = []
+        meta: list[Any] = []
         mask, bit = 0, 1
         for x in inputs:
-            producer, array = x._node, x._data
-            if producer is None:
-                edges.append(None)
-            else:
-                edges.append((producer, x._slot))
+            edge = x._edge
+            edges.append(edge)
+            if edge is not None:
                 mask |= bit
+                meta.append((x._data.shape, x._data.dtype))
+            else:
+                meta.append(None)
             bit <<= 1
-            meta.append((array.shape, array.dtype))
-        plan = op._plans.get(mask)
+        plan = op._plans.get(mask | bit)
         if plan is None:
-            plan = op._plans[mask] = _Plan(op, mask)
+            plan = op._plans[mask | bit] = _Plan(op, mask, len(inputs))
+        for i in plan.described:
+            meta[i] = (inputs[i]._data.shape, inputs[i]._data.dtype)
         saved = []
-        for i in plan.kept_inputs:
-            x = inputs[i]
-            saved.append((x._data, x._version, x._version[0], i))
-        for i in plan.kept_outputs:
-            y = outputs[i]
-            saved.append((y._data, y._version, y._version[0], ~i))
-        output_meta = []
-        for y in outputs:
-            output_meta.append((y._data.shape, y._data.dtype))
-        self.op = op
+        for i in plan.kept:
+            x = inputs[i] if i >= 0 else outputs[~i]
+            version = x._version
+            if version is None:
+                version = x._version = [0]
+            saved.append((x._data, version, version[0]))
         self.plan = plan
         self.attrs = attrs
         self.edges = edges
         self.input_meta = meta
-        self.output_meta = output_meta
-        self.saved: list[tuple[Array, list[int], int, int]] = saved
+        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs] if plan.outputs > 1 else None
+        self.saved = saved
         self.sequence = next(_sequence)
-        self.freed = False
 
-    def free(self) -> None:
-        """Drop the saved arrays."""
-        self.saved = []
-        self.freed = True
+    @property
+    def op(self) -> Op:
+        return self.plan.op
 
     def unpack(self, connected: bool) -> list[Tensor]:
         """The saved arrays as tensors; `connected` ones are on the tape, for higher derivatives.
 
         Raises
         ------
-        GraphError : one of them was written to since.
+        GraphError : the tape was freed, or one of them was written to since.
         """
-        tensors = []
-        for array, version, expected, index in self.saved:
+        if self.saved is None:
+            raise GraphError(
+                f"backward a second time: the tape was freed by the first pass (at {self.op.name}). Compute the value "
+                "again, or pass retain_graph=True to the first pass"
+            )
+        tensors: list[Tensor] = []
+        for array, version, expected in self.saved:
             if version[0] != expected:
+                index = self.plan.kept[len(tensors)]
                 name = self.op.outputs[~index] if index < 0 else self.op.input_name(index)
                 raise GraphError(
                     f"backward through {self.op.name}: its {name} was changed after it was recorded (version "
@@ -290,71 +336,42 @@ class Node:
                 )
             tensor = Tensor(array)
             if connected:
+                index = self.plan.kept[len(tensors)]
                 tensor._version = version
-                if index < 0:
-                    tensor._node, tensor._slot = self, ~index
-                elif (edge := self.edges[index]) is not None:
-                    tensor._node, tensor._slot = edge
+                tensor._edge = (self, ~index) if index < 0 else self.edges[index]
             tensors.append(tensor)
         return tensors
 
-    def vjp(self, grads: list[Any], needs: Sequence[bool] | None, create_graph: bool) -> list[Tensor | None]:
-        """Gradients of the inputs that `needs` names (None: of all on the tape), from those of the outputs.
+    def vjp(self, grads: list[Any], needs: Sequence[bool] | None, create_graph: bool) -> list[tuple[Edge, Tensor]]:
+        """Gradients of the inputs that `needs` names (None: of all on the tape) from those of the outputs.
+
+        Each comes with the place on the tape it goes to.
 
         Raises
         ------
         GraphError : the tape was freed, a saved array was changed, or the op has no derivative.
         """
-        op = self.op
-        if self.freed:
-            raise GraphError(
-                f"backward a second time: the tape was freed by the first pass (at {op.name}). Compute the value "
-                "again, or pass retain_graph=True to the first pass"
-            )
         saved = self.unpack(create_graph)
-        if len(grads) > 1 and not op.partial:
+        plan, edges, metas = self.plan, self.edges, self.input_meta
+        if needs is None:
+            needs = plan.needs
+        if plan.outputs > 1 and not plan.op.partial:
             grads = [
-                Tensor(np.zeros(*meta)) if g is None else g for g, meta in zip(grads, self.output_meta, strict=True)
+                Tensor(np.zeros(*meta)) if g is None else g
+                for g, meta in zip(grads, self.output_meta, strict=True)  # type: ignore[arg-type]
             ]
-        found: list[Tensor | None] = [None] * len(self.edges)
-        for i, rule, arguments in self.plan.rules:
-            if i >= 0 and needs is not None and not needs[i]:
-                continue
-            if isinstance(rule, str):
-                raise GraphError(f"{op.name} has no derivative with respect to {op.input_name(i)}: {rule}")
-            values = []
-            for kind, which in arguments:
-                if kind == _SAVED:
-                    values.append(saved[which])
-                elif kind == _GRAD:
-                    values.append(grads[which])
-                elif kind == _ATTR:
-                    values.append(self.attrs[which])
-                elif kind == _SHAPE:
-                    values.append(self.input_meta[which][0])
-                elif kind == _DTYPE:
-                    values.append(self.input_meta[which][1])
-                elif kind == _SHAPES:
-                    values.append([shape for shape, _ in self.input_meta])
-                elif kind == _NEEDS:
-                    values.append([e is not None for e in self.edges] if needs is None else needs)
-                else:
-                    values.append(grads)
-            if i >= 0:
-                found[i] = rule(*values)
-            else:
-                found = list(rule(*values))
-                if len(found) != len(self.edges):
-                    raise GraphError(
-                        f"{op.name}: {len(found)} gradients for {len(self.edges)} inputs: a defect of its vjp"
-                    )
-        for i, edge in enumerate(self.edges):
-            g = found[i]
-            if edge is None or (needs is not None and not needs[i]):
-                found[i] = None
-            elif g is None or (g._data.shape, g._data.dtype) != self.input_meta[i]:
-                found[i] = self._fit(i, g)
-        return found
+        found = plan.call(self, saved, grads, needs)
+        if len(found) != len(edges):
+            raise GraphError(f"{self.op.name}: {len(found)} gradients for {len(edges)} inputs: a defect of its vjp")
+        arrivals: list[Any] = []
+        i = 0
+        for g in found:
+            if needs[i]:
+                if g is None or (g._data.shape, g._data.dtype) != metas[i]:
+                    g = self._fit(i, g)
+                arrivals.append((edges[i], g))
+            i += 1
+        return arrivals
 
     def _fit(self, i: int, g: Tensor | None) -> Tensor:
         """The gradient of input `i` with broadcasting and promotion undone; any other misfit is an error."""

@@ -69,21 +69,21 @@ class Tensor:
     (``requires_grad=True``) or was computed from such a leaf while recording was on.
     """
 
-    __slots__ = ("_data", "_node", "_slot", "_version", "grad", "__weakref__")
+    __slots__ = ("_data", "_edge", "_version", "grad", "__weakref__")
     __array_ufunc__ = None  # NumPy's operators defer to ours; its functions refuse instead of detaching
     __hash__ = object.__hash__
 
     _data: Array
-    _node: Node | Leaf | None
-    _slot: int
-    _version: list[int]
+    _edge: tuple[Any, int] | None
+    """Its place on the tape: what computed it and which output of that it is; None off the tape."""
+    _version: list[int] | None
+    """How often its memory was written, shared with its views; made when somebody first wants to know."""
     grad: Tensor | None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self._data = data
-        self._node = None
-        self._slot = 0
-        self._version = [0]
+        self._edge = None
+        self._version = None
         self.grad = None
         if requires_grad:
             self.requires_grad = True
@@ -114,11 +114,11 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """Whether it was made by the user, not by a recorded operation."""
-        return self._node is None or type(self._node) is Leaf
+        return self._edge is None or type(self._edge[0]) is Leaf
 
     @property
     def requires_grad(self) -> bool:
-        return self._node is not None
+        return self._edge is not None
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
@@ -128,12 +128,26 @@ class Tensor:
             raise GraphError("only a leaf can stop requiring a gradient; use .detach() on a computed tensor")
         if value and self._data.dtype.kind != "f":
             raise DtypeError(f"only floating tensors can require a gradient, this one is {self.dtype}")
-        self._node = Leaf(self) if value else None
+        self._edge = (Leaf(self), 0) if value else None
+
+    @property
+    def _node(self) -> Node | Leaf | None:
+        return None if self._edge is None else self._edge[0]
 
     @property
     def version(self) -> int:
         """How often its memory was written; the backward pass checks it."""
-        return self._version[0]
+        return 0 if self._version is None else self._version[0]
+
+    def _counter(self) -> list[int]:
+        """The cell that counts the writes into its memory."""
+        if self._version is None:
+            self._version = [0]
+        return self._version
+
+    def _written(self) -> None:
+        """Its memory has been written: tapes that saved it are void."""
+        self._counter()[0] += 1
 
     def __len__(self) -> int:
         if not self.shape:
@@ -168,7 +182,7 @@ class Tensor:
             raise GraphError("numpy() on a tensor that requires a gradient would cut the tape; "
                              "call .detach().numpy() if that is meant")  # fmt: skip
         if writable:
-            self._version[0] += 1
+            self._written()
             return self._data
         view = self._data.view()
         view.flags.writeable = False
@@ -214,7 +228,7 @@ class Tensor:
     def detach(self) -> Tensor:
         """The same memory, off the tape."""
         out = Tensor(self._data)
-        out._version = self._version
+        out._version = self._counter()
         return out
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -231,7 +245,7 @@ class Tensor:
         if not np.can_cast(value.dtype, self.dtype, "same_kind"):
             raise DtypeError(f"copy_: cannot write {value.dtype} into {self.dtype}")
         np.copyto(self._data, value, casting="same_kind")
-        self._version[0] += 1
+        self._written()
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:

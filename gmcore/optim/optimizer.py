@@ -185,7 +185,7 @@ class Optimizer(ABC):
                     states = [arrays] * len(self._states)
                 run(self.kernel, (grads, np.array(self.hyper(group, step), np.float64)), outputs=(arrays, *states))
                 for p in params:
-                    p._version[0] += 1
+                    p._written()
         return loss
 
     def _advance(self, p: Tensor) -> int:
