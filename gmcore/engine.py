@@ -122,10 +122,13 @@ def _sum(a: Tensor, b: Tensor) -> Tensor:
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
-    found = _sweep([(cast(Edge, y._edge), start)], None, _NOTHING, False, retain_graph)
+    root: Any = y._edge
+    found = _sweep([(root, start)], None, _NOTHING, False, retain_graph)
     owners: set[int] = set()
-    for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
-        leaf, g = cast(Leaf, node).tensor(), cast(Tensor, sums[0])
+    node: Any
+    g: Any
+    for node, (g,) in found.items():  # every edge was followed: what is left are leaves, of one gradient each
+        leaf = node.tensor()
         if leaf is None:
             continue
         if leaf.grad is not None:

@@ -141,7 +141,7 @@ class Op:
             inputs = self._coerce(inputs)
             arrays = [x._data for x in inputs]
         try:
-            result = self.forward(*arrays, **attrs)
+            result = self.forward(*arrays, **attrs) if attrs else self.forward(*arrays)
         except GmcoreError:
             raise
         except (ValueError, TypeError, IndexError) as error:
