@@ -45,7 +45,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import caching, cgutils
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
@@ -166,6 +166,58 @@ def _restore_state(typing_context: Any, state: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Inside kernels: helpers, scratch arrays, long loops
+# ---------------------------------------------------------------------------------------------------------
+
+
+jitable = register_jitable(error_model="numpy", _nrt=False)
+"""Decorator of a function that block kernels call. It allocates nothing, so its arrays need no counting."""
+
+reduction = register_jitable(error_model="numpy", _nrt=False, fastmath={"reassoc"})
+"""A `jitable` with sums in several lanes; how many depends on the machine's vectors, not on the threads."""
+
+
+@_intrinsic(prefer_literal=True)
+def scratch(typing_context: Any, count: Any, dtype: Any) -> Any:
+    """An uninitialised array of `count`, a constant, on the stack.
+
+    Unlike `np.empty` it is not counted: atomic increments at every slice and call cost a tenth of a kernel.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    array_type = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        size, item = count.literal_value, context.get_data_type(dtype.dtype)
+        itemsize = ir.Constant(ir.IntType(64), context.get_abi_sizeof(item))
+        block = cgutils.alloca_once(builder, ir.ArrayType(item, size))
+        block.align = 64
+        made = arrayobj.make_array(array_type)(context, builder)
+        data = builder.bitcast(block, item.as_pointer())
+        arrayobj.populate_array(made, data, [ir.Constant(ir.IntType(64), size)], [itemsize], itemsize, None)
+        return made._getvalue()
+
+    return array_type(count, dtype), generate
+
+
+@_intrinsic
+def long_loop(typing_context: Any) -> Any:
+    """First statement of a helper that is one loop over a tile: compile it by itself, for the widest vectors.
+
+    LLVM prefers 256-bit vectors on machines with 512-bit ones, which is right for rows of any length, and costs
+    a long loop of elementary functions a quarter of its speed.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        attributes = builder.function.attributes
+        attributes.add("noinline")
+        set.add(attributes, '"prefer-vector-width"="512"')  # llvmlite knows no attributes of this form by name
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 # ---------------------------------------------------------------------------------------------------------

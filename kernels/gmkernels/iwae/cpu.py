@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from gmkernels.elementary import exp, log, maximum, select
 from gmkernels.iwae.spec import split
-from gmkernels.pool import block_kernel
+from gmkernels.pool import block_kernel, jitable, reduction, scratch
 
 Arrays = Sequence[np.ndarray]
 
@@ -32,34 +31,34 @@ def _cut(outer: int, samples: int, inner: int) -> tuple[int, int]:
     return -(-tiles // per_block), per_block
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _raise_to(x, highest):
     for j in range(x.size):
         highest[j] = maximum(x[j], highest[j])
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _shifted_exp(x, highest, w):
     for j in range(x.size):
         difference = x[j] - highest[j]
         w[j] = exp(select(x[j] == highest[j], x.dtype.type(0), difference))
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _add_moments(w, first, second):
     for j in range(w.size):
         first[j] += w[j]
         second[j] += w[j] * w[j]
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _flush(total, part):
     for j in range(part.size):
         total[j] += part[j]
         part[j] = 0
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _finish(highest, first, second, samples, ess, scale):
     """Turn the highest log weight into the bound; `scale` makes weights of the exponentials."""
     log_samples = log(np.float64(samples))
@@ -71,13 +70,13 @@ def _finish(highest, first, second, samples, ess, scale):
         highest[j] = shift + (log(first[j]) - log_samples)
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _multiply(w, scale):
     for j in range(w.size):
         w[j] *= scale[j]
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _product(g, weights, d):
     for j in range(d.size):
         d[j] = g[j] * weights[j]
@@ -85,11 +84,13 @@ def _product(g, weights, d):
 
 @block_kernel
 def _columns(block, log_w, bound, weights, ess, samples, inner, per_block):
-    highest = np.empty(_TILE, log_w.dtype)
-    part = np.zeros((2, _TILE), log_w.dtype)
-    scale = np.empty(_TILE, log_w.dtype)
-    first = np.empty(_TILE)
-    second = np.empty(_TILE)
+    highest = scratch(_TILE, log_w.dtype)
+    sums, squares = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype)
+    sums[:] = 0
+    squares[:] = 0
+    scale = scratch(_TILE, log_w.dtype)
+    first = scratch(_TILE, np.float64)
+    second = scratch(_TILE, np.float64)
     per_outer = -(-inner // _TILE)
     tiles = bound.size // inner * per_outer
     for tile in range(block * per_block, min((block + 1) * per_block, tiles)):
@@ -107,10 +108,10 @@ def _columns(block, log_w, bound, weights, ess, samples, inner, per_block):
             at = start + k * inner
             w = weights[at : at + width]
             _shifted_exp(log_w[at : at + width], highest[:width], w)
-            _add_moments(w, part[0, :width], part[1, :width])
+            _add_moments(w, sums[:width], squares[:width])
             if (k + 1) % _RUN == 0 or k + 1 == samples:
-                _flush(first[:width], part[0, :width])
-                _flush(second[:width], part[1, :width])
+                _flush(first[:width], sums[:width])
+                _flush(second[:width], squares[:width])
         at = outer * inner + column
         _finish(highest[:width], first[:width], second[:width], samples, ess[at : at + width], scale[:width])
         bound[at : at + width] = highest[:width]
@@ -119,7 +120,7 @@ def _columns(block, log_w, bound, weights, ess, samples, inner, per_block):
             _multiply(weights[at : at + width], scale[:width])
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _row_maximum(x):
     highest = x.dtype.type(-np.inf)
     for j in range(x.size):
@@ -127,13 +128,13 @@ def _row_maximum(x):
     return highest
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _row_exp(x, highest, w):
     for j in range(x.size):
         w[j] = exp(select(x[j] == highest, x.dtype.type(0), x[j] - highest))
 
 
-@numba.njit(error_model="numpy", fastmath={"reassoc"})
+@reduction
 def _row_moments(w):
     first = w.dtype.type(0)
     second = w.dtype.type(0)
@@ -143,7 +144,7 @@ def _row_moments(w):
     return first, second
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _row_scale(x, factor, y):
     for j in range(x.size):
         y[j] = x[j] * factor
@@ -151,9 +152,9 @@ def _row_scale(x, factor, y):
 
 @block_kernel
 def _rows(block, log_w, bound, weights, ess, samples, per_block):
-    scale = np.empty(1, log_w.dtype)
-    first = np.empty(1)
-    second = np.empty(1)
+    scale = scratch(1, log_w.dtype)
+    first = scratch(1, np.float64)
+    second = scratch(1, np.float64)
     for row in range(block * per_block, min((block + 1) * per_block, bound.size)):
         x = log_w[row * samples : (row + 1) * samples]
         w = weights[row * samples : (row + 1) * samples]

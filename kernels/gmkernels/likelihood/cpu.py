@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from gmkernels.elementary import exp, log1p_unit, select
 from gmkernels.likelihood.spec import CHUNK, chunks
-from gmkernels.pool import block_kernel
+from gmkernels.pool import block_kernel, jitable, reduction, scratch
 
 Arrays = Sequence[np.ndarray]
 
 _TILE = 1024
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _range(block, size, length):
     """Elements start..stop of a block of rows of that length, the number of its first row, and how many
     elements are added up: those of a row, or all of the block if it is part of a row."""
@@ -42,7 +41,7 @@ def _blocks(size: int, length: int) -> int:
     return -(-rows // (CHUNK // length)) if length <= CHUNK else rows * chunks(length)
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _costs(logits, x, cost):
     """-log p of each element (see reference.py for the formula)."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
@@ -52,7 +51,7 @@ def _costs(logits, x, cost):
         cost[i] = select(missed == zero, zero, missed * size) + log1p_unit(exp(-size))
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _slopes(logits, x, slope):
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
@@ -61,7 +60,7 @@ def _slopes(logits, x, slope):
         slope[i] = select(logits[i] > zero, x[i] * z - not_x, x[i] - not_x * z) / (one + z)
 
 
-@numba.njit(error_model="numpy", fastmath={"reassoc"})
+@reduction
 def _sum(x):
     total = x.dtype.type(0)
     for i in range(x.size):
@@ -69,7 +68,7 @@ def _sum(x):
     return total
 
 
-@numba.njit(error_model="numpy")
+@jitable
 def _scale(x, factor):
     for i in range(x.size):
         x[i] *= factor
@@ -79,7 +78,7 @@ def _scale(x, factor):
 def _log_prob(block, logits, x, sums, length):
     start, stop, row, span = _range(block, logits.size, length)
     index = row if span == length else block  # of the row or the part of a row
-    cost = np.empty(_TILE, logits.dtype)
+    cost = scratch(_TILE, logits.dtype)
     total = 0.0
     left = span
     at = start

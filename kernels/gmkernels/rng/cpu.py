@@ -18,16 +18,16 @@ from numba import types
 from numba.extending import overload, register_jitable
 
 from gmkernels.elementary import same_bits, select
-from gmkernels.pool import block_kernel
+from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
 
 inline = register_jitable(forceinline=True, error_model="numpy")
-jitable = register_jitable(error_model="numpy")
 
 TILE = 1024
 """Elements of a tile: its scratch arrays together stay in the first-level cache."""
-SCRATCH = TILE + 8
-"""Elements of a scratch array: a tile that starts in lane 3 touches one group more."""
+SCRATCH = TILE + 64
+"""Elements of a scratch array: a tile that starts in lane 3 touches one group more, and whole vectors of 16
+groups are made, so that no loop has a remainder."""
 BLOCK = 16 * TILE
 """Elements of a block."""
 
@@ -54,11 +54,11 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 def word_tile(key, start, count, words):
     """Words of the groups that hold elements start to start + count of the key's stream, by lane.
 
-    Returns the lane of the first element and the number of groups.
+    Returns the lane of the first element and the number of groups, rounded up to whole vectors.
     """
     first = key[2] + u64(start)
     lane = np.int64(first & u64(3))
-    groups = (lane + count + 3) >> 2
+    groups = ((lane + count + 3) >> 2) + 15 & -16
     group = first >> u64(2)
     k0, k1 = key[0], key[0] >> SHIFT
     c2, c3 = key[1], key[1] >> SHIFT
@@ -72,6 +72,13 @@ def word_tile(key, start, count, words):
         w2[i] = u32(x2)
         w3[i] = u32(x3)
     return lane, groups
+
+
+@jitable
+def copy(x, y):
+    """x -> y; Numba's own assignment of slices looks for overlaps first and is many times slower."""
+    for i in range(y.size):
+        y[i] = x[i]
 
 
 @jitable
@@ -194,6 +201,7 @@ def uniform_tile(key, start, count, words, out):
 
 @jitable
 def _radii(w, r):
+    long_loop()
     for i in range(w.size):
         r[i] = radius_of(w[i], r[i])
 
@@ -201,6 +209,7 @@ def _radii(w, r):
 @jitable
 def _turn(w, r, y):
     """r -> r cos, y = r sin of the angles of w."""
+    long_loop()
     for i in range(w.size):
         cos, sin = cos_sin_of(w[i], r[i])
         y[i] = r[i] * sin
@@ -225,34 +234,34 @@ def normal_tile(key, start, count, words, lanes, out):
 
 @block_kernel
 def _random_words(block, key, out):
-    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32)
+    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
         piece = out[start : min(start + TILE, end)]
         lane, groups = word_tile(key, start, piece.size, words)
         interleave(words, groups, tile)
-        piece[:] = tile[lane : lane + piece.size]
+        copy(tile[lane : lane + piece.size], piece)
 
 
 @block_kernel
 def _uniform(block, key, out):
-    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, out.dtype)
+    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, out.dtype)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
         piece = out[start : min(start + TILE, end)]
         lane = uniform_tile(key, start, piece.size, words, tile)
-        piece[:] = tile[lane : lane + piece.size]
+        copy(tile[lane : lane + piece.size], piece)
 
 
 @block_kernel
 def _normal(block, key, out):
-    words = np.empty(SCRATCH, np.uint32)
-    lanes, tile = np.empty(SCRATCH, out.dtype), np.empty(SCRATCH, out.dtype)
+    words = scratch(SCRATCH, np.uint32)
+    lanes, tile = scratch(SCRATCH, out.dtype), scratch(SCRATCH, out.dtype)
     end = min(block * BLOCK + BLOCK, out.size)
     for start in range(block * BLOCK, end, TILE):
         piece = out[start : min(start + TILE, end)]
         lane = normal_tile(key, start, piece.size, words, lanes, tile)
-        piece[:] = tile[lane : lane + piece.size]
+        copy(tile[lane : lane + piece.size], piece)
 
 
 Arrays = Sequence[Any]

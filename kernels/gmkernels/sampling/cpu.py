@@ -7,25 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
 from gmkernels.elementary import exp, select, sigmoid
-from gmkernels.pool import block_kernel
+from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
 from gmkernels.sampling.spec import CHUNK, chunks
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
-jitable = register_jitable(error_model="numpy")
-# Sums in several lanes; how many depends on the machine's vectors, not on the number of threads.
-reduction = register_jitable(error_model="numpy", fastmath={"reassoc"})
-
 LOG_2PI = math.log(2 * math.pi)
 
 
 @jitable
 def standard_deviations(logvar, sigma):
+    long_loop()
     half = logvar.dtype.type(0.5)
     for i in range(logvar.size):
         sigma[i] = exp(half * logvar[i])
@@ -39,39 +35,48 @@ def standard_deviations(logvar, sigma):
 
 
 @jitable
-def _shift(mu, sigma, eps, z):
+def _sample(mu, sigma, logvar, eps, z):
+    """z = mu + sigma eps; eps -> logvar + eps^2, the terms of log q."""
+    long_loop()
     for i in range(z.size):
-        z[i] = mu[i] + sigma[i] * eps[i]
+        e = eps[i]
+        z[i] = mu[i] + sigma[i] * e
+        eps[i] = logvar[i] + e * e
 
 
-# Unsigned indices, because Numba lets signed ones count from the end, which keeps a loop from vectorising. A
-# row given by its ends is cheaper than a slice where rows are short.
-
-
-@reduction
-def _kl_sum(mu, logvar, sigma, begin, end):
-    """Sum of exp logvar + mu^2 - 1 - logvar."""
+@jitable
+def _kl_terms(mu, logvar, sigma):
+    """sigma -> exp logvar + mu^2 - 1 - logvar."""
+    long_loop()
     one = mu.dtype.type(1)
-    total = mu.dtype.type(0)
-    for i in range(np.uint64(begin), np.uint64(end)):
-        total += sigma[i] * sigma[i] + mu[i] * mu[i] - one - logvar[i]
-    return total
+    for i in range(mu.size):
+        sigma[i] = sigma[i] * sigma[i] + mu[i] * mu[i] - one - logvar[i]
 
 
 @reduction
-def _log_q_sum(logvar, eps, begin, end):
-    """Sum of logvar + eps^2."""
-    total = eps.dtype.type(0)
+def _row_sums(x, y, begin, end):
+    x_total, y_total = x.dtype.type(0), y.dtype.type(0)
     for i in range(np.uint64(begin), np.uint64(end)):
-        total += logvar[i] + eps[i] * eps[i]
+        x_total += x[i]
+        y_total += y[i]
+    return x_total, y_total
+
+
+@reduction
+def _row_sum(terms, begin, end):
+    total = terms.dtype.type(0)
+    # Unsigned indices, because Numba lets signed ones count from the end, which keeps a loop from vectorising. A
+    # row given by its ends is cheaper than a slice where rows are short.
+    for i in range(np.uint64(begin), np.uint64(end)):
+        total += terms[i]
     return total
 
 
 @block_kernel
 def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):
     """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
-    words, sigma = np.empty(SCRATCH, np.uint32), np.empty(TILE, z.dtype)
-    lanes, noise = np.empty(SCRATCH, z.dtype), np.empty(SCRATCH, z.dtype)
+    words, sigma = scratch(SCRATCH, np.uint32), scratch(TILE, z.dtype)
+    lanes, noise = scratch(SCRATCH, z.dtype), scratch(SCRATCH, z.dtype)
     piece, end = block * per_block, min(block * per_block + per_block, log_q.size)
     while piece < end:
         row = piece // pieces  # of z; its parameters are those of row % rows
@@ -88,17 +93,22 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
             lane = normal_tile(key, target + start, n, words, lanes, noise)
             eps, s = noise[lane : lane + n], sigma[:n]
             standard_deviations(v, s)
-            _shift(m, s, eps, z[target + start : target + start + n])
+            _sample(m, s, v, eps, z[target + start : target + start + n])
+            if row < rows:  # the first sample
+                _kl_terms(m, v, s)
             part = min(length, n)
             for r in range(together):
                 i, j = r * part, r * part + part
                 if together > 1:
                     kl_total, log_q_total = 0.0, 0.0
-                log_q_total += _log_q_sum(v, eps, i, j)
-                log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
-                if row < rows:  # the first sample
-                    kl_total += _kl_sum(m, v, s, i, j)
+                if row < rows:
+                    log_q_sum, kl_sum = _row_sums(eps, s, i, j)
+                    kl_total += kl_sum
                     kl[piece + r] = 0.5 * kl_total
+                else:
+                    log_q_sum = _row_sum(eps, i, j)
+                log_q_total += log_q_sum
+                log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
         piece += together
 
 
@@ -156,8 +166,18 @@ def _add(x, total):
 
 
 @jitable
+def _one_sample(g_z, g_log_q, g_kl, eps, mu, sigma, d_mu, d_logvar):
+    long_loop()
+    one, half = mu.dtype.type(1), mu.dtype.type(0.5)
+    for i in range(g_z.size):
+        d_mu[i] = g_z[i] + g_kl[i] * mu[i]
+        d_logvar[i] = half * (g_z[i] * (sigma[i] * eps[i]) - g_log_q[i] + g_kl[i] * (sigma[i] * sigma[i] - one))
+
+
+@jitable
 def _through_noise(g_z, g_log_q, sigma, eps):
     """eps -> g_z sigma eps - g_log_q."""
+    long_loop()
     for i in range(g_z.size):
         eps[i] = g_z[i] * (sigma[i] * eps[i]) - g_log_q[i]
 
@@ -173,10 +193,11 @@ def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):
 
 @block_kernel
 def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block):
-    words, sigma = np.empty(SCRATCH, np.uint32), np.empty(TILE, mu.dtype)
-    lanes, noise = np.empty(SCRATCH, mu.dtype), np.empty(SCRATCH, mu.dtype)
-    g_kl_tile, g_log_q_tile = np.empty(TILE, mu.dtype), np.empty(TILE, mu.dtype)
-    sum_z, sum_noise = np.empty(TILE), np.empty(TILE)  # float64: there may be thousands of samples
+    words, sigma = scratch(SCRATCH, np.uint32), scratch(TILE, mu.dtype)
+    lanes, noise = scratch(SCRATCH, mu.dtype), scratch(SCRATCH, mu.dtype)
+    g_kl_tile, g_log_q_tile = scratch(TILE, mu.dtype), scratch(TILE, mu.dtype)
+    # float64: there may be thousands of samples
+    sum_z, sum_noise = scratch(TILE, np.float64), scratch(TILE, np.float64)
     rows = mu.size // width
     end = min(block * per_block + per_block, mu.size)
     for start in range(block * per_block, end, TILE):
@@ -194,10 +215,10 @@ def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, 
             _spread(g_log_q[sample * rows : (sample + 1) * rows], start, width, q)
             lane = normal_tile(key, first, n, words, lanes, noise)
             eps = noise[lane : lane + n]
-            _through_noise(g, q, s, eps)
             if samples == 1:
-                _finish(g, eps, k, m, s, d_m, d_v)
+                _one_sample(g, q, k, eps, m, s, d_m, d_v)
             else:
+                _through_noise(g, q, s, eps)
                 _add(g, sum_z[:n])
                 _add(eps, sum_noise[:n])
         if samples > 1:
@@ -240,7 +261,7 @@ def _probabilities(logits, probs):
 
 @block_kernel
 def _bernoulli_sample(block, p, key, sample, are_logits):
-    words, tile, probs = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32), np.empty(TILE, p.dtype)
+    words, tile, probs = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32), scratch(TILE, p.dtype)
     end = min(block * BLOCK + BLOCK, sample.size)
     for start in range(block * BLOCK, end, TILE):
         stop = min(start + TILE, end)
