@@ -38,7 +38,7 @@ from gmcore.ops.elementwise import (
     to_device,
     where,
 )
-from gmcore.ops.linalg import ACTIVATIONS, linear, matmul
+from gmcore.ops.product import ACTIVATIONS, linear, matmul
 from gmcore.ops.loss import bernoulli_log_prob, iwae_bound
 from gmcore.ops.random import bernoulli_sample, bernoulli_sample_logits, gaussian_sample, normal, uniform
 from gmcore.ops.reduce import logsumexp, max, mean, sum
