@@ -3,6 +3,7 @@
 import sys
 
 import gmcore.tensor
+from gmcore.ops.diagonal import diag, diag_embed, diagonal, trace
 from gmcore.ops.elementwise import (
     absolute,
     add,
@@ -38,8 +39,9 @@ from gmcore.ops.elementwise import (
     to_device,
     where,
 )
-from gmcore.ops.product import ACTIVATIONS, linear, matmul
+from gmcore.ops.linalg import cholesky, det, eigh, inv, qr, slogdet, solve, solve_triangular, svd
 from gmcore.ops.loss import bernoulli_log_prob, iwae_bound
+from gmcore.ops.product import ACTIVATIONS, dot, einsum, inner, linear, matmul, outer, tensordot
 from gmcore.ops.random import bernoulli_sample, bernoulli_sample_logits, gaussian_sample, normal, uniform
 from gmcore.ops.reduce import logsumexp, max, mean, sum
 from gmcore.ops.shape import (
@@ -63,9 +65,17 @@ __all__ = [
     "bernoulli_sample_logits",
     "broadcast_to",
     "cast",
+    "cholesky",
     "concatenate",
     "cos",
+    "det",
+    "diag",
+    "diag_embed",
+    "diagonal",
     "divide",
+    "dot",
+    "eigh",
+    "einsum",
     "equal",
     "exp",
     "expand_dims",
@@ -75,6 +85,8 @@ __all__ = [
     "greater",
     "greater_equal",
     "identity",
+    "inner",
+    "inv",
     "isfinite",
     "iwae_bound",
     "less",
@@ -92,22 +104,30 @@ __all__ = [
     "negative",
     "normal",
     "not_equal",
+    "outer",
     "power",
+    "qr",
     "relu",
     "reshape",
     "scatter_add",
     "sigmoid",
     "sign",
     "sin",
+    "slogdet",
     "softplus",
+    "solve",
+    "solve_triangular",
     "sqrt",
     "square",
     "stack",
     "subtract",
     "sum",
     "sum_to",
+    "svd",
     "tanh",
+    "tensordot",
     "to_device",
+    "trace",
     "transpose",
     "uniform",
     "where",

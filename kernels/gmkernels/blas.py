@@ -91,8 +91,8 @@ def find() -> Blas | None:
                 continue
             get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
             get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
-            addresses = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions]
-            return Blas(name, *addresses, wide, get_num_threads, set_num_threads)
+            sgemm, dgemm, strsm, dtrsm = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions)
+            return Blas(name, sgemm, dgemm, strsm, dtrsm, wide, get_num_threads, set_num_threads)
     return None
 
 
@@ -111,7 +111,8 @@ def available() -> str | None:
 class single_threaded:
     """Context in which BLAS runs on the calling thread only; the number of threads is restored at its end.
 
-    It does nothing where no BLAS was found whose threads can be controlled. Contexts nest and overlap between Python threads: the first to enter saves the number, the last restores.
+    It does nothing where no BLAS was found whose threads can be controlled. Contexts nest and overlap between
+    Python threads: the first to enter saves the number, the last restores.
     """
 
     _lock = threading.Lock()

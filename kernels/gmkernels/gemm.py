@@ -20,12 +20,11 @@ def _call(context: Any, builder: Any, real: Any, function: Any, is_wide: Any, ki
     """
 
     def call(bits: int) -> None:
-        kind_of = {
-            "e": ir.IntType(32), "i": ir.IntType(bits), "r": context.get_value_type(real), "p": ir.IntType(8).as_pointer()
-        }  # fmt: skip
+        number, pointer = context.get_value_type(real), ir.IntType(8).as_pointer()
+        kind_of = {"e": ir.IntType(32), "i": ir.IntType(bits), "r": number, "p": pointer}
         converted = []
         for value, kind in zip(values, [kind_of[k] for k in kinds], strict=True):
-            if kind == kind_of["p"]:
+            if kind == pointer:
                 value = builder.inttoptr(value, kind)
             elif value.type != kind:
                 value = builder.trunc(value, kind)

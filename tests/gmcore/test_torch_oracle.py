@@ -93,6 +93,29 @@ def _iwae_bound(log_w: Any, axis: int) -> Any:
     return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
 
 
+def _positive_columns(x: Any) -> Any:
+    """The signs that make the largest element of each column positive, with an axis of rows in front."""
+    if not x.numel():
+        return torch.ones_like(x[..., :1, :])
+    return torch.sign(torch.take_along_dim(x, x.abs().argmax(-2, keepdim=True), -2)).detach()
+
+
+def _qr(a: Any) -> Any:
+    q, r = torch.linalg.qr(a)
+    sign = torch.sign(torch.diagonal(r, 0, -2, -1)).detach()
+    return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+
+
+def _eigh(a: Any) -> Any:
+    w, v = torch.linalg.eigh((a + a.mT) / 2)
+    return w, v * _positive_columns(v)
+
+
+def _svd(a: Any) -> Any:
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    return u * _positive_columns(u), s, vh * _positive_columns(u).mT
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
@@ -112,6 +135,13 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
     "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),
     "logsumexp": _logsumexp,
+    "diagonal": lambda x, offset=0, axis1=0, axis2=1: torch.diagonal(x, offset, axis1, axis2),
+    "diag_embed": lambda x, offset=0, axis1=-2, axis2=-1: torch.diag_embed(x, offset, axis1, axis2),
+    **{name: getattr(torch.linalg, name) for name in ("inv", "solve", "solve_triangular", "det", "slogdet")},
+    "cholesky": lambda a: torch.linalg.cholesky((a + a.mT) / 2),
+    "qr": _qr,
+    "eigh": _eigh,
+    "svd": _svd,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
