@@ -116,6 +116,20 @@ def _svd(a: Any) -> Any:
     return u * _positive_columns(u), s, vh * _positive_columns(u).mT
 
 
+def _dropout(x: Any, p: float, key: Tensor) -> Any:
+    mask = ops.dropout(np.ones(tuple(x.shape)), p, key=key).numpy()
+    return x * torch.tensor(mask)
+
+
+def _weighted(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss with its weight applied outside, where PyTorch gives it a gradient."""
+
+    def function(x: Any, t: Any, weight: Any = 1.0, reduction: str = "mean") -> Any:
+        return getattr(torch, reduction)(loss(x, t, reduction="none") * weight)
+
+    return function
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
@@ -142,6 +156,13 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "qr": _qr,
     "eigh": _eigh,
     "svd": _svd,
+    "softmax": torch.softmax,
+    "log_softmax": torch.log_softmax,
+    "dropout": _dropout,
+    "xlogy": torch.xlogy,
+    **{name: _weighted(getattr(torch.nn.functional, name)) for name in (
+        "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    )},
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
