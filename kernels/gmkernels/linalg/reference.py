@@ -15,9 +15,9 @@ def solve_triangular(
     a, b = inputs
     (x,) = outputs
     n = a.shape[-1]
-    for i in reversed(range(n)) if attrs["upper"] else range(n):
-        known = slice(i + 1, n) if attrs["upper"] else slice(0, i)
-        x[..., i, :] = b[..., i, :] - (a[..., i : i + 1, known] @ x[..., known, :])[..., 0, :]
-        if not attrs["unitriangular"]:
-            with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for i in reversed(range(n)) if attrs["upper"] else range(n):
+            known = slice(i + 1, n) if attrs["upper"] else slice(0, i)
+            x[..., i, :] = b[..., i, :] - (a[..., i : i + 1, known] @ x[..., known, :])[..., 0, :]
+            if not attrs["unitriangular"]:
                 x[..., i, :] /= a[..., i, i, None]
