@@ -8,6 +8,7 @@ import pytest
 
 import gmcore
 from gmcore import Tensor
+from gmcore.op import OPS
 
 Function = Callable[..., Any]
 
@@ -87,3 +88,21 @@ def agrees_with_torch() -> Function:
                 _close(y, reference.detach().numpy(force=True), 1e-9)
 
     return check
+
+
+@pytest.fixture
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[tuple[int, ...]]]]:
+    """watch(name): a list to which every call of that op from here on adds the shapes of its inputs."""
+
+    def watch(name: str) -> list[list[tuple[int, ...]]]:
+        op, calls = OPS[name], []
+        forward = op.forward
+
+        def watched(*arrays: Any, **attrs: Any) -> Any:
+            calls.append([a.shape for a in arrays])
+            return forward(*arrays, **attrs)
+
+        monkeypatch.setattr(op, "forward", watched)
+        return calls
+
+    return watch

@@ -101,14 +101,20 @@ def test_solve_triangular(upper: bool, left: bool, unitriangular: bool) -> None:
     np.testing.assert_allclose(t @ x if left else x @ t, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", [ops.solve, lambda a, b: ops.solve_triangular(a, b, upper=False)])
-def test_one_matrix_against_a_stack_is_one_system(solver: Callable[..., Tensor], is_its_formula: Any) -> None:
+SOLVERS: dict[str, Callable[[Any, Any], Tensor]] = {
+    "solve": ops.solve,
+    "solve_triangular": lambda a, b: ops.solve_triangular(a, b, upper=False),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_one_matrix_against_a_stack_is_one_system(name: str, is_its_formula: Any, calls_of: Any) -> None:
     a, b = np.tril(matrices(3, 3)) * 0.3 + 2 * np.eye(3), matrices(2, 2, 3, 2)
-    is_its_formula(lambda b: solver(a.astype(b.dtype), b), lambda b: np.linalg.inv(a) @ b, [b])
-    node = solver(gmcore.tensor(a, requires_grad=True), b)._node
-    while node.op.name not in ("solve", "solve_triangular"):  # type: ignore[union-attr]
-        node = node.edges[0][0]  # type: ignore[union-attr, index]
-    assert [shape for shape, _ in node.input_meta] == [(3, 3), (3, 8)]  # type: ignore[union-attr]
+    is_its_formula(lambda b: SOLVERS[name](a.astype(b.dtype), b), lambda b: np.linalg.inv(a) @ b, [b])
+    calls = calls_of(name)
+    x, y = gmcore.tensor(a, requires_grad=True), gmcore.tensor(b, requires_grad=True)
+    gmcore.grad(ops.sum(SOLVERS[name](x, y)), (x, y))
+    assert calls and all(shapes == [(3, 3), (3, 8)] for shapes in calls)
 
 
 def test_solve_of_vectors_and_stacks_is_numpys(agrees_with_torch: Any) -> None:
