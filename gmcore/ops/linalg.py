@@ -461,10 +461,10 @@ _qr.public = qr
 
 def _reciprocal_differences(x: Tensor) -> Tensor:
     """1 / (x_j - x_i) at (i, j), and 0 on the diagonal; infinite where two are equal."""
-    diagonal = Tensor(np.eye(x.shape[-1], dtype=bool))
-    differences = where(diagonal, 1.0, expand_dims(x, -2) - expand_dims(x, -1))
+    same = Tensor(np.eye(x.shape[-1], dtype=bool))
+    differences = where(same, 1.0, expand_dims(x, -2) - expand_dims(x, -1))
     with np.errstate(divide="ignore"):
-        return where(diagonal, 0.0, 1.0 / differences)
+        return where(same, 0.0, 1.0 / differences)
 
 
 def _eigh_forward(a: Any) -> Any:

@@ -17,6 +17,7 @@ from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import (
     absolute,
+    cast,
     equal,
     exp,
     greater,
@@ -63,8 +64,12 @@ def _reduce(name: str, loss: Tensor, reduction: str) -> Tensor:
 
 
 def _same_shape(name: str, **tensors: Any) -> list[Tensor]:
-    """The arguments as tensors. Raises `ShapeError` unless they have one shape."""
+    """The arguments as tensors, integers in the dtype of the others. Raises `ShapeError` unless they have one shape."""
     found = {key: as_tensor(x) for key, x in tensors.items()}
+    for x in found.values():
+        if x.dtype.kind == "f":
+            found = {key: y if y.dtype.kind == "f" else cast(y, x.dtype) for key, y in found.items()}
+            break
     if len({x.shape for x in found.values()}) > 1:
         shapes = ", ".join(f"{key} {x.shape}" for key, x in found.items())
         raise ShapeError(f"{name}: expected one shape, got {shapes} (called at {user_line()})")

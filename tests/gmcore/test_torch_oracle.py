@@ -326,6 +326,8 @@ INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "reversed": lambda f, x, y: f.concatenate([x[:, 1:], x[:, :1]], 1) if x.shape[1] > 1 else x,
     "gather": lambda f, x, y: x[[2, 0, 2]] if x.shape[0] > 1 else x,
     "matmul": lambda f, x, y: (x @ f.reshape(x, tuple(x.shape)[::-1])) @ f.tanh(x),
+    "einsum": lambda f, x, y: f.einsum("ij,kj->ik", x, f.tanh(x)) @ y if y.shape[0] == x.shape[0] else x,
+    "softmax": lambda f, x, y: f.softmax(x, 1) - f.log_softmax(x, 0),
     "linear": lambda f, x, y: f.linear(x, f.tanh(x), None, activation="tanh") @ x,
     "bernoulli": lambda f, x, y: f.reshape(f.bernoulli_log_prob(x, f.sigmoid(x)), (x.shape[0], 1)),
     "iwae": lambda f, x, y: f.reshape(f.iwae_bound(x, axis=0)[0], (1, x.shape[1])) * f.iwae_bound(x, axis=0)[1],

@@ -270,6 +270,14 @@ def test_cross_entropy_does_not_overflow() -> None:
     assert loss.item() == 2e4 and gmcore.grad(loss, x).tolist() == [[1.0, -1.0]]
 
 
+@pytest.mark.parametrize("name", ["hinge_loss", "mse_loss", "binary_cross_entropy_with_logits", "poisson_nll_loss"])
+def test_integer_targets_leave_float32_alone(name: str) -> None:
+    x = gmcore.tensor([0.5, -1.5], requires_grad=True)
+    loss = getattr(ops, name)(x, np.array([0, 1]))
+    assert loss.dtype == gmcore.grad(loss, x).dtype == np.float32
+    np.testing.assert_array_equal(loss.detach(), getattr(ops, name)(x, np.array([0, 1], np.float32)).detach())
+
+
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_logits_keep_their_digits_on_both_sides(target: float) -> None:
     """At logit 20 on the right side the loss is e^-20, which 20 - 20 + ... would round away in float32."""
