@@ -5,6 +5,7 @@ Every contraction is brought to the form of `matmul`, whose derivatives are two 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -118,25 +119,26 @@ def _contract(x: Tensor, a: str, y: Tensor, b: str, kept: str) -> tuple[Tensor, 
     return (out if out.shape == shape else reshape(out, shape)), shared + left + right
 
 
-def _parse(subscripts: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
-    """A letter for each axis of each operand and of the result; the axes of an ellipsis have letters of their own."""
+@functools.lru_cache(256)
+def _parse(subscripts: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[str], str, dict[str, int]]:
+    """A letter for each axis of each operand and of the result, those of an ellipsis included; the letters' lengths."""
 
     def error(reason: str) -> ShapeError:
-        shapes = ", ".join(str(x.shape) for x in operands)
-        return ShapeError(f"einsum: {subscripts!r} for shapes {shapes}: {reason} (called at {user_line()})")
+        given = ", ".join(map(str, shapes))
+        return ShapeError(f"einsum: {subscripts!r} for shapes {given}: {reason} (called at {user_line()})")
 
     inputs, arrow, result = subscripts.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if len(terms) != len(operands):
-        raise error(f"{len(terms)} subscripts for {len(operands)} operands")
+    if len(terms) != len(shapes):
+        raise error(f"{len(terms)} subscripts for {len(shapes)} operands")
     for term in (*terms, result):
         if term.count("...") > 1 or any(c not in _LETTERS for c in term.replace("...", "", 1)):
             raise error(f"{term!r} is not letters with at most one ellipsis")
     free = [letter for letter in _LETTERS if letter not in inputs]
-    widths = [x.ndim - len(term.replace("...", "")) for term, x in zip(terms, operands)]
-    for term, x, width in zip(terms, operands, widths):
+    widths = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes)]
+    for term, shape, width in zip(terms, shapes, widths):
         if width < 0 or (width and "..." not in term):
-            raise error(f"{term!r} does not name the axes of {x.shape}")
+            raise error(f"{term!r} does not name the axes of {shape}")
     most = max([width for term, width in zip(terms, widths) if "..." in term], default=0)
     if most > len(free):
         raise error("more than 52 axes")
@@ -151,7 +153,14 @@ def _parse(subscripts: str, operands: Sequence[Tensor]) -> tuple[list[str], str]
         raise error("the operands have an ellipsis, the result has none")
     if len(set(result)) != len(result) or not set(result) <= set("".join(labels)):
         raise error(f"the result {result!r} repeats an axis, or has one that no operand has")
-    return labels, result
+    length: dict[str, int] = {}
+    for shape, names in zip(shapes, labels):
+        for label, n in zip(names, shape):
+            if length.setdefault(label, n) == 1:
+                length[label] = n
+            elif n not in (1, length[label]):
+                raise error(f"axes of lengths {length[label]} and {n} have one letter")
+    return labels, result, length
 
 
 def _single(x: Tensor, labels: str, length: dict[str, int], kept: set[str]) -> tuple[Tensor, str]:
@@ -185,20 +194,15 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
 
     Raises
     ------
-    ShapeError : subscripts that are no such string, or do not fit the operands.
+    ShapeError : subscripts that do not fit the operands.  ArgumentError : subscripts that are no string.
     """
+    if not isinstance(subscripts, str):
+        raise ArgumentError(
+            f"einsum: expected subscripts like 'ij,jk->ik' first, got {type(subscripts).__name__} "
+            f"(called at {user_line()})"
+        )
     tensors = [as_tensor(x) for x in operands]
-    labels, result = _parse(subscripts, tensors)
-    length: dict[str, int] = {}
-    for x, names in zip(tensors, labels):
-        for label, n in zip(names, x.shape):
-            if length.setdefault(label, n) == 1:
-                length[label] = n
-            elif n not in (1, length[label]):
-                raise ShapeError(
-                    f"einsum: {subscripts!r} for shapes {', '.join(str(x.shape) for x in tensors)}: axes of lengths "
-                    f"{length[label]} and {n} have one letter (called at {user_line()})"
-                )
+    labels, result, length = _parse(subscripts, tuple([x.shape for x in tensors]))
     terms = []
     for i, (x, names) in enumerate(zip(tensors, labels)):
         elsewhere = {*result, *"".join(labels[:i] + labels[i + 1 :])}

@@ -132,6 +132,11 @@ def test_misfits_are_named(call: Any, text: str) -> None:
     assert __file__ in str(caught.value)
 
 
+def test_subscripts_are_a_string() -> None:
+    with pytest.raises(ArgumentError, match="einsum: expected subscripts like 'ij,jk->ik' first, got ndarray"):
+        ops.einsum(X, [0, 1])
+
+
 @pytest.mark.parametrize("axes", [([0], [2]), ([0, 0], [0, 0]), ([0], [0, 1]), 3, -1, ([0],)])
 def test_tensordot_axes_out_of_range(axes: Any) -> None:
     with pytest.raises(ArgumentError, match="tensordot: axes"):
