@@ -1,128 +1,592 @@
-"""Log-likelihoods and bounds."""
+"""Losses: the names, argument order and defaults of ``torch.nn.functional``, without its deprecated arguments.
+
+Arguments that PyTorch has after the deprecated ``size_average`` and ``reduce`` are given by name. `reduction` is
+``"mean"``, ``"sum"`` or ``"none"``. Input and target have one shape (class indices excepted): nothing broadcasts,
+since a loss of (N,) against (N, 1) is an accident. The mean over no elements is an error, where PyTorch gives NaN.
+"""
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError
-from gmcore.op import Example, Op, by_decomposition, kernel, user_line
-from gmcore.ops.elementwise import real, sigmoid
-from gmcore.ops.reduce import sum
-from gmcore.ops.shape import expand_dims, sum_to
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.op import Example, Op, user_line
+from gmcore.ops.elementwise import (
+    absolute,
+    cast,
+    equal,
+    exp,
+    greater,
+    less,
+    log,
+    log1p,
+    maximum,
+    multiply,
+    positive,
+    real,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    where,
+)
+from gmcore.ops.random import straight_through
+from gmcore.ops.reduce import mean, normalize_axis, sum
+from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
+from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor
-from gmkernels.iwae import spec as iwae
-from gmkernels.likelihood import spec as likelihood
+
+_REDUCTIONS = ("mean", "sum", "none")
 
 
-# -- Bernoulli log-probability -------------------------------------------------------------------------------
-def _bernoulli_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, data in (((5,), (5,)), ((2, 3), (2, 3)), ((4, 2, 3), (2, 3)), ((3, 2), (2,)), ((0, 3), (0, 3))):
-        yield (real(rng, shape), rng.uniform(0.0, 1.0, data)), {}
+# -- what the losses share ------------------------------------------------------------------------------------
+def _check_reduction(name: str, reduction: str, options: tuple[str, ...] = _REDUCTIONS) -> None:
+    if reduction not in options:
+        raise ArgumentError(
+            f"{name}: reduction {reduction!r}; expected one of {', '.join(options)} (called at {user_line()})"
+        )
 
 
-def _bernoulli_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for (logits, x), _ in _bernoulli_examples(rng):
-        yield (real(rng, logits.shape[:-1]), logits, x), {}
+def _reduce(name: str, loss: Tensor, reduction: str) -> Tensor:
+    """The mean, the sum, or the elements of `loss`."""
+    _check_reduction(name, reduction)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return sum(loss)
+    if loss.size == 0:
+        raise ArgumentError(f"{name}: no elements to take the mean of, shape {loss.shape} (called at {user_line()})")
+    return mean(loss)
 
 
-_bernoulli_log_prob_backward = Op(
-    "bernoulli_log_prob_backward",
-    "g_out logits x",
-    forward=kernel(likelihood.BERNOULLI_LOG_PROB_BACKWARD),
-    vjp=by_decomposition("g_out logits x", lambda g, logits, x: expand_dims(g, -1) * (x - sigmoid(logits))),
-    formula="g_out (x - sigmoid(logits))",
-    examples=_bernoulli_backward_examples,
+def _same_shape(name: str, **tensors: Any) -> list[Tensor]:
+    """The arguments as tensors, integers in the dtype of the others. Raises `ShapeError` unless they have one shape."""
+    found = {key: as_tensor(x) for key, x in tensors.items()}
+    for x in found.values():
+        if x.dtype.kind == "f":
+            found = {key: y if y.dtype.kind == "f" else cast(y, x.dtype) for key, y in found.items()}
+            break
+    if len({x.shape for x in found.values()}) > 1:
+        shapes = ", ".join(f"{key} {x.shape}" for key, x in found.items())
+        raise ShapeError(f"{name}: expected one shape, got {shapes} (called at {user_line()})")
+    return list(found.values())
+
+
+def _weighted(name: str, loss: Tensor, weight: Any) -> Tensor:
+    """loss * weight, where `weight` broadcasts to the loss."""
+    if weight is None:
+        return loss
+    return loss * _broadcasts(name, "weight", as_tensor(weight), loss)
+
+
+def _broadcasts(name: str, argument: str, x: Tensor, to: Tensor) -> Tensor:
+    try:
+        fits = np.broadcast_shapes(x.shape, to.shape) == to.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"{name}: {argument} {x.shape} does not broadcast to input {to.shape} (called at {user_line()})"
+        )
+    return x
+
+
+def _xlogy_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for a, b in (((), ()), ((0,), ()), ((4,), (4,)), ((2, 1), (1, 3))):
+        yield (real(rng, a), positive(rng, b)), {}
+
+
+def _xlogy_forward(x: Any, y: Any) -> Any:
+    return x * np.log(np.where((x == 0) & (y == 0), y.dtype.type(1), y))
+
+
+def _xlogy_slope(x: Tensor, y: Tensor) -> Tensor:
+    """x / y, and 0 where both are 0."""
+    return x / where(where(equal(x, 0.0), equal(y, 0.0), False), 1.0, y)
+
+
+xlogy = Op(
+    "xlogy",
+    "x y",
+    forward=_xlogy_forward,
+    vjp=[lambda g, y: g * log(y), lambda g, x, y: g * _xlogy_slope(x, y)],
+    formula="x log y, and 0 where both are 0; there, its slope in x is minus infinity and in y is taken as 0",
+    broadcast=True,
+    examples=_xlogy_examples,
 )
-bernoulli_log_prob = Op(
-    "bernoulli_log_prob",
-    "logits x",
-    forward=kernel(likelihood.BERNOULLI_LOG_PROB),
+
+
+# -- binary targets ---------------------------------------------------------------------------------------------
+def _logit_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, weight in (((), ()), ((5,), ()), ((2, 3), (3,)), ((0, 3), (3,))):
+        yield (real(rng, shape), rng.uniform(0.0, 1.0, shape), rng.uniform(0.5, 2.0, weight)), {"reduction": "sum"}
+    yield (real(rng, (2, 3)), rng.uniform(0.0, 1.0, (2, 3))), {}
+
+
+def _probability_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, weight in (((), ()), ((2, 3), (3,)), ((0, 3), (3,))):
+        arrays = (rng.uniform(0.2, 0.8, shape), rng.uniform(0.0, 1.0, shape), rng.uniform(0.5, 2.0, weight))
+        yield arrays, {"reduction": "sum"}
+
+
+def _logit_forward(x: Any, target: Any, pos_weight: Any) -> Any:
+    rest = np.log1p(np.exp(-np.absolute(x)))  # softplus(x) = max(x, 0) + rest
+    return pos_weight * target * (np.maximum(-x, 0) + rest) + (1 - target) * (np.maximum(x, 0) + rest)
+
+
+_bce_with_logits = Op(
+    "binary_cross_entropy_with_logits",
+    "input target pos_weight",
+    forward=_logit_forward,
     vjp=[
-        lambda g, logits, x: _bernoulli_log_prob_backward(g, logits, x),
-        lambda g, logits, x_shape: sum_to(expand_dims(g, -1) * logits, x_shape),
+        lambda g, input, target, pos_weight: (
+            g * ((1.0 - target) * sigmoid(input) - pos_weight * target * sigmoid(-input))
+        ),
+        lambda g, input, pos_weight: g * (pos_weight * softplus(-input) - softplus(input)),
+        lambda g, input, target: g * (target * softplus(-input)),
     ],
-    formula="sum over the last axis of x logits - log(1 + e^logits)",
-    source="logits (..., D); x of that shape or of its last axes, in [0, 1] -> (...)",
-    examples=_bernoulli_examples,
+    formula="pos_weight t softplus(-x) + (1 - t) softplus(x) = -(pos_weight t log s + (1 - t) log (1 - s)), "
+    "s = sigmoid(x)",
+    broadcast=True,
+    examples=_logit_examples,
 )
 
 
-# -- importance-weighted bound -------------------------------------------------------------------------------
-def _iwae_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, axis in (((4,), 0), ((3, 2), 0), ((3, 2), -1), ((2, 3, 2), 1), ((1, 3), 0), ((3, 0), 0)):
-        yield (real(rng, shape),), {"axis": axis}
+def _probability_forward(p: Any, target: Any) -> Any:
+    with np.errstate(divide="ignore"):
+        return -(target * np.maximum(np.log(p), -100) + (1 - target) * np.maximum(np.log1p(-p), -100))
 
 
-def _iwae_rule(
-    g_bound: Tensor | None, g_weights: Tensor | None, g_ess: Tensor | None, weights: Tensor, ess: Tensor, axis: int
-) -> list[Tensor]:
-    # bound: d log_w = g w.  weights: w (g - sum g w), softmax's.  ess = 1 / sum w^2: its part of weights' gradient
-    # is -2 g ess^2 w.
-    total = None if g_bound is None else _iwae_bound_backward(g_bound, weights, axis=axis)
-    if g_ess is not None:
-        through = expand_dims(-2.0 * g_ess * ess * ess, axis) * weights
-        g_weights = through if g_weights is None else g_weights + through
-    if g_weights is not None:
-        softmax = weights * (g_weights - sum(g_weights * weights, axis=axis, keepdims=True))
-        total = softmax if total is None else total + softmax
-    assert total is not None
-    return [total]
-
-
-def _iwae_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, axis in (((3, 2), 0), ((2, 3, 2), 1)):
-        yield (real(rng, (*shape[:axis], *shape[axis + 1 :])), real(rng, shape)), {"axis": axis}
-
-
-_iwae_bound_backward = Op(
-    "iwae_bound_backward",
-    "g_bound weights",
-    forward=kernel(iwae.IWAE_BOUND_BACKWARD),
+_bce = Op(
+    "binary_cross_entropy",
+    "input target",
+    forward=_probability_forward,
     vjp=[
-        lambda g, weights, axis: sum(g * weights, axis=axis),
-        lambda g, g_bound, axis: g * expand_dims(g_bound, axis),
+        lambda g, input, target: g * ((input - target) / maximum(input * (1.0 - input), 1e-12)),
+        lambda g, input: g * (maximum(log1p(-input), -100.0) - maximum(log(input), -100.0)),
     ],
-    formula="g_bound * weights",
-    examples=_iwae_backward_examples,
-)
-_iwae_bound = Op(
-    "iwae_bound",
-    "log_w",
-    "bound weights ess",
-    forward=kernel(iwae.IWAE_BOUND),
-    vjp=_iwae_rule,
-    partial=True,
-    formula="bound = log(1/k sum_i w_i); weights = w_i / sum_j w_j, the bound's gradient; ess = 1 / sum weights^2",
-    source="Burda, Grosse & Salakhutdinov 2016, equations 8 and 14",
-    examples=_iwae_examples,
+    formula="-(t log p + (1 - t) log(1 - p)), each logarithm at least -100; the slope in p is "
+    "(p - t) / max(p (1 - p), 1e-12)",
+    source="torch.nn.functional.binary_cross_entropy, bounds included",
+    broadcast=True,
+    examples=_probability_examples,
 )
 
 
-def iwae_bound(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The importance-weighted bound of log weights, their normalised weights and the effective sample size.
+def binary_cross_entropy_with_logits(
+    input: Any, target: Any, weight: Any = None, *, pos_weight: Any = None, reduction: str = "mean"
+) -> Tensor:
+    """Negative log-probability of `target` in [0, 1] under a Bernoulli variable with logit `input`.
 
     Parameters
     ----------
-    log_w : log p(x, z_i) - log q(z_i | x), with the k samples along `axis`.
-
-    Returns
-    -------
-    bound : log 1/k sum_i w_i, without `axis`;  weights : w_i / sum_j w_j, of log_w's shape;  ess : 1 / sum
-    weights^2, from 1 to k. A row of minus infinity has bound minus infinity, weights 0 and ess 0; a NaN gives NaN.
+    input, target : of one shape.
+    weight : of each element; broadcasts to the input.
+    pos_weight : of the positive part, t log s; broadcasts to the input.
 
     Raises
     ------
-    ArgumentError : `axis` out of range.  ShapeError : k = 0.
+    ShapeError : shapes that do not fit.  ArgumentError : an unknown reduction, or a mean of nothing.
     """
-    log_w = as_tensor(log_w)
-    at = operator.index(axis) + (log_w.ndim if axis < 0 else 0)
-    if not 0 <= at < log_w.ndim:
-        raise ArgumentError(f"iwae_bound: axis {axis} does not fit shape {log_w.shape} (called at {user_line()})")
-    return _iwae_bound(log_w, axis=at)
+    name = "binary_cross_entropy_with_logits"
+    x, t = _same_shape(name, input=input, target=target)
+    positive = 1.0 if pos_weight is None else _broadcasts(name, "pos_weight", as_tensor(pos_weight), x)
+    return _reduce(name, _weighted(name, _bce_with_logits(x, t, positive), weight), reduction)
 
 
-_iwae_bound.public = iwae_bound
+def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reduction: str = "mean") -> Tensor:
+    """As `binary_cross_entropy_with_logits`, of a probability `input`, with logarithms of at least -100.
+
+    Raises
+    ------
+    ArgumentError : an input outside [0, 1], an unknown reduction, or a mean of nothing.
+    ShapeError : shapes that do not fit.
+    """
+    name = "binary_cross_entropy"
+    p, t = _same_shape(name, input=input, target=target)
+    if ((p._data < 0) | (p._data > 1)).any():
+        raise ArgumentError(
+            f"{name}: the input has elements outside [0, 1], from {p._data.min()} to {p._data.max()}; for logits "
+            f"use {name}_with_logits (called at {user_line()})"
+        )
+    return _reduce(name, _weighted(name, _bce(p, t), weight), reduction)
+
+
+_bce_with_logits.public, _bce.public = binary_cross_entropy_with_logits, binary_cross_entropy
+
+
+# -- classes ------------------------------------------------------------------------------------------------------
+def _class_weight(name: str, weight: Any, classes: int) -> Tensor | None:
+    if weight is None:
+        return None
+    weight = as_tensor(weight)
+    if weight.shape != (classes,):
+        raise ShapeError(
+            f"{name}: weight {weight.shape}, expected one for each of {classes} classes (called at {user_line()})"
+        )
+    return weight
+
+
+def _rows(name: str, input: Any) -> tuple[Tensor, tuple[int, ...]]:
+    """(C,), (N, C) or (N, C, d1, ...) as rows (M, C), and the shape without the classes."""
+    x = as_tensor(input)
+    if not x.ndim:
+        raise ShapeError(f"{name}: expected input (C,), (N, C) or (N, C, d1, ...), got () (called at {user_line()})")
+    axis = 0 if x.ndim == 1 else 1
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    if x.ndim > 2:
+        x = transpose(x, (0, *range(2, x.ndim), 1))
+    return reshape(x, (math.prod(shape), x.shape[-1])), shape
+
+
+def _indices(
+    name: str, target: Any, shape: tuple[int, ...], classes: int, ignored: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of the rows, 0 for ignored ones, and which rows are not ignored."""
+    t = as_tensor(target)._data
+    if t.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected class indices, integers, as the target, got {t.dtype} ({user_line()})")
+    if t.shape != shape:
+        raise ShapeError(f"{name}: expected target {shape} for this input, got {t.shape} (called at {user_line()})")
+    kept = np.ones(t.shape, bool) if ignored is None else t != ignored
+    outside = kept & ((t < 0) | (t >= classes))
+    if outside.any():
+        at = tuple(np.argwhere(outside)[0].tolist())
+        raise ArgumentError(
+            f"{name}: target {at} is {t[at]}; expected a class in 0..{classes - 1}"
+            f"{'' if ignored is None else f' or ignore_index {ignored}'} (called at {user_line()})"
+        )
+    return np.where(kept, t, 0).ravel(), kept.ravel()
+
+
+def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
+    """rows[m, index[m]]"""
+    return rows[np.arange(index.size), index]
+
+
+def _negative_log_likelihood(
+    name: str, log_probs: Any, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
+) -> Tensor:
+    _check_reduction(name, reduction)
+    rows, shape = _rows(name, log_probs)
+    classes = rows.shape[1]
+    weight = _class_weight(name, weight, classes)
+    index, kept = _indices(name, target, shape, classes, ignore_index)
+    if reduction == "mean" and not kept.any():
+        raise ArgumentError(
+            f"{name}: no element to take the mean of: the target {shape} is empty or holds nothing but "
+            f"ignore_index {ignore_index} (called at {user_line()})"
+        )
+    present = Tensor(kept)
+    weights = where(present, Tensor(np.ones((), rows.dtype)) if weight is None else weight[index], 0.0)
+    loss = -(where(present, _pick(rows, index), 0.0) * weights)
+    if smoothing:
+        uniform = sum(rows if weight is None else rows * weight, axis=1)
+        loss = (1.0 - smoothing) * loss - (smoothing / classes) * where(present, uniform, 0.0)
+    if reduction == "none":
+        return reshape(loss, shape)
+    return sum(loss) if reduction == "sum" else sum(loss) / sum(weights)
+
+
+def nll_loss(
+    input: Any, target: Any, weight: Any = None, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """-w_t input_t: the negative log-likelihood of classes `target`, given log-probabilities.
+
+    Parameters
+    ----------
+    input : (C,), (N, C) or (N, C, d1, ...).
+    target : class indices, integers of shape (), (N,) or (N, d1, ...).
+    weight : (C,). The mean is the weighted one: divided by the sum of the weights of the targets.
+    ignore_index : elements with this target count for nothing.
+
+    Raises
+    ------
+    ArgumentError : a target that is no class, an unknown reduction, or nothing to take the mean of.
+    ShapeError, DtypeError : arguments that do not fit.
+    """
+    return _negative_log_likelihood("nll_loss", input, target, weight, ignore_index, reduction, 0.0)
+
+
+def cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-sum_c w_c q_c log softmax(input)_c, of classes or of class probabilities q.
+
+    Parameters
+    ----------
+    input : logits, (C,), (N, C) or (N, C, d1, ...).
+    target : class indices as in `nll_loss`; or probabilities q of the input's shape, floating.
+    weight : (C,), as in `nll_loss`; with probabilities the mean is over all elements, unweighted.
+    ignore_index : as in `nll_loss`; for indices only.
+    label_smoothing : in [0, 1]: q becomes (1 - label_smoothing) q + label_smoothing / C (Szegedy, Vanhoucke, Ioffe,
+        Shlens & Wojna, Rethinking the Inception architecture, 2016, section 7).
+
+    Raises
+    ------
+    As `nll_loss`.
+    """
+    name = "cross_entropy"
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ArgumentError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing} ({user_line()})")
+    x, q = as_tensor(input), as_tensor(target)
+    log_probs = log_softmax(x, axis=min(1, x.ndim - 1)) if x.ndim else x
+    if q.dtype.kind != "f":
+        return _negative_log_likelihood(name, log_probs, q, weight, ignore_index, reduction, label_smoothing)
+    _same_shape(name, input=x, target=q)
+    rows, shape = _rows(name, log_probs)
+    weight = _class_weight(name, weight, rows.shape[1])
+    q, _ = _rows(name, q)
+    if label_smoothing:
+        q = (1.0 - label_smoothing) * q + label_smoothing / rows.shape[1]
+    terms = rows * q if weight is None else rows * q * weight
+    return _reduce(name, reshape(-sum(terms, axis=1), shape), reduction)
+
+
+def multi_margin_loss(
+    input: Any, target: Any, p: int = 1, margin: float = 1.0, weight: Any = None, *, reduction: str = "mean"
+) -> Tensor:
+    """w_t / C sum over the classes c other than t of max(0, margin - input_t + input_c)^p, p = 1 or 2.
+
+    Parameters
+    ----------
+    input : (C,) or (N, C).
+    target : class indices, () or (N,).
+    weight : (C,).
+
+    Raises
+    ------
+    ArgumentError : a target that is no class, p, an unknown reduction, or a mean of nothing.
+    ShapeError, DtypeError : arguments that do not fit.
+    """
+    name = "multi_margin_loss"
+    if p not in (1, 2):
+        raise ArgumentError(f"{name}: p must be 1 or 2, got {p} (called at {user_line()})")
+    rows, shape = _rows(name, input)
+    classes = rows.shape[1]
+    weight = _class_weight(name, weight, classes)
+    index, _ = _indices(name, target, shape, classes)
+    excess = relu(margin - expand_dims(_pick(rows, index), 1) + rows)
+    others = Tensor(np.arange(classes) != index[:, None])
+    loss = sum(where(others, excess if p == 1 else excess * excess, 0.0), axis=1) * (1.0 / max(classes, 1))
+    if weight is not None:
+        loss = loss * weight[index]
+    return _reduce(name, reshape(loss, shape), reduction)
+
+
+# -- regression -----------------------------------------------------------------------------------------------------
+def mse_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
+    """(input - target)^2. Raises `ShapeError` unless the shapes are equal."""
+    x, t = _same_shape("mse_loss", input=input, target=target)
+    difference = x - t
+    return _reduce("mse_loss", difference * difference, reduction)
+
+
+def l1_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
+    """abs(input - target). Raises `ShapeError` unless the shapes are equal."""
+    x, t = _same_shape("l1_loss", input=input, target=target)
+    return _reduce("l1_loss", absolute(x - t), reduction)
+
+
+def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """d^2 / 2 where abs(d) < delta, else delta (abs(d) - delta / 2), for d = input - target.
+
+    Huber, Robust estimation of a location parameter (Ann. Math. Statist. 35, 1964).
+
+    Raises
+    ------
+    ArgumentError : delta not positive, or an unknown reduction.  ShapeError : shapes that differ.
+    """
+    if not delta > 0:
+        raise ArgumentError(f"huber_loss: delta must be positive, got {delta} (called at {user_line()})")
+    x, t = _same_shape("huber_loss", input=input, target=target)
+    d = x - t
+    size = absolute(d)
+    return _reduce("huber_loss", where(less(size, delta), 0.5 * d * d, delta * (size - 0.5 * delta)), reduction)
+
+
+def smooth_l1_loss(input: Any, target: Any, *, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """d^2 / (2 beta) where abs(d) < beta, else abs(d) - beta / 2: `huber_loss` / beta, and `l1_loss` at beta = 0.
+
+    Raises
+    ------
+    ArgumentError : beta negative, or an unknown reduction.  ShapeError : shapes that differ.
+    """
+    if not beta >= 0:
+        raise ArgumentError(f"smooth_l1_loss: beta must not be negative, got {beta} (called at {user_line()})")
+    x, t = _same_shape("smooth_l1_loss", input=input, target=target)
+    if beta == 0:
+        return l1_loss(x, t, reduction=reduction)
+    return _reduce("smooth_l1_loss", huber_loss(x, t, "none", beta) * (1.0 / beta), reduction)
+
+
+# -- likelihoods and divergences --------------------------------------------------------------------------------------
+def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """Terms t (log t - input) of the divergence of a model's log-probabilities `input` from probabilities t.
+
+    Parameters
+    ----------
+    input : log-probabilities, of any shape.
+    target : probabilities t, or their logarithms with `log_target`. A term with t = 0 is 0.
+    reduction : also ``"batchmean"``, the sum divided by the first length: the divergence itself of (N, C). The
+        ``"mean"`` over all elements is PyTorch's default, and no divergence.
+
+    Raises
+    ------
+    ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+    """
+    x, t = _same_shape("kl_div", input=input, target=target)
+    _check_reduction("kl_div", reduction, (*_REDUCTIONS, "batchmean"))
+    loss = exp(t) * (t - x) if log_target else xlogy(t, t) - t * x
+    if reduction != "batchmean":
+        return _reduce("kl_div", loss, reduction)
+    if not x.ndim or not x.shape[0]:
+        raise ArgumentError(f"kl_div: no batch to take the mean of in shape {x.shape} (called at {user_line()})")
+    return sum(loss) * (1.0 / x.shape[0])
+
+
+def gaussian_nll_loss(
+    input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """(log v + (target - input)^2 / v) / 2 with v = max(var, eps); with ``full``, + log(2 pi) / 2.
+
+    Parameters
+    ----------
+    input, target : means and data, of one shape.
+    var : variances, of that shape, or with a last axis of 1, or without the last axis: one for each row. Where
+        eps takes its place, the gradient is still passed to it, as in PyTorch.
+
+    Raises
+    ------
+    ArgumentError : a negative variance, eps not positive, an unknown reduction, or a mean of nothing.
+    ShapeError : shapes that do not fit.
+    """
+    name = "gaussian_nll_loss"
+    if not eps > 0:
+        raise ArgumentError(f"{name}: eps must be positive, got {eps} (called at {user_line()})")
+    x, t = _same_shape(name, input=input, target=target)
+    v = as_tensor(var)
+    if x.ndim and v.shape == x.shape[:-1] and v.shape != x.shape:
+        v = expand_dims(v, -1)
+    if v.shape not in (x.shape, (*x.shape[:-1], 1)):
+        raise ShapeError(f"{name}: var {v.shape} does not fit input {x.shape} (called at {user_line()})")
+    if (v._data < 0).any():
+        raise ArgumentError(f"{name}: var has negative elements, the least {v._data.min()} ({user_line()})")
+    v = straight_through(maximum(v, eps), v)
+    difference = x - t
+    loss = 0.5 * (log(v) + difference * difference / v)
+    return _reduce(name, loss + 0.5 * math.log(2.0 * math.pi) if full else loss, reduction)
+
+
+def poisson_nll_loss(
+    input: Any, target: Any, log_input: bool = True, full: bool = False, *, eps: float = 1e-8, reduction: str = "mean"
+) -> Tensor:
+    """exp(input) - target input, the Poisson negative log-likelihood of counts without log target!.
+
+    Parameters
+    ----------
+    input : the logarithm of the rate; the rate r itself without `log_input`: r - target log(r + eps).
+    target : counts.
+    full : add Stirling's approximation of log target!, t log t - t + log(2 pi t) / 2, where t > 1.
+
+    Raises
+    ------
+    ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+    """
+    x, t = _same_shape("poisson_nll_loss", input=input, target=target)
+    loss = exp(x) - t * x if log_input else x - t * log(x + eps)
+    if full:
+        large = where(greater(t, 1.0), t, 1.0)
+        stirling = large * log(large) - large + 0.5 * log(2.0 * math.pi * large)
+        loss = loss + where(greater(t, 1.0), stirling, 0.0)
+    return _reduce("poisson_nll_loss", loss, reduction)
+
+
+# -- margins and angles -----------------------------------------------------------------------------------------------
+def hinge_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
+    """max(0, 1 - target input) of scores and labels -1 or 1: the margin loss of a support vector machine.
+
+    A discriminator with the hinge loss of Lim & Ye (Geometric GAN, 2017, equation 16) minimises it on data with
+    label 1 plus the same on samples with label -1. PyTorch has no function for it.
+
+    Raises
+    ------
+    ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+    """
+    x, y = _same_shape("hinge_loss", input=input, target=target)
+    return _reduce("hinge_loss", relu(1.0 - y * x), reduction)
+
+
+def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, *, reduction: str = "mean") -> Tensor:
+    """input where target is 1, max(0, margin - input) where it is -1. Raises `ShapeError` for shapes that differ."""
+    x, y = _same_shape("hinge_embedding_loss", input=input, target=target)
+    zero = Tensor(np.zeros((), x.dtype))
+    loss = where(equal(y, 1.0), x, zero) + where(equal(y, -1.0), relu(margin - x), zero)
+    return _reduce("hinge_embedding_loss", loss, reduction)
+
+
+def margin_ranking_loss(
+    input1: Any, input2: Any, target: Any, margin: float = 0.0, *, reduction: str = "mean"
+) -> Tensor:
+    """max(0, margin - target (input1 - input2)): input1 should be larger where target is 1, smaller where -1.
+
+    Raises
+    ------
+    ShapeError : shapes that differ.  ArgumentError : an unknown reduction, or a mean of nothing.
+    """
+    a, b, y = _same_shape("margin_ranking_loss", input1=input1, input2=input2, target=target)
+    return _reduce("margin_ranking_loss", relu(margin - y * (a - b)), reduction)
+
+
+def cosine_similarity(x1: Any, x2: Any, axis: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 . x2 / (max(norm of x1, eps) max(norm of x2, eps)) along `axis`; x1 and x2 broadcast.
+
+    Raises
+    ------
+    ArgumentError : axis out of range.  ShapeError : shapes that do not broadcast.
+    """
+    a, b = as_tensor(x1), as_tensor(x2)
+    products = multiply(a, b)
+    at = normalize_axis(products, axis, "cosine_similarity")
+    a, b = broadcast_to(a, products.shape), broadcast_to(b, products.shape)
+    lengths = [sqrt(maximum(sum(x * x, axis=at), eps * eps)) for x in (a, b)]
+    return sum(products, axis=at) / (lengths[0] * lengths[1])
+
+
+def cosine_embedding_loss(
+    input1: Any, input2: Any, target: Any, margin: float = 0.0, *, reduction: str = "mean"
+) -> Tensor:
+    """1 - cos where target is 1, max(0, cos - margin) where it is -1.
+
+    Parameters
+    ----------
+    input1, input2 : (N, D) or (D,). Their squared norms have 1e-12 added, as in PyTorch.
+    target : (N,) or ().
+
+    Raises
+    ------
+    ShapeError : shapes that do not fit.  ArgumentError : an unknown reduction, or a mean of nothing.
+    """
+    name = "cosine_embedding_loss"
+    a, b = _same_shape(name, input1=input1, input2=input2)
+    y = as_tensor(target)
+    if a.ndim not in (1, 2) or y.shape != a.shape[:-1]:
+        raise ShapeError(
+            f"{name}: expected inputs (N, D) and target (N,), or (D,) and (); got {a.shape} and {y.shape} "
+            f"(called at {user_line()})"
+        )
+    square_norms = [sum(x * x, axis=-1) + 1e-12 for x in (a, b)]
+    cosine = sum(a * b, axis=-1) / sqrt(square_norms[0] * square_norms[1])
+    zero = Tensor(np.zeros((), cosine.dtype))
+    loss = where(equal(y, 1.0), 1.0 - cosine, zero) + where(equal(y, -1.0), relu(cosine - margin), zero)
+    return _reduce(name, loss, reduction)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError
-from gmcore.op import Example, Op, by_decomposition, kernel
+from gmcore.errors import ArgumentError, ShapeError
+from gmcore.op import Example, Op, by_decomposition, kernel, user_line
 from gmcore.ops.elementwise import dtype_of, exp, real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims
 from gmcore.random import Generator, default_generator
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, as_tensor
 from gmkernels.rng import spec as rng
 from gmkernels.sampling import spec as sampling
 
@@ -220,3 +220,80 @@ def bernoulli_sample_logits(
 
 
 _bernoulli_sample.public, _bernoulli_sample_logits.public = bernoulli_sample, bernoulli_sample_logits
+
+
+# -- dropout -------------------------------------------------------------------------------------------------
+def _dropout_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, p in (((), 0.5), ((5,), 0.2), ((2, 3), 0.5), ((7,), 0.0), ((3,), 1.0), ((0, 2), 0.5)):
+        yield (real(rng, shape), p), {"key": _EXAMPLE_KEY}
+
+
+_dropout: Op = Op(
+    "dropout",
+    "x key",
+    forward=kernel(sampling.DROPOUT),
+    vjp=[lambda g, key, p: _dropout(g, key, p=p), "random words have no derivative"],
+    formula="x / (1 - p) where word < floor((1 - p) 2^32), else 0",
+    source="Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014, section 10",
+    examples=_dropout_examples,
+)
+
+
+def dropout(
+    x: Any,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    generator: Generator | None = None,
+    key: Tensor | None = None,
+) -> Tensor:
+    """Each element dropped (set to 0) with probability `p`, the others divided by 1 - p; `x` unless `training`.
+
+    Parameters
+    ----------
+    x : any shape, floating.
+    p : in [0, 1]. At 1 the result is 0.
+    training : whether to drop anything, and to take a draw.
+    generator, key : as in `gaussian_sample`.
+
+    Raises
+    ------
+    ArgumentError : p outside [0, 1].
+
+    Notes
+    -----
+    The mask is not stored: the backward pass, which is the same operation on the gradient, draws it again.
+    """
+    if not 0 <= p <= 1:
+        raise ArgumentError(f"dropout: p must be in [0, 1], got {p!r} (called at {user_line()})")
+    return _dropout(x, _key(generator, key), p=float(p)) if training else as_tensor(x)
+
+
+_dropout.public = dropout
+
+
+# -- straight-through ------------------------------------------------------------------------------------------
+def straight_through(hard: Any, soft: Any) -> Tensor:
+    """The value of `hard` with the gradient of `soft`: hard + (soft - detached soft).
+
+    Parameters
+    ----------
+    hard, soft : of one shape; `hard` is a rounding, a sample or a one-hot of `soft`, and gets no gradient.
+
+    Returns
+    -------
+    `hard`, exactly where `soft` is finite. Any gradient of it is passed to `soft` as it is.
+
+    Raises
+    ------
+    ShapeError : shapes that differ.
+
+    Notes
+    -----
+    The estimator of Bengio, Leonard & Courville, Estimating or propagating gradients through stochastic neurons
+    (2013), section 3.1: biased by design, so finite differences do not confirm it.
+    """
+    hard, soft = as_tensor(hard), as_tensor(soft)
+    if hard.shape != soft.shape:
+        raise ShapeError(f"straight_through: hard {hard.shape} and soft {soft.shape} differ (called at {user_line()})")
+    return hard.detach() + (soft - soft.detach())

@@ -9,6 +9,7 @@ from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, adam, linear, matmul, sgd
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
+from gmkernels.linalg import solve_triangular
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -25,7 +26,13 @@ from gmkernels.registry import (
     use,
 )
 from gmkernels.rng import key_array, normal, random_words, uniform
-from gmkernels.sampling import bernoulli_sample, bernoulli_sample_logits, gaussian_sample, gaussian_sample_backward
+from gmkernels.sampling import (
+    bernoulli_sample,
+    bernoulli_sample_logits,
+    dropout,
+    gaussian_sample,
+    gaussian_sample_backward,
+)
 
 __all__ = [
     "Cost",
@@ -40,6 +47,7 @@ __all__ = [
     "bernoulli_log_prob_backward",
     "bernoulli_sample",
     "bernoulli_sample_logits",
+    "dropout",
     "entries",
     "explain",
     "gaussian_sample",
@@ -55,6 +63,7 @@ __all__ = [
     "run",
     "select",
     "sgd",
+    "solve_triangular",
     "specs",
     "uniform",
     "unregister",

@@ -1,7 +1,8 @@
 """The BLAS that NumPy has loaded: where its matrix products are, and control of its threads.
 
-NumPy carries a fast BLAS, so products need no library of our own. `find` looks up its `cblas_sgemm` and
-`cblas_dgemm`; a launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm`.
+NumPy carries a fast BLAS, so products need no library of our own. `find` looks up its `cblas_?gemm` (products)
+and `cblas_?trsm` (triangular systems) in float32 and float64; a launcher passes the address and `wide` to a
+block kernel, which calls `gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
 
 The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
 them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.
@@ -19,16 +20,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112  # the enumerations of cblas.h
+# The enumerations of cblas.h.
+ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112
+UPPER, LOWER = 121, 122
+NON_UNIT, UNIT = 131, 132
+LEFT = 141
 
 
 @dataclass(frozen=True)
 class Blas:
-    """Entry points of a BLAS library: addresses of its products, and control of its threads."""
+    """Entry points of a BLAS library: addresses of its functions, and control of its threads."""
 
     name: str
     sgemm: int
     dgemm: int
+    strsm: int
+    dtrsm: int
     wide: bool
     """Whether its integers have 64 bits."""
     get_num_threads: Callable[[], int]
@@ -37,14 +44,17 @@ class Blas:
     def gemm_address(self, dtype: np.dtype) -> int:
         return self.sgemm if dtype == np.float32 else self.dgemm
 
+    def trsm_address(self, dtype: np.dtype) -> int:
+        return self.strsm if dtype == np.float32 else self.dtrsm
 
-# name, product, thread control (get, set), 64-bit integers
+
+# name, functions, thread control (get, set), 64-bit integers
 _INTERFACES = (
-    ("OpenBLAS", "scipy_cblas_{}gemm64_", "scipy_openblas_{}_num_threads64_", ("get", "set"), True),
-    ("OpenBLAS", "cblas_{}gemm64_", "openblas_{}_num_threads64_", ("get", "set"), True),
-    ("OpenBLAS", "scipy_cblas_{}gemm", "scipy_openblas_{}_num_threads", ("get", "set"), False),
-    ("OpenBLAS", "cblas_{}gemm", "openblas_{}_num_threads", ("get", "set"), False),
-    ("MKL", "cblas_{}gemm", "MKL_{}_Num_Threads", ("Get_Max", "Set"), False),
+    ("OpenBLAS", "scipy_cblas_{}64_", "scipy_openblas_{}_num_threads64_", ("get", "set"), True),
+    ("OpenBLAS", "cblas_{}64_", "openblas_{}_num_threads64_", ("get", "set"), True),
+    ("OpenBLAS", "scipy_cblas_{}", "scipy_openblas_{}_num_threads", ("get", "set"), False),
+    ("OpenBLAS", "cblas_{}", "openblas_{}_num_threads", ("get", "set"), False),
+    ("MKL", "cblas_{}", "MKL_{}_Num_Threads", ("Get_Max", "Set"), False),
 )
 
 
@@ -72,17 +82,17 @@ def _libraries() -> Iterator[ctypes.PyDLL]:
 def find() -> Blas | None:
     """The BLAS that NumPy has loaded, if it is one whose threads can be controlled."""
     for library in _libraries():
-        for name, gemm, threads, (get, set_), wide in _INTERFACES:
+        for name, cblas, threads, (get, set_), wide in _INTERFACES:
             try:
-                sgemm, dgemm = (getattr(library, gemm.format(letter)) for letter in "sd")
+                functions = [getattr(library, cblas.format(f)) for f in ("sgemm", "dgemm", "strsm", "dtrsm")]
                 get_num_threads = getattr(library, threads.format(get))
                 set_num_threads = getattr(library, threads.format(set_))
             except AttributeError:
                 continue
             get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
             get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
-            addresses = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (sgemm, dgemm)]
-            return Blas(name, addresses[0], addresses[1], wide, get_num_threads, set_num_threads)
+            sgemm, dgemm, strsm, dtrsm = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions)
+            return Blas(name, sgemm, dgemm, strsm, dtrsm, wide, get_num_threads, set_num_threads)
     return None
 
 
@@ -101,7 +111,8 @@ def available() -> str | None:
 class single_threaded:
     """Context in which BLAS runs on the calling thread only; the number of threads is restored at its end.
 
-    Contexts nest and overlap between Python threads: the first to enter saves the number, the last restores.
+    It does nothing where no BLAS was found whose threads can be controlled. Contexts nest and overlap between
+    Python threads: the first to enter saves the number, the last restores.
     """
 
     _lock = threading.Lock()
@@ -113,9 +124,8 @@ class single_threaded:
         with cls._lock:
             if cls._inside == 0:
                 blas = find()
-                assert blas is not None
-                cls._before = blas.get_num_threads()
-                if cls._before > 1:
+                cls._before = 1 if blas is None else blas.get_num_threads()
+                if blas is not None and cls._before > 1:
                     blas.set_num_threads(1)
             cls._inside += 1
 

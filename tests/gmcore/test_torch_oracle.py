@@ -93,6 +93,43 @@ def _iwae_bound(log_w: Any, axis: int) -> Any:
     return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
 
 
+def _positive_columns(x: Any) -> Any:
+    """The signs that make the largest element of each column positive, with an axis of rows in front."""
+    if not x.numel():
+        return torch.ones_like(x[..., :1, :])
+    return torch.sign(torch.take_along_dim(x, x.abs().argmax(-2, keepdim=True), -2)).detach()
+
+
+def _qr(a: Any) -> Any:
+    q, r = torch.linalg.qr(a)
+    sign = torch.sign(torch.diagonal(r, 0, -2, -1)).detach()
+    return q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+
+
+def _eigh(a: Any) -> Any:
+    w, v = torch.linalg.eigh((a + a.mT) / 2)
+    return w, v * _positive_columns(v)
+
+
+def _svd(a: Any) -> Any:
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    return u * _positive_columns(u), s, vh * _positive_columns(u).mT
+
+
+def _dropout(x: Any, p: float, key: Tensor) -> Any:
+    mask = ops.dropout(np.ones(tuple(x.shape)), p, key=key).numpy()
+    return x * torch.tensor(mask)
+
+
+def _weighted(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss with its weight applied outside, where PyTorch gives it a gradient."""
+
+    def function(x: Any, t: Any, weight: Any = 1.0, reduction: str = "mean") -> Any:
+        return getattr(torch, reduction)(loss(x, t, reduction="none") * weight)
+
+    return function
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
@@ -112,6 +149,20 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
     "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),
     "logsumexp": _logsumexp,
+    "diagonal": lambda x, offset=0, axis1=0, axis2=1: torch.diagonal(x, offset, axis1, axis2),
+    "diag_embed": lambda x, offset=0, axis1=-2, axis2=-1: torch.diag_embed(x, offset, axis1, axis2),
+    **{name: getattr(torch.linalg, name) for name in ("inv", "solve", "solve_triangular", "det", "slogdet")},
+    "cholesky": lambda a: torch.linalg.cholesky((a + a.mT) / 2),
+    "qr": _qr,
+    "eigh": _eigh,
+    "svd": _svd,
+    "softmax": torch.softmax,
+    "log_softmax": torch.log_softmax,
+    "dropout": _dropout,
+    "xlogy": torch.xlogy,
+    **{name: _weighted(getattr(torch.nn.functional, name)) for name in (
+        "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    )},
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
@@ -275,6 +326,8 @@ INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "reversed": lambda f, x, y: f.concatenate([x[:, 1:], x[:, :1]], 1) if x.shape[1] > 1 else x,
     "gather": lambda f, x, y: x[[2, 0, 2]] if x.shape[0] > 1 else x,
     "matmul": lambda f, x, y: (x @ f.reshape(x, tuple(x.shape)[::-1])) @ f.tanh(x),
+    "einsum": lambda f, x, y: f.einsum("ij,kj->ik", x, f.tanh(x)) @ y if y.shape[0] == x.shape[0] else x,
+    "softmax": lambda f, x, y: f.softmax(x, 1) - f.log_softmax(x, 0),
     "linear": lambda f, x, y: f.linear(x, f.tanh(x), None, activation="tanh") @ x,
     "bernoulli": lambda f, x, y: f.reshape(f.bernoulli_log_prob(x, f.sigmoid(x)), (x.shape[0], 1)),
     "iwae": lambda f, x, y: f.reshape(f.iwae_bound(x, axis=0)[0], (1, x.shape[1])) * f.iwae_bound(x, axis=0)[1],

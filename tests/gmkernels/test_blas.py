@@ -22,7 +22,8 @@ def test_found_library_is_numpys():
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert library.get_num_threads() == 1
     assert library.get_num_threads() == before
-    assert library.gemm_address(np.dtype("float32")) != library.gemm_address(np.dtype("float64")) != 0
+    for address in (library.gemm_address, library.trsm_address):
+        assert address(np.dtype("float32")) != address(np.dtype("float64")) != 0
 
 
 @needs_blas
@@ -50,6 +51,13 @@ def test_threads_are_restored_after_nested_overlapping_and_failing_contexts():
     leave.set()
     thread.join()
     assert library.get_num_threads() == before
+
+
+def test_the_context_does_nothing_where_no_blas_was_found(monkeypatch):
+    monkeypatch.setattr(blas, "find", lambda: None)
+    with blas.single_threaded():
+        assert blas.single_threaded._inside == 1
+    assert blas.single_threaded._inside == 0
 
 
 @needs_blas

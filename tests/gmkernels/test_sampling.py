@@ -11,6 +11,7 @@ from gmkernels.rng import key_array, normal, random_words
 from gmkernels.sampling import (
     bernoulli_sample,
     bernoulli_sample_logits,
+    dropout,
     gaussian_sample,
     gaussian_sample_backward,
     spec,
@@ -231,3 +232,33 @@ def test_caller_owned_outputs():
     outputs = tuple(np.full(s, np.nan, np.float32) for s in ((4, 5), (4,), (4,)))
     got = run(spec.GAUSSIAN_SAMPLE, (mu, logvar, key), {"samples": None}, outputs=outputs, backend="cpu")
     assert all(a is b for a, b in zip(got, outputs, strict=True)) and all(np.isfinite(a).all() for a in got)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# dropout
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p", [0.0, 2.0**-32, 0.25, 0.5, 0.9, 1.0])
+def test_dropout_keeps_what_its_words_say(p, backend):
+    x, _ = parameters((3, 1000))
+    y = dropout(x, p, key=KEY, backend=backend)
+    keep = random_words(x.shape, key=KEY) < np.floor((1 - p) * 2.0**32)
+    assert keep.all() if p == 0 else not keep.any() if p == 1 else 0 < keep.sum()
+    np.testing.assert_allclose(y, np.where(keep, x, 0) / max(1 - p, 1e-300), rtol=3e-16)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_in_pieces_equals_the_whole(backend):
+    x, _ = parameters((40961,), "float32")
+    whole = dropout(x, 0.3, key=KEY, backend=backend)
+    for start in (1, 3, 1024, 16385):
+        piece = dropout(x[start:], 0.3, key=(*KEY[:2], KEY[2] + start), backend=backend)
+        np.testing.assert_array_equal(piece, whole[start:])
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_dropout_refuses_what_is_no_probability(p):
+    with pytest.raises(KernelError, match="dropout: p must be a probability"):
+        dropout(np.ones(3), p, key=KEY)

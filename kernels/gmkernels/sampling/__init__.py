@@ -1,4 +1,4 @@
-"""Sampling with its gradients: Gaussian (with KL and log density in the same pass) and Bernoulli.
+"""Sampling with its gradients: Gaussian (with KL and log density in the same pass), Bernoulli, and dropout.
 
 Noise is a draw of the random stream of `gmkernels.rng` and is not stored: the backward pass draws it again
 from the same key.
@@ -12,13 +12,14 @@ from gmkernels.registry import register, run
 from gmkernels.rng import as_key
 from gmkernels.sampling import reference, spec
 
-__all__ = ["bernoulli_sample", "bernoulli_sample_logits", "gaussian_sample", "gaussian_sample_backward"]
+__all__ = ["bernoulli_sample", "bernoulli_sample_logits", "dropout", "gaussian_sample", "gaussian_sample_backward"]
 
 for _spec in (
     spec.GAUSSIAN_SAMPLE,
     spec.GAUSSIAN_SAMPLE_BACKWARD,
     spec.BERNOULLI_SAMPLE,
     spec.BERNOULLI_SAMPLE_LOGITS,
+    spec.DROPOUT,
 ):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
     register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}")
@@ -115,3 +116,30 @@ def bernoulli_sample_logits(logits: Any, *, key: Any, samples: int | None = None
     probability: less than once in a million draws. See `bernoulli_sample` for the arguments.
     """
     return run(spec.BERNOULLI_SAMPLE_LOGITS, (logits, as_key(key)), {"samples": samples}, backend=backend)[0]
+
+
+def dropout(x: Any, p: float = 0.5, *, key: Any, backend: str | None = None) -> Any:
+    """x / (1 - p) where an element is kept, which happens with probability 1 - p; 0 elsewhere.
+
+    Parameters
+    ----------
+    x : float32 or float64 of any shape.
+    p : probability that an element is dropped, in [0, 1].
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    The shape and dtype of `x`. An element is kept where its 32-bit word is below floor((1 - p) 2^32): all of them
+    at p = 0, none at p = 1. A dropped element is 0 also where x is infinite or NaN.
+
+    Notes
+    -----
+    The gradient is `dropout` of the gradient of the result, with the same p and key. Srivastava, Hinton,
+    Krizhevsky, Sutskever & Salakhutdinov, Dropout (JMLR 15, 2014), scaled while training.
+
+    Raises
+    ------
+    KernelError : p outside [0, 1], or a dtype or key of another form.
+    """
+    return run(spec.DROPOUT, (x, as_key(key)), {"p": p}, backend=backend)[0]

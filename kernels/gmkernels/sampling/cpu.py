@@ -11,7 +11,7 @@ import numpy as np
 from gmkernels.elementary import exp, select, sigmoid
 from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
-from gmkernels.sampling.spec import CHUNK, chunks
+from gmkernels.sampling.spec import CHUNK, chunks, kept_below
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -285,3 +285,36 @@ def bernoulli_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: 
 
 def bernoulli_sample_logits(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     _bernoulli_sample(-(-outputs[0].size // BLOCK), inputs[0], inputs[1], outputs[0], 1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# dropout
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _keep(x, words, last, scale, y):
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        y[i] = select(words[i] <= last, x[i] * scale, zero)
+
+
+@block_kernel
+def _dropout(block, x, key, scale, y, last):
+    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32)
+    end = min(block * BLOCK + BLOCK, y.size)
+    for start in range(block * BLOCK, end, TILE):
+        stop = min(start + TILE, end)
+        lane, groups = word_tile(key, start, stop - start, words)
+        interleave(words, groups, tile)
+        _keep(x[start:stop], tile[lane : lane + stop - start], np.uint32(last), scale[0], y[start:stop])
+
+
+def dropout(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, key = inputs
+    (y,) = outputs
+    if (bound := kept_below(attrs["p"])) == 0:
+        y.fill(0)
+    else:  # the largest word that keeps, since at p = 0 the bound itself has 33 bits
+        scale = np.array([1 / (1 - attrs["p"])], y.dtype)
+        _dropout(-(-y.size // BLOCK), x, key, scale, y, bound - 1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels.rng.reference import normal_elements, words
+from gmkernels.sampling.spec import kept_below
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -53,3 +54,12 @@ def bernoulli_sample_logits(inputs: Arrays, outputs: Arrays, workspace: Arrays, 
     with np.errstate(over="ignore"):
         probs = 1 / (1 + np.exp(-logits))
     bernoulli_sample((np.asarray(probs), key), outputs, workspace, attrs)
+
+
+def dropout(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, key = inputs
+    (y,) = outputs
+    p = attrs["p"]
+    kept = words(key, x.size).reshape(x.shape) < np.uint64(kept_below(p))
+    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
+    y[...] = np.where(kept, x, 0) * scale

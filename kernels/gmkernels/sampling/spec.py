@@ -1,9 +1,9 @@
-"""Contracts of sampling: the Gaussian of an encoder, with its KL and log density, and Bernoulli."""
+"""Contracts of sampling: the Gaussian of an encoder, with its KL and log density; Bernoulli; dropout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
+from math import floor, prod
 from typing import Any
 
 import numpy as np
@@ -235,5 +235,48 @@ BERNOULLI_SAMPLE_LOGITS = KernelSpec(
     source="inversion; the words w are those of rng.random_words",
     # Equal unless the word falls between two roundings of sigmoid: in float32 one draw in several million.
     tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0)},
+    draws=True,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# dropout
+# ---------------------------------------------------------------------------------------------------------
+
+
+def kept_below(p: float) -> int:
+    """Elements whose word is below this are kept: floor((1 - p) 2^32)."""
+    return floor((1 - p) * 2.0**32)
+
+
+def _dropout_infer(x: Any, key: Any, *, p: float) -> Layout:
+    _check("dropout", key, None, x=x)
+    if not 0 <= p <= 1:
+        raise KernelError(f"dropout: p must be a probability, got {p!r}")
+    return [(x.shape, x.dtype)]
+
+
+def _dropout_cost(x: Any, key: Any, *, p: float) -> Cost:
+    return Cost(bytes=2 * x.nbytes, slots=(WORD_SLOTS + 4) * x.size)
+
+
+def _dropout_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    rates = (0.5, 0.1, 0.9, 0.5, 0.0, 0.25, 1.0, 0.2, 0.5)
+    for key, (shape, _), p in zip(keys(rng), _BERNOULLI_SHAPES, rates, strict=True):
+        yield Example((np.asarray(rng.standard_normal(shape).astype(dtype)), key), {"p": p})
+    yield Example((np.array([np.nan, np.inf, -np.inf] * 5, dtype), next(keys(rng))), {"p": 0.5})
+
+
+DROPOUT = KernelSpec(
+    name="dropout",
+    family="sampling",
+    inputs=("x", "key"),
+    outputs=("y",),
+    infer=_dropout_infer,
+    cost=_dropout_cost,
+    examples=_dropout_examples,
+    formula="x / (1 - p) where w < floor((1 - p) 2^32), else 0; its gradient is dropout of g with the same key",
+    source="Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, Dropout (JMLR 15, 2014), section 10",
+    # The rounding of the scale and of the product.
+    tolerance={"float32": (1.2e-7, 0.0), "float64": (2.3e-16, 0.0)},
     draws=True,
 )
