@@ -44,7 +44,7 @@ def _erfcx(x: float) -> float:
 
 def _ndtri(p: float) -> float:
     if not 0 < p < 1:
-        return {0: -math.inf, 1: math.inf}.get(p, math.nan)
+        return -math.inf if p == 0 else math.inf if p == 1 else math.nan
     return NormalDist().inv_cdf(p)
 
 

@@ -79,14 +79,12 @@ def _probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 _ENDS = [0.0, -0.0, np.inf, -np.inf, np.nan]
 _NIST = "NIST Handbook of Mathematical Functions"
-_DAMPED = "near -x^2 the exponent is rounded to 1e-16 of it, at most 700"
 
 ERF = _unary(
-    "erf", _normal, [*_ENDS, 1e-30, 30.0], "2 / sqrt(pi) int_0^x exp(-t^2) dt", f"{_NIST}, 7.2.1; the C library", 4e-16, 40
+    "erf", _normal, [*_ENDS, 1e-30, 30.0], "2 / sqrt(pi) int_0^x exp(-t^2) dt", f"{_NIST}, 7.2.1; the C library",
+    4e-16, 40,
 )  # fmt: skip
-ERFC = _unary(
-    "erfc", _normal, [*_ENDS, 20.0, 30.0], "1 - erf(x)", f"{_NIST}, 7.2.2; the C library", 4e-16, 60
-)
+ERFC = _unary("erfc", _normal, [*_ENDS, 20.0, 30.0], "1 - erf(x)", f"{_NIST}, 7.2.2; the C library", 4e-16, 60)
 ERFCX = _unary(
     "erfcx", _normal, [*_ENDS, 5.0, 100.0, 1e20], "exp(x^2) erfc(x)",
     f"{_NIST}, 7.2.3; for x > 5 the continued fraction 7.9.1",
@@ -139,7 +137,16 @@ def _gamma_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
         a = np.exp(rng.uniform(-3.0, 4.0, shape))
         x = a * np.exp(rng.uniform(-2.0, 1.0, shape))
         yield Example((np.asarray(a, dtype), np.asarray(x, dtype)), {})
-    edges = [(1.0, 0.0), (1.0, np.inf), (-1.0, 1.0), (1.0, -1.0), (np.nan, 1.0), (1.0, np.nan), (20.0, 21.0), (3.0, 40.0)]
+    edges = [
+        (1.0, 0.0),
+        (1.0, np.inf),
+        (-1.0, 1.0),
+        (1.0, -1.0),
+        (np.nan, 1.0),
+        (1.0, np.nan),
+        (20.0, 21.0),
+        (3.0, 40.0),
+    ]
     a, x = np.array(edges, dtype).T.copy()
     yield Example((a, x), {})
 
