@@ -93,11 +93,40 @@ def _iwae_bound(log_w: Any, axis: int) -> Any:
     return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
 
 
+def _prod(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    for at in sorted((a % x.ndim for a in _axes(x, axis)), reverse=True):
+        x = x.prod(at, keepdim=keepdims)
+    return x if x.requires_grad else x.clone()
+
+
+def _linear_recurrence(a: Any, b: Any, axis: int) -> Any:
+    out = [b.select(axis, i) for i in range(b.shape[axis])]
+    for i in range(1, len(out)):
+        out[i] = a.select(axis, i) * out[i - 1] + out[i]
+    return torch.stack(out, axis) if out else b.clone()
+
+
+def _running(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, axis: function(x.ravel(), 0) if axis is None else function(x, axis)
+
+
+def _logical(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, axis=None, keepdims=False: function(x, _axes(x, axis), keepdims) if x.ndim else x != 0
+
+
+def _first(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, axis=None, keepdims=False: function(x, axis, keepdims)
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
         "log", "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul",
         "greater", "greater_equal", "less", "less_equal", "not_equal", "isfinite", "broadcast_to",
+        "reciprocal", "hypot", "floor", "ceil", "trunc", "remainder", "exp2", "log2", "log10", "logaddexp", "tan",
+        "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "arcsinh", "arccosh", "arctanh", "isinf", "isnan",
+        "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor",
+        "erf", "erfc", "erfinv", "lgamma", "polygamma", "argsort",
     )},
     "equal": torch.eq,
     "power": torch.pow,
@@ -112,6 +141,21 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
     "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),
     "logsumexp": _logsumexp,
+    "rint": torch.round,
+    "cbrt": lambda x: torch.sign(x) * torch.pow(torch.abs(x), 1 / 3),
+    "floor_divide": lambda x, y: torch.floor(x / y),
+    "invert": torch.bitwise_not,
+    "erfcx": lambda x: torch.exp(x * x) * torch.erfc(x),
+    "ndtri": torch.special.ndtri,
+    "min": lambda x, axis=None, keepdims=False: x.amin(_axes(x, axis), keepdims),
+    "prod": _prod,
+    "any": _logical(torch.any),
+    "all": _logical(torch.all),
+    "argmax": _first(torch.argmax),
+    "argmin": _first(torch.argmin),
+    "cumsum": _running(torch.cumsum),
+    "cumprod": _running(torch.cumprod),
+    "linear_recurrence": _linear_recurrence,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
@@ -122,6 +166,8 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
 }  # fmt: skip
 NO_COUNTERPART = {
+    "gammainc": "PyTorch has no derivative in a; against SciPy and mpmath in tests/gmkernels/test_special.py",
+    "gammainc_grad_a": "PyTorch has no derivative in a; against mpmath in tests/gmkernels/test_special.py",
     "normal": "another random stream; known answers in tests/gmkernels",
     "uniform": "another random stream; known answers in tests/gmkernels",
     "bernoulli_sample": "another random stream, and no derivative; its formula in test_ops.py",

@@ -16,7 +16,7 @@ Arrays = Sequence[np.ndarray]
 
 jitable = register_jitable(error_model="numpy")
 
-_BLOCK = 2048
+_BLOCK = 512
 _EPSILON = 2.0**-53
 _MOST_TERMS = 100_000
 """Of a series or continued fraction, which takes about 10 sqrt(a): enough for a up to 10^8."""
@@ -143,14 +143,17 @@ def _polygamma_positive(x, n):
     total += tail
     if n == 0:
         return math.log(x) - total
-    total += power * x / n
+    total += math.gamma(n) / x**n
     return total if n % 2 == 1 else -total
 
 
 @jitable
 def _cotangent_derivative(x, n):
     """d^n/dx^n of pi cot(pi x), by d cot = -(1 + cot^2)."""
-    cotangent = 1.0 / math.tan(math.pi * (x - np.rint(x)))
+    f = x - np.rint(x)
+    # Near a half the tangent of what is missing to it keeps the digits.
+    near_half = math.copysign(math.tan(math.pi * (0.5 - abs(f))), f)
+    cotangent = near_half if abs(f) > 0.25 else 1.0 / math.tan(math.pi * f)
     coefficients = np.zeros(n + 2)  # of a polynomial in cot(pi x)
     coefficients[1] = 1.0
     for order in range(n):

@@ -49,9 +49,8 @@ def _ndtri(p: float) -> float:
 
 
 def _erfinv(x: float) -> float:
-    y = -math.copysign(_ndtri((1 - abs(x)) / 2) / math.sqrt(2), x)
+    y = math.copysign(_ndtri((1 - abs(x)) / 2) / math.sqrt(2), x)
     if abs(x) < 0.5:  # 1 - |x| lost digits of x; a step of Newton's method gives them back
-        y = math.copysign(y, x)
         y -= (math.erf(y) - x) * math.exp(y * y) * math.sqrt(math.pi) / 2
     return y
 
