@@ -125,20 +125,10 @@ def _extremum_rule(g: Tensor, x: Tensor, out: Tensor, axis: tuple[int, ...]) -> 
     return _spread(g, x.shape, axis) * share / _spread(_sum(share, axis=axis, keepdims=False), x.shape, axis)
 
 
-def _quiet(reduction: Any) -> Any:
-    """The reduction without NumPy's warning of a NaN, which the result shows."""
-
-    def forward(x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
-        with np.errstate(invalid="ignore"):
-            return reduction(x, axis=axis, keepdims=keepdims)
-
-    return forward
-
-
 _max = Op(
     "max",
     "x",
-    forward=_quiet(np.max),
+    forward=lambda x, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims),
     vjp=[_extremum_rule],
     formula="largest of x over axis; ties split their gradient evenly",
     examples=_examples(empty=False),
@@ -146,7 +136,7 @@ _max = Op(
 _min = Op(
     "min",
     "x",
-    forward=_quiet(np.min),
+    forward=lambda x, axis, keepdims: np.min(x, axis=axis, keepdims=keepdims),
     vjp=[_extremum_rule],
     formula="smallest of x over axis; ties split their gradient evenly",
     examples=_examples(empty=False),

@@ -26,6 +26,7 @@ from gmkernels.registry import (
 )
 from gmkernels.rng import key_array, normal, random_words, uniform
 from gmkernels.sampling import bernoulli_sample, bernoulli_sample_logits, gaussian_sample, gaussian_sample_backward
+from gmkernels.special import erf, erfc, erfcx, erfinv, gammainc, gammainc_grad_a, lgamma, ndtri, polygamma
 
 __all__ = [
     "Cost",
@@ -41,15 +42,24 @@ __all__ = [
     "bernoulli_sample",
     "bernoulli_sample_logits",
     "entries",
+    "erf",
+    "erfc",
+    "erfcx",
+    "erfinv",
     "explain",
+    "gammainc",
+    "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
+    "lgamma",
     "linear",
     "matmul",
+    "ndtri",
     "normal",
+    "polygamma",
     "random_words",
     "register",
     "run",

@@ -287,6 +287,8 @@ OURS = Library(
     sum=lambda x, axis: ops.sum(x, axis, keepdims=True),
     max=lambda x, axis: ops.max(x, axis, keepdims=True),
     lse=lambda x, axis: ops.logsumexp(x, axis, keepdims=True),
+    var=lambda x, axis: ops.var(x, axis, keepdims=True),
+    prod=lambda x, axis: ops.prod(x, axis, keepdims=True),
 )
 THEIRS = Library(
     torch,
@@ -299,6 +301,11 @@ THEIRS = Library(
     sum=lambda x, axis: x.sum(axis, keepdim=True),
     max=lambda x, axis: x.amax(axis, keepdim=True),
     lse=lambda x, axis: x.logsumexp(axis, keepdim=True),
+    var=lambda x, axis: x.var(axis, correction=0, keepdim=True),
+    prod=lambda x, axis: x.prod(axis, keepdim=True),
+    gelu=torch.nn.functional.gelu,
+    elu=torch.nn.functional.elu,
+    take_along_axis=lambda x, indices, axis: torch.take_along_dim(x, torch.from_numpy(indices), axis),
 )
 
 INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
@@ -314,6 +321,17 @@ INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sqrt": lambda f, x, y: f.sqrt(1.0 + x * x),
     "tanh": lambda f, x, y: f.tanh(x),
     "expm1": lambda f, x, y: f.expm1(f.sin(x)) + f.log1p(f.square(y)),
+    "arctan2": lambda f, x, y: f.arctan2(x, 1.0 + y * y),
+    "logaddexp": lambda f, x, y: f.logaddexp(x, y),
+    "erf": lambda f, x, y: f.erf(x) + f.lgamma(1.5 + f.square(f.tanh(y))),
+    "gelu": lambda f, x, y: f.gelu(x) - f.elu(y),
+    "var": lambda f, x, y: f.var(x, 1) * y,
+    "prod": lambda f, x, y: f.prod(f.tanh(x), 0) + y,
+    "cumsum": lambda f, x, y: f.cumsum(x, 1),
+    "cumprod": lambda f, x, y: f.cumprod(f.cos(x), 0),
+    "flip": lambda f, x, y: f.flip(x, (0,)) * f.roll(y, 1, 1),
+    "along": lambda f, x, y: f.take_along_axis(x, np.array([[0], [1], [0]]), 1) if x.shape == (3, 4) else x,
+    "triangle": lambda f, x, y: f.tril(x) + f.triu(y, 1),
     "rows": lambda f, x, y: f.mean(x, -1) - y,
     "columns": lambda f, x, y: f.sum(f.tanh(x), 0),
     "max": lambda f, x, y: f.max(x, 1),
