@@ -101,8 +101,10 @@ from gmcore.ops.indexing import (
     add_at,
     argsort,
     getitem,
+    median,
     one_hot,
     put_along_axis,
+    quantile,
     scatter_add,
     set_at,
     sort,
@@ -131,8 +133,6 @@ from gmcore.ops.reduce import (
     any,
     argmax,
     argmin,
-    cumprod,
-    cumsum,
     logsumexp,
     max,
     mean,
@@ -143,6 +143,7 @@ from gmcore.ops.reduce import (
     sum,
     var,
 )
+from gmcore.ops.scan import cumprod, cumsum
 from gmcore.ops.shape import (
     atleast_1d,
     atleast_2d,
@@ -260,6 +261,7 @@ __all__ = [
     "max",
     "maximum",
     "mean",
+    "median",
     "meshgrid",
     "min",
     "minimum",
@@ -278,6 +280,7 @@ __all__ = [
     "power",
     "prod",
     "put_along_axis",
+    "quantile",
     "ravel",
     "reciprocal",
     "relu",

@@ -15,7 +15,7 @@ import numpy as np
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import real, where
-from gmcore.ops.shape import broadcast_to, one_axis, ravel
+from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape
 from gmcore.tensor import Array, Tensor, as_tensor
 
 
@@ -281,3 +281,41 @@ def one_hot(x: Any, num_classes: int = -1) -> Tensor:
             f"{x._data.max()} (called at {user_line()})"
         )
     return Tensor((x._data[..., None] == np.arange(classes)).astype(np.int64))
+
+
+def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The number below which a share `q` of the elements along `axis` lies, linear between neighbours.
+
+    By default over all elements. A NaN counts as the largest.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, no elements, or q outside 0..1.
+    """
+    x = as_tensor(x)
+    shape = (1,) * x.ndim if axis is None else None
+    if axis is None:
+        x, axis = ravel(x), 0
+    at = one_axis(x.ndim, axis, "quantile", x.shape)
+    if not 0 <= q <= 1 or not x.shape[at]:
+        raise ArgumentError(
+            f"quantile: q={q} of axis {axis} of shape {x.shape}; expected 0 <= q <= 1 and at least one element "
+            f"(called at {user_line()})"
+        )
+    place = q * (x.shape[at] - 1)
+    low, ordered = math.floor(place), sort(x, at)
+    below, above = (take(ordered, [min(i, x.shape[at] - 1)], at) for i in (low, low + 1))
+    out = below + (place - low) * (above - below)
+    if keepdims:
+        return out if shape is None else reshape(out, shape)
+    return reshape(out, (*out.shape[:at], *out.shape[at + 1 :]))
+
+
+def median(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The middle element along `axis`, by default of all, or the mean of the two middle ones.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, or no elements.
+    """
+    return quantile(x, 0.5, axis, keepdims)

@@ -1,4 +1,4 @@
-"""Reductions and running sums and products: NumPy's names, with `axis` (None, an int or a tuple) and `keepdims`."""
+"""Reductions: NumPy's names, with `axis` (None, an int or a tuple) and `keepdims`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, user_line
-from gmcore.ops.arrange import _part, concatenate, flip
+from gmcore.ops.arrange import flip
 from gmcore.ops.elementwise import (
     _where,
     absolute,
@@ -24,13 +24,14 @@ from gmcore.ops.elementwise import (
     sqrt,
     square,
 )
-from gmcore.ops.shape import Axis, broadcast_to, moveaxis, one_axis, ravel, reshape, several_axes
+from gmcore.ops.scan import product_before, with_zeros
+from gmcore.ops.shape import Axis, broadcast_to, moveaxis, one_axis, reshape, several_axes
 from gmcore.tensor import Tensor, as_tensor
 
 
 def normalize_axis(x: Tensor, axis: Axis, name: str) -> tuple[int, ...]:
     """`axis` as a sorted tuple of non-negative ints. Raises `ArgumentError` if out of range or repeated."""
-    return tuple(sorted(several_axes(x.ndim, axis, name, x.shape)))
+    return tuple(range(x.ndim)) if axis is None else tuple(sorted(several_axes(x.ndim, axis, name, x.shape)))
 
 
 def _kept(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
@@ -294,119 +295,20 @@ def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 _logsumexp.public = logsumexp
 
 
-# -- running sums and products --------------------------------------------------------------------------------
-def _with_zeros(rng: np.random.Generator) -> np.ndarray:
-    x = real(rng, (2, 4))
-    x[0, 1] = x[1, 0] = x[1, 2] = 0.0
-    return x
-
-
-def _running_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, axis in (((4,), 0), ((2, 3), -1), ((3, 2), 0), ((2, 2), None), ((0, 2), 0)):
-        yield (real(rng, shape),), {"axis": axis}
-    yield (_with_zeros(rng),), {"axis": 1}
-
-
-_cumsum: Op = Op(
-    "cumsum",
-    "x",
-    forward=lambda x, axis: np.cumsum(x, axis=axis),
-    vjp=[lambda g, axis: flip(_cumsum(flip(g, axis), axis=axis), axis)],
-    formula="out_i = x_0 + ... + x_i along axis",
-    examples=_running_examples,
-)
-
-
-def _recurrence_forward(a: Any, b: Any, axis: int) -> Any:
-    out = np.empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
-    rows, factors, terms = (np.moveaxis(v, axis, 0) for v in (out, a, b))
-    for i in range(len(rows)):
-        rows[i] = factors[i] * rows[i - 1] + terms[i] if i else terms[0]
-    return out
-
-
-def _recurrence_rule(g: Tensor, a: Tensor, out: Tensor, axis: int) -> list[Tensor]:
-    # The gradient s of b runs backwards, s_i = g_i + a_(i+1) s_(i+1); that of a_i is s_i out_(i-1).
-    zeros = Tensor(np.zeros_like(_part(a, axis, slice(0, 1))._data))
-    after = concatenate([_part(a, axis, slice(1, None)), zeros], axis)
-    before = concatenate([zeros, _part(out, axis, slice(0, -1))], axis)
-    s = flip(_recurrence(flip(after, axis), flip(g, axis), axis=axis), axis)
-    return [s * before, s]
-
-
-def _recurrence_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, axis in (((4,), 0), ((2, 3), 1), ((3, 2), 0), ((0, 2), 0)):
-        yield (real(rng, shape), real(rng, shape)), {"axis": axis}
-
-
-_recurrence: Op = Op(
-    "linear_recurrence",
-    "a b",
-    forward=_recurrence_forward,
-    vjp=_recurrence_rule,
-    formula="out_i = a_i out_(i-1) + b_i along axis, with out_(-1) = 0",
-    examples=_recurrence_examples,
-)
-
-
-def _cumprod_rule(g: Tensor, x: Tensor, axis: int) -> Tensor:
-    # d/dx_i = (x_0 ... x_(i-1)) (g_i + x_(i+1) g_(i+1) + x_(i+1) x_(i+2) g_(i+2) + ...): no division by x_i, which
-    # may be 0. The second factor is a recurrence from the end.
-    after = concatenate(
-        [_part(x, axis, slice(1, None)), Tensor(np.zeros_like(_part(x, axis, slice(0, 1))._data))], axis
-    )
-    tail = flip(_recurrence(flip(after, axis), flip(g, axis), axis=axis), axis)
-    return _product_before(x, axis) * tail
-
-
-def _product_before(x: Tensor, axis: int) -> Tensor:
-    """x_0 ... x_(i-1) along axis."""
-    one = Tensor(np.ones_like(_part(x, axis, slice(0, 1))._data))
-    return concatenate([one, _part(_cumprod(x, axis=axis), axis, slice(0, -1))], axis)
-
-
-_cumprod: Op = Op(
-    "cumprod",
-    "x",
-    forward=lambda x, axis: np.cumprod(x, axis=axis),
-    vjp=[_cumprod_rule],
-    formula="out_i = x_0 ... x_i along axis",
-    examples=_running_examples,
-)
-
-
-def cumsum(x: Any, axis: int | None = None) -> Tensor:
-    """Sums of the elements up to each one along `axis`; by default of the flattened `x`."""
-    x = as_tensor(x)
-    if axis is None:
-        return _cumsum(ravel(x), axis=0)
-    return _cumsum(x, axis=one_axis(x.ndim, axis, "cumsum", x.shape))
-
-
-def cumprod(x: Any, axis: int | None = None) -> Tensor:
-    """Products of the elements up to each one along `axis`; by default of the flattened `x`."""
-    x = as_tensor(x)
-    if axis is None:
-        return _cumprod(ravel(x), axis=0)
-    return _cumprod(x, axis=one_axis(x.ndim, axis, "cumprod", x.shape))
-
-
-_cumsum.public, _cumprod.public = cumsum, cumprod
-
-
+# -- products -------------------------------------------------------------------------------------------------
 def _prod_rule(g: Tensor, x: Tensor, axis: tuple[int, ...]) -> Tensor:
     # The product of all elements but x_i is that of those before times that of those after it.
     last = tuple(range(x.ndim - len(axis), x.ndim))
     moved = moveaxis(x, axis, last)
     row = reshape(moved, (*moved.shape[: x.ndim - len(axis)], math.prod(moved.shape[i] for i in last)))
     end = row.ndim - 1
-    others = _product_before(row, end) * flip(_product_before(flip(row, end), end), end)
+    others = product_before(row, end) * flip(product_before(flip(row, end), end), end)
     return _spread(g, x.shape, axis) * moveaxis(reshape(others, moved.shape), last, axis)
 
 
 def _prod_examples(rng: np.random.Generator) -> Iterator[Example]:
     yield from _examples(empty=True)(rng)
-    yield (_with_zeros(rng),), {"axis": 1}
+    yield (with_zeros(rng),), {"axis": 1}
 
 
 _prod = Op(

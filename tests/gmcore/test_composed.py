@@ -218,6 +218,14 @@ COMPOSED: dict[str, Composed] = {
         _topk, lambda x, k, axis=-1, largest=True: torch.topk(x, k, axis, largest),
         [call(B, 2), call(B, 3, axis=0), call(B, 1, axis=-2, largest=False), call(V, 0)],
     ),
+    "quantile": Composed(
+        np.quantile, lambda x, q, axis=None, keepdims=False: torch.quantile(x, q, axis, keepdims),
+        [call(A, 0.3), call(B, 0.7, 1), call(B, 1.0, -1), call(A, 0.0, 0, keepdims=True), call(A, 0.4, keepdims=True)],
+    ),
+    "median": Composed(
+        np.median, lambda x, axis=None, keepdims=False: torch.quantile(x, 0.5, axis, keepdims),
+        [call(A), call(V), call(B, 1), call(A, keepdims=True)],
+    ),
     "one_hot": Composed(
         lambda x, classes=-1: np.eye(x.max() + 1 if classes == -1 else classes, dtype=np.int64)[x],
         lambda x, classes=-1: torch.nn.functional.one_hot(torch.from_numpy(x), classes),

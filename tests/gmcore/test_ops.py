@@ -569,6 +569,8 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "set_at outside": (lambda: ops.set_at(X, 2, 0.0), ShapeError, "set_at: values .*index 2"),
     "add_at": (lambda: ops.add_at(X, 0, np.ones(2)), ShapeError, r"add_at: values float64\[2\] .*float64\[2, 3\]"),
     "argsort": (lambda: ops.argsort(X, 2), ArgumentError, r"argsort: axis 2 .*\(2, 3\)"),
+    "quantile": (lambda: ops.quantile(X, 1.5), ArgumentError, r"quantile: q=1.5 .*\(6,\)"),
+    "median of nothing": (lambda: ops.median(X[:0], 0), ArgumentError, r"quantile: q=0.5 of axis 0 of shape \(0, 3\)"),
     "topk": (lambda: ops.topk(X, 4), ArgumentError, r"topk: k=4 of axis -1 of shape \(2, 3\)"),
     "one_hot": (
         lambda: ops.one_hot(np.array([0, 3]), 3),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,8 @@ def _erfcx(x: float) -> float:
 def _ndtri(p: float) -> float:
     if not 0 < p < 1:
         return -math.inf if p == 0 else math.inf if p == 1 else math.nan
+    from statistics import NormalDist  # here, because it takes as long to import as half this package
+
     return NormalDist().inv_cdf(p)
 
 

@@ -36,7 +36,7 @@ def _cost(slots: float) -> Callable[..., Cost]:
     return cost
 
 
-Numbers = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+Numbers = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
 def _unary_examples(numbers: Numbers, special: list[float]) -> Callable[..., Iterator[Example]]:
