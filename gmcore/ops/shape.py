@@ -160,10 +160,13 @@ def several_axes(ndim: int, axis: Axis, name: str, shape: Sequence[int]) -> tupl
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
     """New axes of length 1, at the positions `axis` of the result."""
     x = as_tensor(x)
-    ndim = x.ndim + (len(axis) if isinstance(axis, (tuple, list)) else 1)
-    new = several_axes(ndim, axis, "expand_dims", x.shape)
-    lengths = iter(x.shape)
-    return _reshape(x, shape=tuple([1 if i in new else next(lengths) for i in range(ndim)]))
+    shape = list(x.shape)
+    if isinstance(axis, (tuple, list)):
+        for at in sorted(several_axes(x.ndim + len(axis), axis, "expand_dims", x.shape)):
+            shape.insert(at, 1)
+    else:
+        shape.insert(one_axis(x.ndim + 1, axis, "expand_dims", x.shape), 1)
+    return _reshape(x, shape=tuple(shape))
 
 
 def squeeze(x: Any, axis: Axis = None) -> Tensor:
