@@ -643,6 +643,15 @@ def test_nan_gives_nan_without_a_warning(function: Callable[..., Tensor]) -> Non
         assert g.tolist()[0] == [0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_to_num_replaces(dtype: str) -> None:
+    x = np.array([np.nan, INF, -INF, 2.0], dtype)
+    for options in ({}, {"nan": 1.0, "posinf": 3.0, "neginf": -3.0}):
+        found = ops.nan_to_num(x, **options)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.numpy(), np.nan_to_num(x, **options))
+
+
 def test_gammainc_in_x_to_third_order() -> None:
     a, x = np.array([0.5, 2.0, 30.0]), np.array([0.3, 2.5, 28.0])
     assert gmcore.gradcheck(lambda x: ops.gammainc(a, x), [x], order=3)
