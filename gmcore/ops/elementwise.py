@@ -5,14 +5,17 @@ In the rules, g is the gradient of the result, `out` the result, and x and y the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError
-from gmcore.op import Example, Op, Rule
+from gmcore.op import Example, Op, Rule, user_line
 from gmcore.tensor import Tensor, as_tensor, check_device
+
+_LN_2, _LN_10 = math.log(2.0), math.log(10.0)
 
 # Where the examples of an operation draw their numbers from; kept away from kinks, poles and ties, so that
 # finite differences mean something.
@@ -27,16 +30,32 @@ def positive(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(0.3, 2.0, shape)
 
 
+def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.uniform(-0.8, 0.8, shape)
+
+
+def above_one(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.uniform(1.3, 3.0, shape)
+
+
+def between_integers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.integers(-3, 3, shape) + rng.uniform(0.1, 0.4, shape)
+
+
+def boolean(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.random(shape) < 0.5
+
+
 def _unary_examples(domain: Domain) -> Callable[[np.random.Generator], Iterator[Example]]:
     def examples(rng: np.random.Generator) -> Iterator[Example]:
-        for shape in ((), (0,), (1,), (7,), (3, 0), (2, 5), (2, 1, 3)):
+        for shape in ((), (0,), (7,), (2, 1, 3)):
             yield (domain(rng, shape),), {}
 
     return examples
 
 
 def _binary_examples(x: Domain, y: Domain) -> Callable[[np.random.Generator], Iterator[Example]]:
-    shapes = (((), ()), ((0,), ()), ((3,), ()), ((4,), (4,)), ((2, 3), (3,)), ((2, 1), (1, 5)), ((1,), (3, 2)))
+    shapes = (((), ()), ((0,), ()), ((4,), (4,)), ((2, 1), (1, 3)), ((3,), (2, 3)))
 
     def examples(rng: np.random.Generator) -> Iterator[Example]:
         for a, b in shapes:
@@ -45,8 +64,9 @@ def _binary_examples(x: Domain, y: Domain) -> Callable[[np.random.Generator], It
     return examples
 
 
-def _unary(name: str, forward: Callable[..., Any], rule: Rule, formula: str, domain: Domain = real) -> Op:
-    return Op(name, "x", forward=forward, vjp=[rule], formula=formula, examples=_unary_examples(domain))
+def _unary(name: str, forward: Callable[..., Any], rule: Rule | None, formula: str, domain: Domain = real) -> Op:
+    rules = None if rule is None else [rule]
+    return Op(name, "x", forward=forward, vjp=rules, formula=formula, examples=_unary_examples(domain))
 
 
 def _binary(
@@ -84,16 +104,46 @@ power: Op = _binary(
 )
 square = _unary("square", np.square, lambda g, x: g * (2.0 * x), "x^2")
 absolute = _unary("absolute", np.absolute, lambda g, x: g * sign(x), "|x|")
-sign: Op = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1; its derivative is 0 wherever it has one")
+reciprocal = _unary("reciprocal", np.reciprocal, lambda g, out: -g * out * out, "1 / x")
 sqrt = _unary("sqrt", np.sqrt, lambda g, out: g * (0.5 / out), "sqrt(x)", positive)
+cbrt = _unary("cbrt", np.cbrt, lambda g, out: g / (3.0 * out * out), "the real cube root of x")
+hypot = _binary(
+    "hypot",
+    np.hypot,
+    # At the origin, where there is no derivative, 0 is the smallest of the subgradients.
+    [
+        lambda g, x, out: g * x / _where(equal(out, 0.0), 1.0, out),
+        lambda g, y, out: g * y / _where(equal(out, 0.0), 1.0, out),
+    ],
+    "sqrt(x^2 + y^2) without overflow; derivative 0 at the origin",
+)
 
-# -- exponentials and activations ----------------------------------------------------------------------------
+# -- steps: their derivative is 0 wherever they have one ------------------------------------------------------
+sign: Op = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1")
+floor = _unary("floor", np.floor, lambda g: g * 0.0, "the largest integer <= x", between_integers)
+ceil = _unary("ceil", np.ceil, lambda g: g * 0.0, "the smallest integer >= x", between_integers)
+trunc = _unary("trunc", np.trunc, lambda g: g * 0.0, "x without its fraction", between_integers)
+rint = _unary("rint", np.rint, lambda g: g * 0.0, "the nearest integer, the even one of two", between_integers)
+floor_divide: Op = _binary(
+    "floor_divide", np.floor_divide, [lambda g: g * 0.0, lambda g: g * 0.0], "floor(x / y)", between_integers, positive
+)
+remainder = _binary(
+    "remainder",
+    np.remainder,
+    [lambda g: g, lambda g, x, y: -g * floor_divide(x, y)],
+    "x - y floor(x / y), of the sign of y",
+    between_integers,
+    positive,
+)
+
+# -- exponentials, logarithms and activations -----------------------------------------------------------------
 exp = _unary("exp", np.exp, lambda g, out: g * out, "e^x")
+exp2 = _unary("exp2", np.exp2, lambda g, out: g * (out * _LN_2), "2^x")
 expm1 = _unary("expm1", np.expm1, lambda g, out: g * (out + 1.0), "e^x - 1")
 log: Op = _unary("log", np.log, lambda g, x: g / x, "log x", positive)
+log2 = _unary("log2", np.log2, lambda g, x: g / (x * _LN_2), "log of x to base 2", positive)
+log10 = _unary("log10", np.log10, lambda g, x: g / (x * _LN_10), "log of x to base 10", positive)
 log1p = _unary("log1p", np.log1p, lambda g, x: g / (x + 1.0), "log(1 + x)", positive)
-sin = _unary("sin", np.sin, lambda g, x: g * cos(x), "sin x")
-cos: Op = _unary("cos", np.cos, lambda g, x: -g * sin(x), "cos x")
 tanh = _unary("tanh", np.tanh, lambda g, out: g * (1.0 - out * out), "tanh x")
 
 
@@ -112,6 +162,42 @@ relu = _unary(
     "relu", lambda x: np.maximum(x, 0), lambda g, x: where(greater(x, 0.0), g, 0.0), "max(x, 0); derivative 0 at 0"
 )
 
+
+def _share(x: Tensor, y: Tensor) -> Tensor:
+    """e^x / (e^x + e^y); a half each of two equal infinities."""
+    same = logical_and(equal(x, y), isinf(x))
+    return sigmoid(_where(same, 0.0, x) - _where(same, 0.0, y))
+
+
+logaddexp = _binary(
+    "logaddexp",
+    np.logaddexp,
+    [lambda g, x, y: g * _share(x, y), lambda g, x, y: g * _share(y, x)],
+    "log(e^x + e^y) without overflow",
+)
+
+# -- trigonometric and hyperbolic functions and their inverses ------------------------------------------------
+# 1 - x^2 as (1 - x)(1 + x), which keeps its digits near the poles.
+sin = _unary("sin", np.sin, lambda g, x: g * cos(x), "sin x")
+cos: Op = _unary("cos", np.cos, lambda g, x: -g * sin(x), "cos x")
+tan = _unary("tan", np.tan, lambda g, out: g * (1.0 + out * out), "tan x", unit)
+arcsin = _unary("arcsin", np.arcsin, lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)), "the y with sin y = x", unit)
+arccos = _unary("arccos", np.arccos, lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)), "the y with cos y = x", unit)
+arctan = _unary("arctan", np.arctan, lambda g, x: g / (1.0 + x * x), "the y with tan y = x")
+arctan2 = _binary(
+    "arctan2",
+    np.arctan2,
+    [lambda g, x, y: g * y / (x * x + y * y), lambda g, x, y: -g * x / (x * x + y * y)],
+    "the angle, from -pi to pi, whose sine is to its cosine as x (the first argument) is to y",
+)
+sinh = _unary("sinh", np.sinh, lambda g, x: g * cosh(x), "sinh x")
+cosh: Op = _unary("cosh", np.cosh, lambda g, x: g * sinh(x), "cosh x")
+arcsinh = _unary("arcsinh", np.arcsinh, lambda g, x: g / hypot(1.0, x), "the y with sinh y = x")
+arccosh = _unary(
+    "arccosh", np.arccosh, lambda g, x: g / sqrt((x - 1.0) * (x + 1.0)), "the y >= 0 with cosh y = x", above_one
+)
+arctanh = _unary("arctanh", np.arctanh, lambda g, x: g / ((1.0 - x) * (1.0 + x)), "the y with tanh y = x", unit)
+
 # -- comparisons ---------------------------------------------------------------------------------------------
 greater: Op = _binary("greater", np.greater, None, "x > y")
 greater_equal = _binary("greater_equal", np.greater_equal, None, "x >= y")
@@ -119,9 +205,19 @@ less = _binary("less", np.less, None, "x < y")
 less_equal = _binary("less_equal", np.less_equal, None, "x <= y")
 equal: Op = _binary("equal", np.equal, None, "x == y")
 not_equal = _binary("not_equal", np.not_equal, None, "x != y")
-isfinite = Op(
-    "isfinite", "x", forward=np.isfinite, vjp=None, formula="whether x is finite", examples=_unary_examples(real)
-)
+isfinite = _unary("isfinite", np.isfinite, None, "whether x is finite")
+isinf: Op = _unary("isinf", np.isinf, None, "whether x is infinite")
+isnan: Op = _unary("isnan", np.isnan, None, "whether x is not a number")
+logical_and: Op = _binary("logical_and", np.logical_and, None, "whether x and y are true (not 0)")
+logical_or: Op = _binary("logical_or", np.logical_or, None, "whether x or y is true")
+logical_xor = _binary("logical_xor", np.logical_xor, None, "whether just one of x and y is true")
+logical_not = _unary("logical_not", np.logical_not, None, "whether x is false (0)")
+
+# Of booleans and integers; the operators &, |, ^ and ~.
+bitwise_and = _binary("bitwise_and", np.bitwise_and, None, "x & y, bit by bit", boolean, boolean)
+bitwise_or = _binary("bitwise_or", np.bitwise_or, None, "x | y, bit by bit", boolean, boolean)
+bitwise_xor = _binary("bitwise_xor", np.bitwise_xor, None, "x ^ y, bit by bit", boolean, boolean)
+invert = _unary("invert", np.invert, None, "~x, bit by bit", boolean)
 
 maximum = _binary(
     "maximum",
@@ -141,6 +237,15 @@ minimum = _binary(
     ],
     "min(x, y); a tie splits its gradient evenly",
 )
+
+
+def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
+    """`x` limited to `min` .. `max` (arrays that broadcast, numbers, or None for no limit).
+
+    minimum(maximum(x, min), max): the gradient is 1 inside, 0 outside, and a half at a limit, which is a tie.
+    """
+    x = x if min is None else maximum(x, min)
+    return as_tensor(x) if max is None else minimum(x, max)
 
 
 # -- selection and conversion --------------------------------------------------------------------------------
@@ -164,12 +269,21 @@ _where: Op = Op(
 )
 
 
-def where(condition: Any, x: Any, y: Any) -> Tensor:
+def where(condition: Any, x: Any = None, y: Any = None) -> Tensor:
     """x where `condition` (boolean) holds, else y; all three broadcast.
 
     A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf:
     guard the input of a function outside its domain, not only its result.
+
+    Raises
+    ------
+    ArgumentError : x and y are not given.  DtypeError : a condition that is not boolean.
     """
+    if x is None or y is None:
+        raise ArgumentError(
+            "where: expected x and y; the places where a condition holds are numpy.nonzero(condition.numpy()) "
+            f"(called at {user_line()})"
+        )
     condition = as_tensor(condition)
     if condition.dtype.kind != "b":
         raise DtypeError(f"where: the condition is {condition.dtype}, expected bool; compare first")
@@ -177,6 +291,18 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
 
 
 _where.public = where
+
+
+def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """`x` with NaN and the infinities replaced; these by the largest numbers of the dtype, unless given.
+
+    The gradient is 0 where something was replaced.
+    """
+    x = as_tensor(x)
+    limits = np.finfo(x.dtype if x.dtype.kind == "f" else np.float64)
+    high = float(limits.max) if posinf is None else posinf
+    low = float(limits.min) if neginf is None else neginf
+    return _where(isnan(x), nan, _where(equal(x, np.inf), high, _where(equal(x, -np.inf), low, x)))
 
 
 def _cast_examples(rng: np.random.Generator) -> Iterator[Example]:

@@ -23,10 +23,11 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
+from gmcore.ops.arrange import concatenate
 from gmcore.ops.diagonal import diag_embed, diagonal
 from gmcore.ops.elementwise import real, where
 from gmcore.ops.product import matmul, swap
-from gmcore.ops.shape import concatenate, expand_dims, reshape, transpose
+from gmcore.ops.shape import expand_dims, reshape, transpose
 from gmcore.tensor import Tensor, as_tensor
 from gmkernels.blas import single_threaded
 from gmkernels.linalg.spec import SOLVE_TRIANGULAR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,23 +10,28 @@ import numpy as np
 
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, user_line
-from gmcore.ops.elementwise import _where, equal, exp, isfinite, real
-from gmcore.ops.shape import broadcast_to, reshape
+from gmcore.ops.arrange import flip
+from gmcore.ops.elementwise import (
+    _where,
+    absolute,
+    equal,
+    exp,
+    isinf,
+    isnan,
+    logical_or,
+    power,
+    real,
+    sqrt,
+    square,
+)
+from gmcore.ops.scan import product_before, with_zeros
+from gmcore.ops.shape import Axis, broadcast_to, moveaxis, one_axis, reshape, several_axes
 from gmcore.tensor import Tensor, as_tensor
-
-Axis = int | tuple[int, ...] | None
 
 
 def normalize_axis(x: Tensor, axis: Axis, name: str) -> tuple[int, ...]:
     """`axis` as a sorted tuple of non-negative ints. Raises `ArgumentError` if out of range or repeated."""
-    axes = range(x.ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
-    found = sorted(operator.index(a) + (x.ndim if a < 0 else 0) for a in axes)
-    if any(not 0 <= a < x.ndim for a in found) or len(set(found)) != len(found):
-        raise ArgumentError(
-            f"{name}: axis {axis} does not fit shape {x.shape}; expected distinct axes in "
-            f"{-x.ndim}..{x.ndim - 1} (called at {user_line()})"
-        )
-    return tuple(found)
+    return tuple(range(x.ndim)) if axis is None else tuple(sorted(several_axes(x.ndim, axis, name, x.shape)))
 
 
 def _kept(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
@@ -78,15 +82,47 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Mean over `axis` (all axes by default). Raises `ArgumentError` for no elements."""
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "mean")
-    count = math.prod(x.shape[a] for a in axes)
-    if count == 0:
-        raise ArgumentError(f"mean: no elements along axis {axis} of shape {x.shape} (called at {user_line()})")
-    return _sum(x, axis=axes, keepdims=keepdims) * (1.0 / count)
+    return _sum(x, axis=axes, keepdims=keepdims) * (1.0 / _count(x, axes, 0, "mean"))
 
 
-def _max_rule(g: Tensor, x: Tensor, out: Tensor, axis: tuple[int, ...]) -> Tensor:
-    at_max = equal(x, _spread(out, x.shape, axis))
-    share = _where(at_max, Tensor(np.ones((), g.dtype)), 0.0)
+def _count(x: Tensor, axes: tuple[int, ...], ddof: float, name: str) -> float:
+    """Number of elements over `axes`, less `ddof`. Raises `ArgumentError` unless that is positive."""
+    count = math.prod(x.shape[a] for a in axes) - ddof
+    if count <= 0:
+        short = f"too few elements for ddof={ddof}" if ddof else "no elements"
+        raise ArgumentError(f"{name}: {short} along axis {axes} of shape {x.shape} (called at {user_line()})")
+    return count
+
+
+def var(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
+    """Variance over `axis` (all axes by default): sum (x - mean)^2 / (n - ddof).
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, or n - ddof not positive.
+    """
+    x = as_tensor(x)
+    axes = normalize_axis(x, axis, "var")
+    count = _count(x, axes, ddof, "var")
+    return _sum(square(x - mean(x, axes, keepdims=True)), axis=axes, keepdims=keepdims) * (1.0 / count)
+
+
+def std(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
+    """Standard deviation over `axis`: the root of `var`. Where it is 0, so is its gradient."""
+    return _root(var(x, axis, ddof, keepdims))
+
+
+def _root(x: Tensor) -> Tensor:
+    """sqrt(x) with derivative 0, not infinity, at 0."""
+    zero = equal(x, 0.0)
+    return _where(zero, 0.0, sqrt(_where(zero, 1.0, x)))
+
+
+# -- largest and smallest -------------------------------------------------------------------------------------
+def _extremum_rule(g: Tensor, x: Tensor, out: Tensor, axis: tuple[int, ...]) -> Tensor:
+    # Where out is NaN, the NaNs among x are what it comes from.
+    chosen = logical_or(equal(x, _spread(out, x.shape, axis)), isnan(x))
+    share = _where(chosen, Tensor(np.ones((), g.dtype)), 0.0)
     return _spread(g, x.shape, axis) * share / _spread(_sum(share, axis=axis, keepdims=False), x.shape, axis)
 
 
@@ -94,8 +130,16 @@ _max = Op(
     "max",
     "x",
     forward=lambda x, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims),
-    vjp=[_max_rule],
+    vjp=[_extremum_rule],
     formula="largest of x over axis; ties split their gradient evenly",
+    examples=_examples(empty=False),
+)
+_min = Op(
+    "min",
+    "x",
+    forward=lambda x, axis, keepdims: np.min(x, axis=axis, keepdims=keepdims),
+    vjp=[_extremum_rule],
+    formula="smallest of x over axis; ties split their gradient evenly",
     examples=_examples(empty=False),
 )
 
@@ -106,13 +150,119 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return _max(x, axis=normalize_axis(x, axis, "max"), keepdims=keepdims)
 
 
-_max.public = max
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Smallest element over `axis` (all axes by default); equal ones share the gradient evenly."""
+    x = as_tensor(x)
+    return _min(x, axis=normalize_axis(x, axis, "min"), keepdims=keepdims)
+
+
+_max.public, _min.public = max, min
+
+
+def _arg_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, axis in (((), None), ((5,), 0), ((2, 3), None), ((2, 3), -1), ((3, 0, 2), 0)):
+        yield (real(rng, shape),), {"axis": axis}
+    yield (real(rng, (2, 3)),), {"axis": 1, "keepdims": True}
+
+
+_argmax = Op(
+    "argmax",
+    "x",
+    forward=lambda x, axis, keepdims: np.argmax(x, axis=axis, keepdims=keepdims),
+    vjp=None,
+    formula="the index of the (first) largest element",
+    examples=_arg_examples,
+)
+_argmin = Op(
+    "argmin",
+    "x",
+    forward=lambda x, axis, keepdims: np.argmin(x, axis=axis, keepdims=keepdims),
+    vjp=None,
+    formula="the index of the (first) smallest element",
+    examples=_arg_examples,
+)
+
+
+def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Index (int64) of the first largest element along `axis`; by default of all elements in C order."""
+    x = as_tensor(x)
+    return _argmax(x, axis=None if axis is None else one_axis(x.ndim, axis, "argmax", x.shape), keepdims=keepdims)
+
+
+def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Index (int64) of the first smallest element along `axis`; by default of all elements in C order."""
+    x = as_tensor(x)
+    return _argmin(x, axis=None if axis is None else one_axis(x.ndim, axis, "argmin", x.shape), keepdims=keepdims)
+
+
+_argmax.public, _argmin.public = argmax, argmin
+
+
+# -- truth ----------------------------------------------------------------------------------------------------
+_any = Op(
+    "any",
+    "x",
+    forward=lambda x, axis, keepdims: np.any(x, axis=axis, keepdims=keepdims),
+    vjp=None,
+    formula="whether any of x over axis is true (not 0)",
+    examples=_examples(empty=True),
+)
+_all = Op(
+    "all",
+    "x",
+    forward=lambda x, axis, keepdims: np.all(x, axis=axis, keepdims=keepdims),
+    vjp=None,
+    formula="whether all of x over axis are true (not 0)",
+    examples=_examples(empty=True),
+)
+
+
+def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether any element over `axis` (all axes by default) is true."""
+    x = as_tensor(x)
+    return _any(x, axis=normalize_axis(x, axis, "any"), keepdims=keepdims)
+
+
+def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether all elements over `axis` (all axes by default) are true."""
+    x = as_tensor(x)
+    return _all(x, axis=normalize_axis(x, axis, "all"), keepdims=keepdims)
+
+
+_any.public, _all.public = any, all
+
+
+# -- norms ----------------------------------------------------------------------------------------------------
+def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The vector norm (sum |x|^ord)^(1/ord) over `axis`, by default over all elements; inf: the largest |x|.
+
+    As numpy.linalg.vector_norm. Where the norm is 0, so is its gradient.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, or `ord` not a positive number (matrix norms are not here).
+    """
+    x = as_tensor(x)
+    if not (isinstance(ord, (int, float)) and ord > 0):
+        raise ArgumentError(f"norm: ord={ord!r}; expected a positive number or inf (called at {user_line()})")
+    if ord == math.inf:
+        return max(absolute(x), axis, keepdims)
+    if ord == 1:
+        return sum(absolute(x), axis, keepdims)
+    if ord == 2:
+        return _root(sum(square(x), axis, keepdims))
+    total = sum(power(absolute(x), float(ord)), axis, keepdims)
+    zero = equal(total, 0.0)
+    return _where(zero, 0.0, power(_where(zero, 1.0, total), 1.0 / ord))
+
+
+# -- logsumexp ------------------------------------------------------------------------------------------------
 
 
 def _logsumexp_forward(x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
-    top = np.max(x, axis=axis, keepdims=True)
-    shift = np.where(np.isfinite(top), top, x.dtype.type(0))
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the result shows what is infinite or NaN
+        top = np.max(x, axis=axis, keepdims=True)
+        shift = np.where(np.isinf(top), x.dtype.type(0), top)
         total = np.log(np.sum(np.exp(x - shift), axis=axis, keepdims=True)) + shift
     return total if keepdims else total.reshape([n for i, n in enumerate(x.shape) if i not in axis])
 
@@ -121,7 +271,7 @@ def _logsumexp_rule(g: Tensor, x: Tensor, axis: tuple[int, ...]) -> Tensor:
     # Softmax by its own shift: exp(x - out) would lose the digits of out. A row of minus infinity has no defined
     # weights; its gradient is 0.
     top = _max(x.detach(), axis=axis, keepdims=True)
-    e = exp(x - _where(isfinite(top), top, 0.0))
+    e = exp(x - _where(isinf(top), 0.0, top))
     total = _sum(e, axis=axis, keepdims=True)
     return _spread(g, x.shape, axis) * (e / _where(equal(total, 0.0), 1.0, total))
 
@@ -143,3 +293,38 @@ def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 _logsumexp.public = logsumexp
+
+
+# -- products -------------------------------------------------------------------------------------------------
+def _prod_rule(g: Tensor, x: Tensor, axis: tuple[int, ...]) -> Tensor:
+    # The product of all elements but x_i is that of those before times that of those after it.
+    last = tuple(range(x.ndim - len(axis), x.ndim))
+    moved = moveaxis(x, axis, last)
+    row = reshape(moved, (*moved.shape[: x.ndim - len(axis)], math.prod(moved.shape[i] for i in last)))
+    end = row.ndim - 1
+    others = product_before(row, end) * flip(product_before(flip(row, end), end), end)
+    return _spread(g, x.shape, axis) * moveaxis(reshape(others, moved.shape), last, axis)
+
+
+def _prod_examples(rng: np.random.Generator) -> Iterator[Example]:
+    yield from _examples(empty=True)(rng)
+    yield (with_zeros(rng),), {"axis": 1}
+
+
+_prod = Op(
+    "prod",
+    "x",
+    forward=lambda x, axis, keepdims: np.prod(x, axis=axis, keepdims=keepdims),
+    vjp=[_prod_rule],
+    formula="product of x over axis",
+    examples=_prod_examples,
+)
+
+
+def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Product over `axis` (all axes by default); its derivatives of any order hold where elements are 0."""
+    x = as_tensor(x)
+    return _prod(x, axis=normalize_axis(x, axis, "prod"), keepdims=keepdims)
+
+
+_prod.public = prod

@@ -1,18 +1,20 @@
-"""Operations that move elements about. Each one's derivative is another of them."""
+"""Operations on the shape: reshape, axes, broadcasting. Each one's derivative is another of them."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import real
 from gmcore.tensor import Tensor, as_tensor
+
+Axis = int | tuple[int, ...] | None
 
 
 def _reshape_examples(rng: np.random.Generator) -> Iterator[Example]:
@@ -132,140 +134,119 @@ def sum_to(x: Any, shape: Sequence[int]) -> Tensor:
 _sum_to.public = sum_to
 
 
-def expand_dims(x: Any, axis: int) -> Tensor:
-    """A new axis of length 1 at position `axis`."""
-    x = as_tensor(x)
-    at = operator.index(axis) + (x.ndim + 1 if axis < 0 else 0)
-    if not 0 <= at <= x.ndim:
-        raise ArgumentError(f"expand_dims: axis {axis} does not fit shape {x.shape} (called at {user_line()})")
-    return _reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
+def one_axis(ndim: int, axis: int, name: str, shape: Sequence[int]) -> int:
+    """`axis` as a number in 0..ndim-1. Raises `ArgumentError` if it is not in -ndim..ndim-1."""
+    at = operator.index(axis) + (ndim if axis < 0 else 0)
+    if not 0 <= at < ndim:
+        raise ArgumentError(f"{name}: axis {axis} does not fit shape {tuple(shape)} (called at {user_line()})")
+    return at
 
 
-# -- indexing -------------------------------------------------------------------------------------------------
-def _is_basic(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(p is None or p is Ellipsis or isinstance(p, (int, np.integer, slice)) for p in parts)
-
-
-def _scatter_forward(g: Any, index: Any, shape: tuple[int, ...]) -> Any:
-    out = np.zeros(shape, g.dtype)
-    if _is_basic(index):
-        out[index] = g
-    else:
-        np.add.at(out, index, g)
-    return out
-
-
-def _index_examples(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Any]]:
-    x = real(rng, (4, 3))
-    yield from ((x, 1), (x, (slice(None), -1)), (x, slice(None, None, -2)), (x, (Ellipsis, None, 0)))
-    yield from ((x, np.array([0, 2, 2])), (x, (np.array([1, 1]), np.array([0, 0]))), (x, x > 0), (x, slice(4, 4)))
-
-
-def _getitem_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for x, index in _index_examples(rng):
-        yield (x, index), {}
-
-
-def _scatter_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for x, index in _index_examples(rng):
-        yield (real(rng, x[index].shape), index, x.shape), {}
-
-
-_getitem = Op(
-    "getitem",
-    "x",
-    forward=lambda x, index: x[index],
-    vjp=[lambda g, index, x_shape: scatter_add(g, index, x_shape)],
-    formula="x[index]",
-    view=True,
-    examples=_getitem_examples,
-)
-_scatter_add = Op(
-    "scatter_add",
-    "x",
-    forward=_scatter_forward,
-    vjp=[lambda g, index: _getitem(g, index=index)],
-    formula="zeros of a shape with x added at index: the adjoint of x[index]",
-    examples=_scatter_examples,
-)
-
-
-def _plain_index(index: Any) -> Any:
-    """An index without tensors or lists in it. Raises `DtypeError` for a floating tensor."""
-    if isinstance(index, tuple):
-        return tuple([_plain_index(part) for part in index])
-    if isinstance(index, list):
-        index = np.asarray(index, dtype=np.int64 if not index else None)
-    if isinstance(index, Tensor):
-        index = index._data
-    if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
-        raise DtypeError(f"an index is integer or boolean, got {index.dtype} (called at {user_line()})")
-    return index
-
-
-def getitem(x: Any, index: Any) -> Tensor:
-    """``x[index]`` with NumPy's basic, integer and boolean indexing; repeated elements add their gradients."""
-    return _getitem(x, index=_plain_index(index))
-
-
-def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
-    """Zeros of `shape` with `x` added at `index`: the adjoint of ``getitem(_, index)``."""
-    return _scatter_add(x, index=_plain_index(index), shape=tuple(shape))
-
-
-_getitem.public = getitem
-_scatter_add.public = scatter_add
-
-
-# -- joining ----------------------------------------------------------------------------------------------------
-def _concatenate_rule(g: Tensor, axis: int, xs_shape: list[tuple[int, ...]], needs: tuple[bool, ...]) -> Any:
-    stops = list(itertools.accumulate(shape[axis] for shape in xs_shape))
-    lead = (slice(None),) * axis
-    return [
-        _getitem(g, index=(*lead, slice(start, stop))) if need else None
-        for start, stop, need in zip([0, *stops], stops, needs, strict=False)
-    ]
-
-
-def _concatenate_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shapes, axis in ((((3,),), 0), (((2, 3), (0, 3), (1, 3)), 0), (((2, 1), (2, 4)), -1)):
-        yield ([real(rng, s) for s in shapes],), {"axis": axis}
-
-
-_concatenate = Op(
-    "concatenate",
-    "*xs",
-    forward=lambda *xs, axis: np.concatenate(xs, axis=axis),
-    vjp=_concatenate_rule,
-    formula="arrays joined along an axis",
-    examples=_concatenate_examples,
-)
-
-
-def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors along an existing axis; the other lengths must be equal.
+def several_axes(ndim: int, axis: Axis, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """`axis`, an int or several, as numbers in 0..ndim-1, in their order; None is all of them.
 
     Raises
     ------
-    ShapeError : no tensors, or lengths that differ elsewhere.  ArgumentError : an axis out of range.
-    DtypeError : tensors of several dtypes.
+    ArgumentError : one that is out of range, or repeated.
     """
-    tensors = [as_tensor(x) for x in xs]
-    if not tensors:
-        raise ShapeError(f"concatenate: expected at least one tensor (called at {user_line()})")
-    if len({x.dtype for x in tensors}) != 1:
-        found = ", ".join(sorted({str(x.dtype) for x in tensors}))
-        raise DtypeError(f"concatenate: expected tensors of one dtype, got {found} (called at {user_line()})")
-    at = operator.index(axis) + (tensors[0].ndim if axis < 0 else 0)
-    if not 0 <= at < tensors[0].ndim:
-        raise ArgumentError(f"concatenate: axis {axis} does not fit shape {tensors[0].shape} (called at {user_line()})")
-    return _concatenate(*tensors, axis=at)
+    given = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    found = tuple([one_axis(ndim, a, name, shape) for a in given])
+    if len(set(found)) != len(found):
+        raise ArgumentError(f"{name}: axis {axis} repeats an axis of shape {tuple(shape)} (called at {user_line()})")
+    return found
 
 
-_concatenate.public = concatenate
+# -- axes of length 1 -----------------------------------------------------------------------------------------
+def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
+    """New axes of length 1, at the positions `axis` of the result."""
+    x = as_tensor(x)
+    shape = list(x.shape)
+    if isinstance(axis, (tuple, list)):
+        for at in sorted(several_axes(x.ndim + len(axis), axis, "expand_dims", x.shape)):
+            shape.insert(at, 1)
+    else:
+        shape.insert(one_axis(x.ndim + 1, axis, "expand_dims", x.shape), 1)
+    return _reshape(x, shape=tuple(shape))
 
 
-def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis."""
-    return concatenate([expand_dims(x, axis) for x in xs], axis)
+def squeeze(x: Any, axis: Axis = None) -> Tensor:
+    """Without the axes `axis` of length 1, by default all such.
+
+    Raises
+    ------
+    ArgumentError : an axis out of range, or longer than 1.
+    """
+    x = as_tensor(x)
+    dropped = [i for i, n in enumerate(x.shape) if n == 1]
+    if axis is not None:
+        asked = several_axes(x.ndim, axis, "squeeze", x.shape)
+        if any(x.shape[i] != 1 for i in asked):
+            raise ArgumentError(f"squeeze: axis {axis} of shape {x.shape} is not of length 1 "
+                                f"(called at {user_line()})")  # fmt: skip
+        dropped = list(asked)
+    return _reshape(x, shape=tuple([n for i, n in enumerate(x.shape) if i not in dropped]))
+
+
+def atleast_1d(x: Any) -> Tensor:
+    """`x`, a number as one element."""
+    x = as_tensor(x)
+    return x if x.ndim >= 1 else _reshape(x, shape=(1,))
+
+
+def atleast_2d(x: Any) -> Tensor:
+    """`x`, a vector as one row."""
+    x = atleast_1d(x)
+    return x if x.ndim >= 2 else _reshape(x, shape=(1, *x.shape))
+
+
+def atleast_3d(x: Any) -> Tensor:
+    """`x`, a matrix with an axis of length 1 after its two, a vector with one on either side."""
+    x = atleast_2d(x)
+    return x if x.ndim >= 3 else _reshape(x, shape=(*x.shape, 1))
+
+
+# -- axes merged and moved ------------------------------------------------------------------------------------
+def ravel(x: Any) -> Tensor:
+    """The elements in C order along one axis."""
+    x = as_tensor(x)
+    return _reshape(x, shape=(x.size,))
+
+
+def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """The axes from `start_dim` to `end_dim`, both included, merged into one. Raises `ArgumentError`."""
+    x = atleast_1d(x)
+    start, end = (one_axis(x.ndim, axis, "flatten", x.shape) for axis in (start_dim, end_dim))
+    if start > end:
+        raise ArgumentError(
+            f"flatten: start_dim {start_dim} comes after end_dim {end_dim} in shape {x.shape} (called at {user_line()})"
+        )
+    merged = math.prod(x.shape[start : end + 1])
+    return _reshape(x, shape=(*x.shape[:start], merged, *x.shape[end + 1 :]))
+
+
+def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...]) -> Tensor:
+    """The axes `source` moved to the positions `destination`; the others keep their order.
+
+    Raises
+    ------
+    ArgumentError : axes out of range or repeated, or not as many of one as of the other.
+    """
+    x = as_tensor(x)
+    origin = several_axes(x.ndim, source, "moveaxis", x.shape)
+    target = several_axes(x.ndim, destination, "moveaxis", x.shape)
+    if len(origin) != len(target):
+        raise ArgumentError(f"moveaxis: {len(origin)} axes cannot move to {len(target)} positions "
+                            f"(called at {user_line()})")  # fmt: skip
+    order = [i for i in range(x.ndim) if i not in origin]
+    for to, axis in sorted(zip(target, origin)):
+        order.insert(to, axis)
+    return _transpose(x, axes=tuple(order))
+
+
+def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
+    """`x` with two axes exchanged. Raises `ArgumentError` for one out of range."""
+    x = as_tensor(x)
+    i, j = (one_axis(x.ndim, axis, "swapaxes", x.shape) for axis in (axis1, axis2))
+    order = list(range(x.ndim))
+    order[i], order[j] = j, i
+    return _transpose(x, axes=tuple(order))

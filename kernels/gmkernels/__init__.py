@@ -33,6 +33,7 @@ from gmkernels.sampling import (
     gaussian_sample,
     gaussian_sample_backward,
 )
+from gmkernels.special import erf, erfc, erfcx, erfinv, gammainc, gammainc_grad_a, lgamma, ndtri, polygamma
 
 __all__ = [
     "Cost",
@@ -49,15 +50,24 @@ __all__ = [
     "bernoulli_sample_logits",
     "dropout",
     "entries",
+    "erf",
+    "erfc",
+    "erfcx",
+    "erfinv",
     "explain",
+    "gammainc",
+    "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
+    "lgamma",
     "linear",
     "matmul",
+    "ndtri",
     "normal",
+    "polygamma",
     "random_words",
     "register",
     "run",

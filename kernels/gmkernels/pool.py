@@ -415,7 +415,8 @@ def _fingerprint(function: Any, seen: tuple[Any, ...] = ()) -> str:
     used = sorted({**variables.globals, **variables.nonlocals}.items())
     constants = [c for c in code.co_consts if not hasattr(c, "co_code")]  # a code object prints its address
     inner = [_fingerprint(value, (*seen, function)) for _, value in used]
-    return repr((code.co_code, constants, [name for name, _ in used], inner))
+    # All names, not only those of `used`: math.sin and math.cos differ in an attribute's name alone.
+    return repr((code.co_code, constants, code.co_names, [name for name, _ in used], inner))
 
 
 def block_kernel(function: Callable[..., None]) -> BlockKernel:

@@ -78,6 +78,8 @@ OPERATORS = {
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
     "**": lambda a, b: a**b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
     "<": lambda a, b: a < b,
@@ -145,10 +147,44 @@ def test_other_operators_and_methods() -> None:
         (t.tanh(), np.tanh(a)),
         (t.sigmoid(), 1 / (1 + np.exp(-a))),
         (t.astype("int64"), a.astype("int64")),
+        (+t, a),
+        (t.min(0), a.min(0)),
+        (t.prod(1, keepdims=True), a.prod(1, keepdims=True)),
+        (t.var(0, ddof=1), a.var(0, ddof=1)),
+        (t.std(keepdims=True), a.std(keepdims=True)),
+        (t.norm(axis=1), np.linalg.norm(a, axis=1)),
+        (t.logsumexp(0), np.logaddexp.reduce(a, 0)),
+        (t.any(0), a.any(0)),
+        (t.all(), a.all()),
+        (t.argmax(1), a.argmax(1)),
+        (t.argmin(), a.argmin()),
+        (t.argsort(0), a.argsort(0)),
+        (t.cumsum(1), a.cumsum(1)),
+        (t.cumprod(), a.cumprod()),
+        (t.clip(-1.0, max=3.5), a.clip(-1.0, 3.5)),
+        (t.take([1, 0], axis=1), a.take([1, 0], 1)),
+        (t.repeat(2, axis=0), a.repeat(2, 0)),
+        (t[None].squeeze(), a),
+        (t.swapaxes(0, 1), a.swapaxes(0, 1)),
+        (t.ravel(), a.ravel()),
+        (t[None].flatten(1), a.reshape(1, 4)),
     ]
     for ours, numpys in pairs:
         assert isinstance(ours, Tensor) and ours.dtype == numpys.dtype and ours.shape == numpys.shape
         np.testing.assert_allclose(ours.numpy(), numpys, rtol=1e-15)
+
+
+@pytest.mark.parametrize("a, b", [([True, False, True], [True, True, False]), ([1, 6, 4], [3, 5, 0])])
+def test_bitwise_operators(a: list[Any], b: list[Any]) -> None:
+    """Of booleans and integers, on either side of an array and of a number."""
+    x, y = np.array(a), np.array(b)
+    t, u = gmcore.tensor(a), gmcore.tensor(b)
+    for ours, numpys in (
+        (t & u, x & y), (t | u, x | y), (t ^ u, x ^ y), (~t, ~x), (t & y, x & y), (x | u, x | y), (a[0] ^ u, a[0] ^ y),
+        (a[0] & u, a[0] & y), (a[0] | u, a[0] | y),
+    ):  # fmt: skip
+        assert isinstance(ours, Tensor) and ours.dtype == numpys.dtype
+        np.testing.assert_array_equal(ours.numpy(), numpys)
 
 
 def test_augmented_assignment_makes_a_new_tensor() -> None:

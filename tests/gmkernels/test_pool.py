@@ -1,5 +1,6 @@
 """The thread pool and the compilation cache: same bits however many threads, and nothing left behind."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from numba.extending import register_jitable
 
 from gmkernels import pool
 from gmkernels.pool import block_kernel
@@ -194,6 +196,30 @@ def test_kernels_of_one_factory_are_told_apart():
     for value in (2.0, 3.0):
         make(value)(1, y)
         assert y[0] == value
+
+
+def test_kernels_that_differ_in_the_name_of_an_attribute_are_told_apart():
+    """math.floor and math.ceil have one bytecode and one constant."""
+
+    def down(x):
+        return math.floor(x)
+
+    def up(x):
+        return math.ceil(x)
+
+    def make(function):
+        rounded = register_jitable(function)
+
+        @block_kernel
+        def fill(block, y):
+            y[0] = rounded(1.5)
+
+        return fill
+
+    y = np.zeros(1)
+    for function, expected in ((down, 1.0), (up, 2.0)):
+        make(function)(1, y)
+        assert y[0] == expected
 
 
 def test_memory_mapped_arrays_are_arrays(tmp_path):

@@ -1,0 +1,321 @@
+"""Operations that select elements by their places, and that write to places.
+
+Everything rests on one pair of operations, each the derivative of the other: `getitem`, which reads x[index],
+and `scatter_add`, which adds into zeros at an index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.op import Example, Op, user_line
+from gmcore.ops.elementwise import real, where
+from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape
+from gmcore.tensor import Array, Tensor, as_tensor
+
+
+# -- reading and adding ---------------------------------------------------------------------------------------
+def _is_basic(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or isinstance(p, (int, np.integer, slice)) for p in parts)
+
+
+def _places(index: Any, shape: tuple[int, ...]) -> Array:
+    """The numbers, in C order, of the elements of an array of `shape` that `index` selects."""
+    if isinstance(index, np.ndarray) and index.dtype.kind != "b":  # of rows: do not number the whole array
+        width = math.prod(shape[1:])
+        places = np.arange(shape[0])[index][..., None] * width + np.arange(width)
+        return places.reshape(index.shape + shape[1:])
+    return np.arange(math.prod(shape)).reshape(shape)[index]
+
+
+def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    out = np.zeros(shape, x.dtype)
+    if _is_basic(index):
+        out[index] = x
+    else:
+        # Through the elements' numbers, because NumPy adds ten times faster at an index of one axis.
+        places = _places(index, shape)
+        np.add.at(out.reshape(-1), places.reshape(-1), np.broadcast_to(x, places.shape).reshape(-1))
+    return out
+
+
+def _index_examples(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Any]]:
+    x = real(rng, (4, 3))
+    yield from ((x, 1), (x, (slice(None), -1)), (x, slice(None, None, -2)), (x, (Ellipsis, None, 0)))
+    yield from ((x, np.array([0, 2, 2])), (x, (np.array([1, 1]), np.array([0, 0]))), (x, x > 0), (x, slice(4, 4)))
+
+
+def _getitem_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for x, index in _index_examples(rng):
+        yield (x, index), {}
+
+
+def _scatter_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for x, index in _index_examples(rng):
+        yield (real(rng, x[index].shape), index, x.shape), {}
+
+
+_getitem = Op(
+    "getitem",
+    "x",
+    forward=lambda x, index: x[index],
+    vjp=[lambda g, index, x_shape: scatter_add(g, index, x_shape)],
+    formula="x[index]",
+    view=True,
+    examples=_getitem_examples,
+)
+_scatter_add = Op(
+    "scatter_add",
+    "x",
+    forward=_scatter_forward,
+    vjp=[lambda g, index: _getitem(g, index=index)],
+    formula="zeros of a shape with x added at index: the adjoint of x[index]",
+    examples=_scatter_examples,
+)
+
+
+def _plain_index(index: Any) -> Any:
+    """An index without tensors or lists in it. Raises `DtypeError` for a floating tensor."""
+    if isinstance(index, tuple):
+        return tuple([_plain_index(part) for part in index])
+    if isinstance(index, list):
+        index = np.asarray(index, dtype=np.int64 if not index else None)
+    if isinstance(index, Tensor):
+        index = index._data
+    if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
+        raise DtypeError(f"an index is integer or boolean, got {index.dtype} (called at {user_line()})")
+    return index
+
+
+def getitem(x: Any, index: Any) -> Tensor:
+    """``x[index]`` with NumPy's basic, integer and boolean indexing; repeated elements add their gradients."""
+    return _getitem(x, index=_plain_index(index))
+
+
+def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
+    """Zeros of `shape` with `x` added at `index`: the adjoint of ``getitem(_, index)``."""
+    return _scatter_add(x, index=_plain_index(index), shape=tuple(shape))
+
+
+_getitem.public = getitem
+_scatter_add.public = scatter_add
+
+
+# -- along an axis --------------------------------------------------------------------------------------------
+def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
+    """The elements of `x` at integer `indices` along `axis`, which the axes of `indices` replace.
+
+    ``axis=None`` counts the elements in C order.
+    """
+    x = as_tensor(x)
+    if axis is None:
+        return getitem(ravel(x), np.asarray(_plain_index(indices)))
+    at = one_axis(x.ndim, axis, "take", x.shape)
+    return getitem(x, np.asarray(_plain_index(indices)) if at == 0 else (*(slice(None),) * at, indices))
+
+
+def _along_axis(shape: tuple[int, ...], indices: Any, axis: int, name: str) -> tuple[Array, ...]:
+    """The index that picks ``x[i, ..., indices[i, ..., k], ...]`` for x of `shape`."""
+    at = one_axis(len(shape), axis, name, shape)
+    places = np.asarray(_plain_index(indices))
+    if places.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected integer indices, got {places.dtype} (called at {user_line()})")
+    fits = places.ndim == len(shape) and all(
+        m in (1, n) for i, (m, n) in enumerate(zip(places.shape, shape)) if i != at
+    )
+    if not fits:
+        raise ShapeError(
+            f"{name}: indices of shape {places.shape} do not fit {tuple(shape)}; expected as many axes, of the same "
+            f"lengths or 1 except along axis {axis} (called at {user_line()})"
+        )
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return tuple(places if i == at else positions for i, positions in enumerate(grid))
+
+
+def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
+    """The elements of `x` at `indices` along `axis`, for each place on the other axes.
+
+    Parameters
+    ----------
+    x : (..., n, ...).
+    indices : integers, (..., k, ...); the lengths of the other axes are those of `x`, or 1.
+
+    Returns
+    -------
+    (..., k, ...)
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  DtypeError : `indices` not integers.  ShapeError : lengths that do not fit.
+    """
+    x = as_tensor(x)
+    return _getitem(x, index=_along_axis(x.shape, indices, axis, "take_along_axis"))
+
+
+def add_at(x: Any, index: Any, values: Any) -> Tensor:
+    """`x` with `values`, which broadcast, added at ``x[index]``; repeated places add up. `x` does not change."""
+    x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
+    return x + _scatter_add(_fitted(values, x, index, "add_at"), index=index, shape=x.shape)
+
+
+def set_at(x: Any, index: Any, values: Any) -> Tensor:
+    """`x` with ``x[index]`` replaced by `values`, which broadcast: ``x[index] = values`` as a new tensor.
+
+    Where a place is repeated, the last of its values stays, and takes the whole gradient.
+
+    Raises
+    ------
+    ShapeError : an index outside `x`, or `values` that do not broadcast to ``x[index]``.
+    """
+    x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
+    values = _fitted(values, x, index, "set_at")
+    written = np.zeros(x.shape, bool)
+    written[index] = True
+    if not _is_basic(index):
+        places = _places(index, x.shape)
+        turn = np.arange(places.size).reshape(places.shape)
+        last = np.zeros(x.size, np.int64)
+        last[places] = turn
+        values = where(last[places] == turn, values, 0.0)
+    return where(written, _scatter_add(values, index=index, shape=x.shape), x)
+
+
+def _fitted(values: Tensor, x: Tensor, index: Any, name: str) -> Tensor:
+    """`values` in the dtype of x and the shape of x[index]."""
+    try:
+        shape = x._data[index].shape
+        np.broadcast_to(values._data, shape)
+    except (ValueError, IndexError) as error:
+        raise ShapeError(
+            f"{name}: values {values.dtype}{list(values.shape)} do not fit the index into {x.dtype}{list(x.shape)}: "
+            f"{error} (called at {user_line()})"
+        ) from None
+    return broadcast_to(values.astype(x.dtype), shape)
+
+
+def put_along_axis(x: Any, indices: Any, values: Any, axis: int) -> Tensor:
+    """`x` with the elements that ``take_along_axis(x, indices, axis)`` reads replaced by `values`, as a new tensor."""
+    x = as_tensor(x)
+    return set_at(x, _along_axis(x.shape, indices, axis, "put_along_axis"), values)
+
+
+# -- order ----------------------------------------------------------------------------------------------------
+def _argsort_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, axis in (((4,), 0), ((2, 3), -1), ((3, 2), 0), ((0, 2), 0)):
+        yield (real(rng, shape), axis), {}
+
+
+_argsort = Op(
+    "argsort",
+    "x",
+    forward=lambda x, axis: np.argsort(x, axis=axis, kind="stable"),
+    vjp=None,
+    formula="the indices that sort x along an axis, equal elements in their order",
+    examples=_argsort_examples,
+)
+
+
+def argsort(x: Any, axis: int = -1) -> Tensor:
+    """The indices (int64) that sort `x` along `axis`; equal elements keep their order, NaN comes last."""
+    x = as_tensor(x)
+    return _argsort(x, axis=one_axis(x.ndim, axis, "argsort", x.shape))
+
+
+_argsort.public = argsort
+
+
+def sort(x: Any, axis: int = -1) -> Tensor:
+    """`x` sorted along `axis`; the gradient goes back to where each element came from."""
+    return take_along_axis(x, argsort(x, axis), axis)
+
+
+def topk(x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
+    """The `k` largest (or smallest) elements along `axis`, and their indices.
+
+    Parameters
+    ----------
+    x : (..., n, ...).
+    k : 0 to n.
+    sorted : the largest (smallest) first; they always are.
+
+    Returns
+    -------
+    values, indices (int64) : (..., k, ...)
+
+    Raises
+    ------
+    ArgumentError : `axis` or `k` out of range.
+    """
+    x = as_tensor(x)
+    at = one_axis(x.ndim, axis, "topk", x.shape)
+    if not 0 <= k <= x.shape[at]:
+        raise ArgumentError(f"topk: k={k} of axis {axis} of shape {x.shape} (called at {user_line()})")
+    order = argsort(x, at)._data
+    chosen = np.flip(order, at) if largest else order
+    indices = chosen[(*(slice(None),) * at, slice(k))]
+    return take_along_axis(x, indices, at), Tensor(indices)
+
+
+def one_hot(x: Any, num_classes: int = -1) -> Tensor:
+    """Integers (...) as rows (..., num_classes) of int64 that are 1 at the integer and 0 elsewhere.
+
+    ``num_classes=-1``: one more than the largest.
+
+    Raises
+    ------
+    DtypeError : not integers.  ArgumentError : one that is negative or not below `num_classes`.
+    """
+    x = as_tensor(x)
+    if x.dtype.kind not in "iu":
+        raise DtypeError(f"one_hot: expected integers, got {x.dtype} (called at {user_line()})")
+    classes = int(x._data.max(initial=-1)) + 1 if num_classes == -1 else num_classes
+    if x.size and not (x._data.min() >= 0 and x._data.max() < classes):
+        raise ArgumentError(
+            f"one_hot: expected integers from 0 to num_classes - 1 = {classes - 1}, got {x._data.min()} to "
+            f"{x._data.max()} (called at {user_line()})"
+        )
+    return Tensor((x._data[..., None] == np.arange(classes)).astype(np.int64))
+
+
+def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The number below which a share `q` of the elements along `axis` lies, linear between neighbours.
+
+    By default over all elements. A NaN counts as the largest.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, no elements, or q outside 0..1.
+    """
+    x = as_tensor(x)
+    shape = (1,) * x.ndim if axis is None else None
+    if axis is None:
+        x, axis = ravel(x), 0
+    at = one_axis(x.ndim, axis, "quantile", x.shape)
+    if not 0 <= q <= 1 or not x.shape[at]:
+        raise ArgumentError(
+            f"quantile: q={q} of axis {axis} of shape {x.shape}; expected 0 <= q <= 1 and at least one element "
+            f"(called at {user_line()})"
+        )
+    place = q * (x.shape[at] - 1)
+    low, ordered = math.floor(place), sort(x, at)
+    below, above = (take(ordered, [min(i, x.shape[at] - 1)], at) for i in (low, low + 1))
+    out = below + (place - low) * (above - below)
+    if keepdims:
+        return out if shape is None else reshape(out, shape)
+    return reshape(out, (*out.shape[:at], *out.shape[at + 1 :]))
+
+
+def median(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The middle element along `axis`, by default of all, or the mean of the two middle ones.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range, or no elements.
+    """
+    return quantile(x, 0.5, axis, keepdims)
