@@ -16,7 +16,7 @@ import numpy as np
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import Edge, Node
-from gmcore.tensor import Array, Leaf, Tensor, _grad_enabled, as_tensor
+from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -34,9 +34,10 @@ def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
         return Tensor(np.ones(y.shape, y.dtype))
     if not isinstance(gradient, Tensor):
         gradient = as_tensor(gradient)
-    if gradient._data.shape != y._data.shape:
+    given, array = gradient._data, y._data
+    if given.shape != array.shape:
         raise ShapeError(f"the gradient has shape {gradient.shape}, expected the tensor's shape {y.shape}")
-    if gradient._data.dtype != y._data.dtype:
+    if given.dtype != array.dtype:
         raise DtypeError(f"the gradient is {gradient.dtype}, expected the tensor's dtype {y.dtype}")
     return gradient
 
@@ -124,7 +125,7 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     start = _root_gradient(y, gradient)
     root: Any = y._edge
     found = _sweep([(root, start)], None, _NOTHING, False, retain_graph)
-    owners: set[int] = set()
+    taken = {id(start._data)}
     node: Any
     g: Any
     for node, (g,) in found.items():  # every edge was followed: what is left are leaves, of one gradient each
@@ -134,18 +135,13 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
         if leaf.grad is not None:
             leaf.grad = _sum(leaf.grad, g)
             continue
-        # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a broadcast view.
+        # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a view of another's.
         array = g._data
-        owners = owners or {id(_owner(start._data))}
-        if id(_owner(array)) in owners or not array.flags.c_contiguous:
-            array = array.copy()
-        owners.add(id(_owner(array)))
-        leaf.grad = Tensor(array)
-
-
-def _owner(array: Array) -> Array:
-    """The array whose memory this one views."""
-    return array if array.base is None else array.base
+        owner = array if array.base is None else array.base
+        if id(owner) in taken or (owner is not array and not array.flags.c_contiguous):
+            g = Tensor(array.copy())
+        taken.add(id(owner))
+        leaf.grad = g
 
 
 def grad(

@@ -231,13 +231,13 @@ class _Plan:
         if op.inputs[0].startswith("*"):
             sources[op.inputs[0][1:] + "_shape"] = "[shape for shape, _ in node.input_meta]"
         sources |= {"needs": "needs", "grads": "grads"}
-        names: dict[str, Any] = {"refuse": _refuse}
+        names: dict[str, Any] = {"refuse": _refuse, "one_each": _one_each}
         calls = []
         for i, arguments in wants.items():
             names[f"rule_{i}"] = op._rules[i]
             calls.append(f"rule_{i}({', '.join(sources.get(a, f'node.attrs[{a!r}]') for a in arguments)})")
         if op._joint:
-            self.source = f"list({calls[0]})"
+            self.source = f"one_each(node, {calls[0]})"
         else:
             given = iter(calls)
             parts = []
@@ -251,6 +251,14 @@ class _Plan:
                 parts.append(call)
             self.source = f"[{', '.join(parts)}]"
         self.call = eval(f"lambda node, saved, grads, needs: {self.source}", names)
+
+
+def _one_each(node: Node, found: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """What a joint rule gave, checked."""
+    found = list(found)
+    if len(found) != len(node.edges):
+        raise GraphError(f"{node.op.name}: {len(found)} gradients for {len(node.edges)} inputs: a defect of its vjp")
+    return found
 
 
 def _refuse(node: Node, i: int) -> None:
@@ -361,13 +369,12 @@ class Node:
                 for g, meta in zip(grads, self.output_meta, strict=True)  # type: ignore[arg-type]
             ]
         found = plan.call(self, saved, grads, needs)
-        if len(found) != len(edges):
-            raise GraphError(f"{self.op.name}: {len(found)} gradients for {len(edges)} inputs: a defect of its vjp")
         arrivals: list[Any] = []
         i = 0
         for g in found:
             if needs[i]:
-                if g is None or (g._data.shape, g._data.dtype) != metas[i]:
+                shape, dtype = metas[i]
+                if g is None or g._data.shape != shape or g._data.dtype is not dtype:
                     g = self._fit(i, g)
                 arrivals.append((edges[i], g))
             i += 1

@@ -645,8 +645,8 @@ def test_backward_frees_memory_on_the_way() -> None:
 
 def grows_by(step: Callable[[], None], steps: int) -> int:
     """Blocks of memory that `steps` steps leave behind, without the garbage collector."""
-    for _ in range(10):
-        step()  # compiles kernels
+    for _ in range(steps // 4):
+        step()  # compiles kernels, fills caches and Python's free lists
     gc.collect()
     gc.disable()
     try:
