@@ -71,8 +71,8 @@ def _sweep(
     `needs` restricts the sweep to nodes on the way to the targets; None follows every edge.
     """
     arrived: dict[Node | Leaf, list[Tensor | None]] = {}  # sums of the gradients of each node's outputs so far
-    owned: set[Edge] = set()  # sums whose array nobody else has
-    done: dict[Node | Leaf, list[Tensor | None]] = {}
+    owned: set[Edge] | None = None  # sums whose array nobody else has
+    done: dict[Node | Leaf, list[Tensor | None]] | None = {} if targets else None
     heap: list[tuple[int, Node]] = []
 
     token = _grad_enabled.set(create_graph)
@@ -94,18 +94,18 @@ def _sweep(
                     sums[slot] = g
                 elif create_graph:
                     sums[slot] = total + g
-                elif edge in owned:
+                elif owned and edge in owned:
                     np.add(total._data, g._data, out=total._data)
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
                     sums[slot] = _sum(total, g)
+                    owned = owned or set()
                     owned.add(edge)
             if not heap:
-                arrived.update(done)
-                return arrived
+                return arrived | done if done else arrived
             node = heappop(heap)[1]
             sums = arrived.pop(node)
-            if node in targets:
+            if done is not None and node in targets:
                 done[node] = sums
             arrivals = node.vjp(sums, None if needs is None else needs[node], create_graph)
             if not retain_graph:
