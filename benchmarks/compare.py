@@ -1,7 +1,7 @@
 """gmcore against PyTorch: `python -m benchmarks.compare [--json FILE] [NAME ...]`.
 
-Each case first computes one loss on both sides from the same weights, data and noise, and stops unless they
-agree; then it times both (`gmkernels.bench.compare`). Without PyTorch it times gmcore alone, and says so.
+Each case first computes one loss, or gradient, on both sides from the same weights, data and noise, and stops
+unless they agree; then it times both (`gmkernels.bench.compare`). Without PyTorch it times gmcore alone, and says so.
 Results that are kept: `python -m benchmarks.compare --json benchmarks/results/cpu-2core.json`.
 """
 
@@ -34,10 +34,13 @@ Call = Callable[[], Any]
 TOLERANCE = 1e-4
 
 
-def _agree(ours: gmcore.Tensor, theirs: Any) -> None:
-    a, b = ours.item(), theirs.item()
-    if not abs(a - b) <= TOLERANCE * abs(b):
-        raise AssertionError(f"gmcore's loss is {a!r}, PyTorch's {b!r}: nothing to compare")
+def _agree(ours: Any, theirs: Any) -> None:
+    """Raise unless the tensors that both sides returned are the same numbers."""
+    ours, theirs = (x if isinstance(x, tuple) else (x,) for x in (ours, theirs))
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = a.detach().numpy(), b.detach().numpy()
+        if not np.max(np.abs(a - b)) <= TOLERANCE * np.max(np.abs(b)):
+            raise AssertionError(f"gmcore gives {a!r}, PyTorch {b!r}: nothing to compare")
 
 
 def _noise(shape: tuple[int, ...]) -> Any:
@@ -60,8 +63,9 @@ def gaussian_sample() -> dict[str, Call]:
     }
     if torch:
         theirs = [torch.tensor(a, requires_grad=True) for a in (mu, logvar)]
-        _agree(contenders["gmcore"](), peers.gaussian_sample(*theirs, eps=_noise(mu.shape))())
-        contenders["PyTorch"] = peers.gaussian_sample(*theirs)
+        incoming = [torch.tensor(g) for g in workloads.incoming_gradients()]
+        _agree(contenders["gmcore"](), peers.gaussian_sample(*theirs, incoming, eps=_noise(mu.shape))())
+        contenders["PyTorch"] = peers.gaussian_sample(*theirs, incoming)
     return contenders
 
 

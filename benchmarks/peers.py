@@ -36,15 +36,12 @@ def small_op() -> Callable[[], object]:
 
 
 def gaussian_sample(
-    mu: torch.Tensor, logvar: torch.Tensor, eps: torch.Tensor | None = None
-) -> Callable[[], torch.Tensor]:
-    def call() -> torch.Tensor:
-        mu.grad = logvar.grad = None
+    mu: torch.Tensor, logvar: torch.Tensor, incoming: Sequence[torch.Tensor], eps: torch.Tensor | None = None
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    def call() -> tuple[torch.Tensor, ...]:
         z = mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if eps is None else eps)
         kl = 0.5 * (logvar.exp() + mu.square() - 1.0 - logvar).sum(-1)
-        loss = z.sum() + kl.sum()
-        loss.backward()
-        return loss
+        return torch.autograd.grad((z, kl), (mu, logvar), incoming)
 
     return call
 

@@ -56,16 +56,19 @@ def small_op() -> Call:
     return call
 
 
-def gaussian_sample(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> Callable[[], gmcore.Tensor]:
-    """Sample and KL, and the gradient of their sum."""
-    generator = Generator(NOISE_SEED)
+def incoming_gradients() -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of z and of the KL divergences, such as a decoder and a bound give."""
+    return np.random.default_rng(1).standard_normal(SAMPLE_SHAPE, np.float32), np.ones(SAMPLE_SHAPE[0], np.float32)
 
-    def call() -> gmcore.Tensor:
-        mu.grad = logvar.grad = None
+
+def gaussian_sample(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> Call:
+    """A sample and its KL divergences, and from their gradients those of mu and logvar, which it returns."""
+    generator = Generator(NOISE_SEED)
+    incoming = [gmcore.tensor(g) for g in incoming_gradients()]
+
+    def call() -> tuple[gmcore.Tensor, ...]:
         z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
-        loss = z.sum() + kl.sum()
-        loss.backward()
-        return loss
+        return gmcore.grad((z, kl), (mu, logvar), incoming)
 
     return call
 
@@ -76,7 +79,7 @@ def gaussian_sample_kernels(mu: np.ndarray, logvar: np.ndarray) -> Call:
     attrs = {"samples": None}
     key = Generator(NOISE_SEED).draw().numpy()
     z, kl, log_q = outputs = sampling.gaussian_sample(mu, logvar, key=key)
-    incoming = (np.ones_like(z), np.ones_like(kl), np.zeros_like(log_q), mu, logvar, key)
+    incoming = (*incoming_gradients(), np.zeros_like(log_q), mu, logvar, key)
     gradients = (np.empty_like(mu), np.empty_like(logvar))
 
     def call() -> None:
