@@ -26,7 +26,7 @@ setup(
         *("gmkernels" + dot for dot in ["", *("." + p for p in find_packages("kernels/gmkernels"))]),
     ],
     package_data={"gmcore": ["py.typed"], "gmkernels": ["py.typed"]},
-    install_requires=["numpy>=2", "numba>=0.61", "safetensors>=0.4", "threadpoolctl>=3.2"],
+    install_requires=["numpy>=2", "numba>=0.62", "safetensors>=0.4", "threadpoolctl>=3.2"],
     extras_require={
         "app": APP,
         "cuda12": ["cupy-cuda12x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
