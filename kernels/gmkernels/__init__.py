@@ -6,10 +6,11 @@ the thin wrappers (``gmkernels.gaussian_sample(mu, logvar, key=(seed, draw))``),
 """
 
 from gmkernels.cost import Cost
-from gmkernels.dense import activation_backward, adam, linear, matmul, sgd
+from gmkernels.dense import activation_backward, linear, matmul
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
+from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -43,7 +44,10 @@ __all__ = [
     "KernelSpec",
     "Signature",
     "activation_backward",
+    "adadelta",
+    "adagrad",
     "adam",
+    "average",
     "bernoulli_log_prob",
     "bernoulli_log_prob_backward",
     "bernoulli_sample",
@@ -70,11 +74,13 @@ __all__ = [
     "polygamma",
     "random_words",
     "register",
+    "rmsprop",
     "run",
     "select",
     "sgd",
     "solve_triangular",
     "specs",
+    "total_norm",
     "uniform",
     "unregister",
     "use",

@@ -10,6 +10,7 @@ from gmkernels import KernelError, bench
 from gmkernels.bench import Comparison, KernelReport
 from gmkernels.cost import Device
 from gmkernels.dense import spec
+from gmkernels.optim.spec import SGD
 
 BLOCKS = {"a": [1.0, 2.0, 3.0, 4.0, 100.0], "b": [2.0, 4.0, 6.0, 8.0, 50.0]}
 QUICK = {"seconds": 0.002, "pause": 0.0}
@@ -136,12 +137,12 @@ def test_report_kernel(device: Device) -> None:
 
 def test_report_of_an_update_writes_into_the_outputs_it_is_given(device: Device) -> None:
     grads, params = (np.ones(100, np.float64),), (np.zeros(100, np.float64),)
-    inputs = (grads, np.array([1.0, 0.0, 0.0, 0.0, 0.0, 1.0]))
-    report = bench.report_kernel(spec.SGD, inputs, outputs=(params, (np.zeros(100),)), seconds=0.002)
+    inputs = (grads, np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]))
+    report = bench.report_kernel(SGD, inputs, outputs=(params, (np.zeros(100),)), seconds=0.002)
     assert report.elements == 100
     assert (params[0] < 0).all()
     with pytest.raises(KernelError, match="give outputs="):
-        bench.report_kernel(spec.SGD, inputs, seconds=0.002)
+        bench.report_kernel(SGD, inputs, seconds=0.002)
 
 
 def test_floor_of_float64_uses_its_rates(device: Device) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmkernels import KernelError, run
-from gmkernels.dense import activation_backward, adam, linear, matmul, sgd, spec
+from gmkernels.dense import activation_backward, linear, matmul, spec
 
 BACKENDS = ("reference", "cpu")
 ACTIVATIONS = spec.ACTIVATIONS
@@ -198,10 +198,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
     def everything():
         y = linear(x, weight, bias, activation="sigmoid", backend="cpu")
         d_pre, d_bias = activation_backward(y, y, activation="sigmoid", backend="cpu")
-        params, exp_avg, exp_avg_sq = ([np.zeros_like(a) for a in (x, weight, bias)] for _ in range(3))
-        adam(params, (x, weight, bias), exp_avg, exp_avg_sq, step=1, backend="cpu")
         d_x, d_weight = matmul(d_pre, weight, backend="cpu"), matmul(d_pre.T, x, backend="cpu")
-        return [y, d_pre, d_bias, d_x, d_weight, *params, *exp_avg, *exp_avg_sq]
+        return [y, d_pre, d_bias, d_x, d_weight]
 
     before = pool.get_num_threads()
     results = []
@@ -213,95 +211,3 @@ def test_results_do_not_depend_on_the_number_of_threads():
         pool.set_num_threads(before)
     for one, *others in zip(*results, strict=True):
         assert all(one.tobytes() == other.tobytes() for other in others)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Optimisers
-# ---------------------------------------------------------------------------------------------------------
-
-SHAPES = [(), (0,), (1,), (127, 129), (20011,), (2, 3, 5)]
-
-
-def train(optimiser, ours, dtype, states, steps=100):
-    """Parameters after some steps on given gradients: by PyTorch's optimiser and by ours."""
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(5)
-    params = [np.array(rng.standard_normal(s), dtype) for s in SHAPES]
-    state = [[np.full_like(p, 0) for p in params] for _ in range(states)]
-    theirs = [torch.nn.Parameter(torch.tensor(p)) for p in params]
-    peer = optimiser(torch.optim, theirs)
-    for step in range(1, steps + 1):
-        grads = [np.array(rng.standard_normal(s) + 0.1, dtype) for s in SHAPES]
-        for p, g in zip(theirs, grads, strict=True):
-            p.grad = torch.tensor(g)
-        peer.step()
-        ours(params, grads, *state, step=step)
-    return params, [p.detach().numpy() for p in theirs]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("options", [{}, dict(betas=(0.5, 0.99), eps=1e-4, weight_decay=0.03)])
-def test_adam_equals_pytorch(backend, dtype, options):
-    params, theirs = train(
-        lambda optim, p: optim.Adam(p, lr=1e-2, **options),
-        lambda *a, step: adam(*a, lr=1e-2, step=step, backend=backend, **options), dtype, 2,
-    )  # fmt: skip
-    for p, q in zip(params, theirs, strict=True):  # 100 steps of 1e-2 round at most 100 times
-        np.testing.assert_allclose(p, q, rtol=0, atol=1e-12 if dtype == "float64" else 1e-5)
-        assert p.dtype == dtype
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, dict(momentum=0.9), dict(momentum=0.9, dampening=0.3, weight_decay=0.01), dict(momentum=0.8, nesterov=True)],
-)
-def test_sgd_equals_pytorch(backend, dtype, options):
-    params, theirs = train(
-        lambda optim, p: optim.SGD(p, lr=1e-2, **options),
-        lambda *a, step: sgd(*a, lr=1e-2, step=step, backend=backend, **options), dtype, 1,
-    )  # fmt: skip
-    for p, q in zip(params, theirs, strict=True):
-        np.testing.assert_allclose(p, q, rtol=0, atol=1e-12 if dtype == "float64" else 1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_sgd_without_momentum_leaves_the_buffers_alone_and_fills_them_at_the_first_step(backend):
-    p, g, buffer = [np.ones(3)], [np.full(3, 2.0)], [np.full(3, np.nan)]
-    sgd(p, g, buffer, lr=0.5, step=1, backend=backend)
-    assert np.all(p[0] == 0) and np.all(np.isnan(buffer[0]))
-    sgd(p, g, buffer, lr=0.5, momentum=0.9, step=1, backend=backend)
-    assert np.all(p[0] == -1) and np.all(buffer[0] == 2)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_updates_refuse_what_they_cannot_update(backend):
-    def step(p, g, m=None):
-        zeros = [np.zeros(a.shape, a.dtype) for a in g]
-        adam(p, g, zeros if m is None else m, zeros, step=1, backend=backend)
-
-    good = np.ones((4, 3))
-    read_only = np.ones((4, 3))
-    read_only.flags.writeable = False
-    for bad in (good.T, good[:, :2], np.ones((4, 6))[:, ::2], np.ones((4, 3), "f"), read_only):
-        with pytest.raises(KernelError, match=r"adam.*params\[1\]"):
-            step([np.ones(2), bad], [np.ones(2), good])
-    with pytest.raises(KernelError, match=r"adam.*2 arrays in \*params, got 1"):
-        step([good], [good, good])
-    with pytest.raises(KernelError, match=r"exp_avg\[0\]"):
-        step([good], [good], [np.ones(3)])
-    with pytest.raises(KernelError, match="one floating dtype, got float32, float64"):
-        step([np.ones(2, "f"), np.ones(2)], [np.ones(2, "f"), np.ones(2)])
-    with pytest.raises(KernelError, match=r"expected hyper float64\[6\] \(lr, beta1"):
-        run(spec.ADAM, ((good,), np.ones(5)), outputs=((good,), (good,), (good,)), backend=backend)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_gradients_are_read_where_they_are(backend):
-    grad = np.arange(12.0).reshape(3, 4)
-    p, q = [np.ones((4, 3))], [np.ones((4, 3))]
-    sgd(p, [grad.T], [np.zeros((4, 3))], lr=0.1, step=1, backend=backend)
-    sgd(q, [grad.T.copy()], [np.zeros((4, 3))], lr=0.1, step=1, backend=backend)
-    np.testing.assert_array_equal(p[0], q[0])

@@ -1,10 +1,6 @@
-"""Dense layers: matrix products, affine maps with an activation, their gradients, optimiser updates."""
+"""Dense layers: matrix products, affine maps with an activation, their gradients."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-import numpy as np
 
 from gmkernels import blas
 from gmkernels.cost import nominal_cpu
@@ -23,8 +19,6 @@ for _spec, _reference, _cpu in (
     (spec.MATMUL, (2e-6, _ONE_CORE), (9e-6, 0.6)),
     (spec.LINEAR, (6e-6, _ONE_CORE), (12e-6, 0.6)),
     (spec.ACTIVATION_BACKWARD, (8e-6, 0.25), (11e-6, 0.7)),
-    (spec.ADAM, (60e-6, 0.15), (15e-6, 0.7)),
-    (spec.SGD, (30e-6, 0.2), (15e-6, 0.7)),
 ):
     register(
         _spec, "reference", getattr(reference, _spec.name),
@@ -112,71 +106,3 @@ def activation_backward(g: Array, y: Array, *, activation: str, backend: str | N
     """
     d_pre, d_bias = run(spec.ACTIVATION_BACKWARD, (g, y), {"activation": activation}, backend=backend)
     return d_pre, d_bias
-
-
-def adam(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    exp_avg: Sequence[Array],
-    exp_avg_sq: Sequence[Array],
-    *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    step: int,
-    backend: str | None = None,
-) -> None:
-    """One step of Adam on all parameters at once; ``params``, ``exp_avg``, ``exp_avg_sq`` change in place.
-
-    Parameters
-    ----------
-    params, grads, exp_avg, exp_avg_sq : sequences of arrays, all of one dtype; an entry of each has one shape
-    lr, betas, eps, weight_decay : as in ``torch.optim.Adam``
-    step : number of this step, the first is 1
-
-    References
-    ----------
-    Kingma & Ba, Adam: a method for stochastic optimization, ICLR 2015, Algorithm 1.
-
-    Raises
-    ------
-    KernelError : mixed dtypes, or parameters that do not match their gradients or are not C-contiguous.
-    """
-    hyper = np.array([lr, *betas, eps, weight_decay, step])
-    outputs = (tuple(params), tuple(exp_avg), tuple(exp_avg_sq))
-    run(spec.ADAM, (tuple(grads), hyper), outputs=outputs, backend=backend)
-
-
-def sgd(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    momentum_buffer: Sequence[Array],
-    *,
-    lr: float = 1e-3,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    step: int,
-    backend: str | None = None,
-) -> None:
-    """One step of stochastic gradient descent on all parameters at once, in place.
-
-    Parameters
-    ----------
-    params, grads, momentum_buffer : sequences of arrays, all of one dtype; an entry of each has one shape.
-        Without momentum the buffers are left alone.
-    lr, momentum, dampening, nesterov, weight_decay : as in ``torch.optim.SGD``
-    step : number of this step, the first is 1, which fills the buffers
-
-    References
-    ----------
-    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum, ICML 2013.
-
-    Raises
-    ------
-    KernelError : mixed dtypes, or parameters that do not match their gradients or are not C-contiguous.
-    """
-    hyper = np.array([lr, momentum, dampening, float(nesterov), weight_decay, step])
-    run(spec.SGD, (tuple(grads), hyper), outputs=(tuple(params), tuple(momentum_buffer)), backend=backend)

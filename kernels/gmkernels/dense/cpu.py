@@ -9,10 +9,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
 from gmkernels import blas
 from gmkernels.blas import NO_TRANS
@@ -20,12 +16,11 @@ from gmkernels.dense import spec
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
 from gmkernels.pool import address, block_kernel
-from gmkernels.registry import KernelError, KernelSpec
+from gmkernels.registry import KernelError
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
-_intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
 _jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 
 # ---------------------------------------------------------------------------------------------------------
@@ -226,124 +221,3 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
     _activation_backward(row_blocks * strips, g, y, d_pre, partial, rows, features, rows_per_block, strips, code)
     with np.errstate(all="ignore"):
         np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Optimiser updates
-# ---------------------------------------------------------------------------------------------------------
-
-CHUNK = 16384  # elements of a block
-
-
-@functools.lru_cache(64)
-def _chunks(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(parameter, start, size) of every chunk, and the first chunk of every block and the end.
-
-    A block takes as many consecutive chunks as CHUNK elements hold, so small parameters share one.
-    """
-    rows = [(i, start, min(CHUNK, size - start)) for i, size in enumerate(sizes) for start in range(0, size, CHUNK)]
-    first, held = [], CHUNK
-    for row, (_, _, size) in enumerate(rows):
-        if held + size > CHUNK:
-            first.append(row)
-            held = 0
-        held += size
-    return np.array(rows, np.int64).reshape(-1, 3), np.array([*first, len(rows)], np.int64)
-
-
-@_intrinsic
-def _array_at(typing_context, pointer, size, like):
-    """The one-dimensional array of `size` elements of the dtype of `like` at an address."""
-    array_type = types.Array(like.dtype, 1, "C")
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = context.get_data_type(like.dtype)
-        itemsize = ir.Constant(ir.IntType(64), context.get_abi_sizeof(kind))
-        made = arrayobj.make_array(array_type)(context, builder)
-        data = builder.inttoptr(args[0], kind.as_pointer())
-        arrayobj.populate_array(made, data, [args[1]], [itemsize], itemsize, None)
-        return made._getvalue()
-
-    return array_type(types.int64, types.int64, like), generate
-
-
-@_jit
-def _part(chunk, chunks, pointers, arrays, which, like):
-    """Chunk number `chunk`, of the array number `which` of its parameter."""
-    parameter, start, size = chunks[3 * chunk], chunks[3 * chunk + 1], chunks[3 * chunk + 2]
-    return _array_at(pointers[arrays * parameter + which] + start * like.itemsize, size, like)
-
-
-def _update(kernel: Any, updated: KernelSpec, inputs: Arrays, outputs: Arrays) -> None:
-    """Launch an optimiser over the chunks of all parameters, with a table of where their arrays are."""
-    grads, hyper = inputs
-    spec.check_updated(updated, grads, outputs)
-    if grads:
-        grads = [np.ascontiguousarray(g) for g in grads]
-        chunks, first = _chunks(tuple([g.size for g in grads]))
-        pointers = np.array([[address(a) for a in arrays] for arrays in zip(grads, *outputs, strict=True)], np.int64)
-        kernel(len(first) - 1, grads[0], np.ascontiguousarray(hyper), chunks, first, pointers)
-
-
-@block_kernel
-def _adam(block, like, hyper, chunks, first, pointers):
-    lr, beta1, beta2, step = hyper[0], hyper[1], hyper[2], hyper[5]
-    real = like.dtype.type
-    step_size = real(lr / (1 - beta1**step))
-    correction = real(1 / math.sqrt(1 - beta2**step))
-    keep1, add1, keep2, add2 = real(beta1), real(1 - beta1), real(beta2), real(1 - beta2)
-    eps, weight_decay = real(hyper[3]), real(hyper[4])
-    for chunk in range(first[block], first[block + 1]):
-        g, p = _part(chunk, chunks, pointers, 4, 0, like), _part(chunk, chunks, pointers, 4, 1, like)
-        m, v = _part(chunk, chunks, pointers, 4, 2, like), _part(chunk, chunks, pointers, 4, 3, like)
-        _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay)
-
-
-@_jit
-def _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, weight_decay):
-    g, m, v = g[: p.size], m[: p.size], v[: p.size]
-    for i in range(p.size):
-        gradient = g[i] if weight_decay == 0 else g[i] + weight_decay * p[i]
-        m[i] = keep1 * m[i] + add1 * gradient
-        v[i] = keep2 * v[i] + add2 * gradient * gradient
-        p[i] -= step_size * m[i] / (math.sqrt(v[i]) * correction + eps)
-
-
-def adam(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    _update(_adam, spec.ADAM, inputs, outputs)
-
-
-@block_kernel
-def _sgd(block, like, hyper, chunks, first, pointers):
-    real = like.dtype.type
-    begins = hyper[5] == 1
-    lr, momentum, weight_decay = real(hyper[0]), real(hyper[1]), real(hyper[4])
-    keep, add = real(0 if begins else hyper[1]), real(1 if begins else 1 - hyper[2])
-    nesterov = hyper[3] != 0
-    for chunk in range(first[block], first[block + 1]):
-        g, p = _part(chunk, chunks, pointers, 3, 0, like), _part(chunk, chunks, pointers, 3, 1, like)
-        b = _part(chunk, chunks, pointers, 3, 2, like)
-        if momentum == 0:
-            _plain_step(g, p, lr, weight_decay)
-        else:
-            _momentum_step(g, p, b, lr, momentum, weight_decay, begins, keep, add, nesterov)
-
-
-@_jit
-def _plain_step(g, p, lr, weight_decay):
-    g = g[: p.size]
-    for i in range(p.size):
-        p[i] -= lr * (g[i] if weight_decay == 0 else g[i] + weight_decay * p[i])
-
-
-@_jit
-def _momentum_step(g, p, b, lr, momentum, weight_decay, begins, keep, add, nesterov):
-    g, b = g[: p.size], b[: p.size]
-    for i in range(p.size):
-        gradient = g[i] if weight_decay == 0 else g[i] + weight_decay * p[i]
-        b[i] = gradient if begins else keep * b[i] + add * gradient  # at first the buffer may hold anything
-        p[i] -= lr * (gradient + momentum * b[i] if nesterov else b[i])
-
-
-def sgd(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    _update(_sgd, spec.SGD, inputs, outputs)

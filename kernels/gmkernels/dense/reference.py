@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.dense import spec
 from gmkernels.registry import Array
 
 Arrays = Sequence[Any]
@@ -62,30 +61,3 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
         slope = y.dtype.type(1)
     np.multiply(g, slope, out=d_pre)
     d_bias[...] = np.sum(d_pre, axis=tuple(range(d_pre.ndim - 1)), dtype=np.float64)
-
-
-def adam(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    grads, hyper = inputs
-    spec.check_updated(spec.ADAM, grads, outputs)
-    lr, beta1, beta2, eps, weight_decay, step = (float(h) for h in hyper)
-    step_size = lr / (1 - beta1**step)
-    correction = math.sqrt(1 - beta2**step)
-    for g, p, m, v in zip(grads, *outputs, strict=True):
-        if weight_decay:
-            g = g + weight_decay * p
-        m[...] = beta1 * m + (1 - beta1) * g
-        v[...] = beta2 * v + (1 - beta2) * g * g
-        p -= step_size * m / (np.sqrt(v) / correction + eps)
-
-
-def sgd(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    grads, hyper = inputs
-    spec.check_updated(spec.SGD, grads, outputs)
-    lr, momentum, dampening, nesterov, weight_decay, step = (float(h) for h in hyper)
-    for g, p, b in zip(grads, *outputs, strict=True):
-        if weight_decay:
-            g = g + weight_decay * p
-        if momentum:
-            b[...] = g if step == 1 else momentum * b + (1 - dampening) * g
-            g = g + momentum * b if nesterov else b
-        p -= lr * g

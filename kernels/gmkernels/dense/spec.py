@@ -1,9 +1,9 @@
-"""Contracts of dense layers: products, affine maps with an activation, gradients, optimiser updates."""
+"""Contracts of dense layers: products, affine maps with an activation, gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -200,102 +200,4 @@ ACTIVATION_BACKWARD = KernelSpec(
     # An element of d_pre rounds 3 times; a sum of n <= 1023 of them adds n such errors, at worst, of elements
     # whose mean magnitude is below 1: 3 u n = 1.8e-4 (they cancel in practice).
     tolerance={"float32": (1e-6, 2e-4), "float64": (1e-14, 4e-13)},
-)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Optimiser updates
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _update_infer(op: str, hyper_names: tuple[str, ...]) -> Any:
-    def infer(grads: tuple[Array, ...], hyper: Array) -> Layout:
-        if hyper.dtype != np.float64 or hyper.shape != (len(hyper_names),):
-            raise KernelError(
-                f"{op}: expected hyper float64[{len(hyper_names)}] ({', '.join(hyper_names)}), "
-                f"got {_describe(hyper=hyper)}"
-            )
-        dtypes = {g.dtype for g in grads}
-        if len(dtypes) > 1 or any(d.kind != "f" for d in dtypes):
-            names = ", ".join(sorted(d.name for d in dtypes))
-            raise KernelError(f"{op}: expected gradients of one floating dtype, got {names}")
-        return []
-
-    return infer
-
-
-def check_updated(spec: KernelSpec, grads: Sequence[Array], outputs: Sequence[Sequence[Array]]) -> None:
-    """Refuse outputs of an update that do not match the gradients (`infer` does not see the outputs)."""
-    for name, arrays in zip(spec.outputs, outputs, strict=True):
-        if len(arrays) != len(grads):
-            raise KernelError(f"{spec.name}: expected {len(grads)} arrays in {name}, got {len(arrays)}")
-        for i, (a, g) in enumerate(zip(arrays, grads, strict=True)):
-            flags = a.flags
-            if a.shape != g.shape or a.dtype != g.dtype or not flags.c_contiguous or not flags.writeable:
-                raise KernelError(
-                    f"{spec.name}: expected {name[1:]}[{i}] like its gradient {g.dtype}{list(g.shape)}, "
-                    f"C-contiguous and writable, got {a.dtype}{list(a.shape)} with strides {a.strides}"
-                )
-
-
-def _size(grads: tuple[Array, ...], hyper: Array) -> int:
-    return sum(g.size for g in grads)
-
-
-def _update_examples(states: int, hypers: Sequence[Sequence[float]]) -> Any:
-    def examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-        for shapes in ([(5, 3), (3,)], [(0,), (1,), (127, 129)], [(1023,), (2, 3, 5), (40, 1021)]):
-            for hyper in hypers:
-                grads, params, first, second = (
-                    tuple(np.array(rng.standard_normal(s), dtype) for s in shapes) for _ in range(4)
-                )
-                updated = (params, first, tuple(np.array(abs(s)) for s in second))
-                yield Example((grads, np.array(hyper)), {}, updated[: 1 + states])
-
-    return examples
-
-
-# The result is the parameter plus a step of at most 0.1 to 1: a few roundings of numbers of order 1.
-_UPDATE_TOLERANCE = {"float32": (1e-6, 1e-6), "float64": (2e-15, 2e-15)}
-
-ADAM = KernelSpec(
-    name="adam",
-    family="dense",
-    inputs=("*grads", "hyper"),
-    outputs=("*params", "*exp_avg", "*exp_avg_sq"),
-    infer=_update_infer("adam", ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
-    cost=lambda grads, hyper: Cost(sum(7.0 * g.nbytes for g in grads), 0, 16.0 * _size(grads, hyper)),
-    examples=_update_examples(2, [(1e-3, 0.9, 0.999, 1e-8, 0.0, 1), (0.05, 0.5, 0.99, 1e-6, 0.01, 700)]),
-    formula=(
-        "g += weight_decay p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; "
-        "p -= lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps); hyper = "
-        "(lr, beta1, beta2, eps, weight_decay, step), the first step is 1"
-    ),
-    source="Kingma & Ba, ICLR 2015, Algorithm 1; as torch.optim.Adam",
-    tolerance=_UPDATE_TOLERANCE,
-    size=_size,
-    updates=True,
-)
-
-SGD = KernelSpec(
-    name="sgd",
-    family="dense",
-    inputs=("*grads", "hyper"),
-    outputs=("*params", "*momentum_buffer"),
-    infer=_update_infer("sgd", ("lr", "momentum", "dampening", "nesterov", "weight_decay", "step")),
-    cost=lambda grads, hyper: Cost(sum(5.0 * g.nbytes for g in grads), 0, 8.0 * _size(grads, hyper)),
-    examples=_update_examples(
-        1,
-        [(0.1, 0, 0, 0, 0.1, 1), (0.1, 0.9, 0.5, 1, 0.01, 1), (0.1, 0.9, 0.3, 0, 0, 5), (0.1, 0.9, 0, 1, 0.1, 2)],
-    ),
-    formula=(
-        "g += weight_decay p; if momentum: b = g at step 1, momentum b + (1 - dampening) g later; "
-        "g = g + momentum b if nesterov else b; p -= lr g; hyper = "
-        "(lr, momentum, dampening, nesterov, weight_decay, step), the first step is 1; without momentum the "
-        "buffers are left alone"
-    ),
-    source="Sutskever, Martens, Dahl & Hinton, ICML 2013; as torch.optim.SGD",
-    tolerance=_UPDATE_TOLERANCE,
-    size=_size,
-    updates=True,
 )

@@ -1,0 +1,196 @@
+"""What optimisers do to many arrays at once: updates, running averages, the norm of gradients.
+
+In all of them ``params``, ``grads`` and the states are sequences of arrays, all of one dtype; an entry of each has
+one shape. Parameters and states change in place. States that the options do not need may be left out. The options
+are those of the optimiser of that name in ``torch.optim``; ``step`` is the number of this step, the first is 1.
+
+Each raises `KernelError` for mixed dtypes, and for parameters or states that do not match their gradients or are
+not C-contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gmkernels.optim import reference, spec
+from gmkernels.registry import Array, KernelError, register, run
+
+Arrays = Sequence[Array]
+
+for _spec, _reference, _cpu in (
+    (spec.SGD, (30e-6, 0.2), (15e-6, 0.7)),
+    (spec.ADAM, (60e-6, 0.15), (15e-6, 0.7)),
+    (spec.ADAGRAD, (40e-6, 0.2), (15e-6, 0.7)),
+    (spec.RMSPROP, (50e-6, 0.15), (15e-6, 0.7)),
+    (spec.ADADELTA, (60e-6, 0.15), (15e-6, 0.7)),
+    (spec.AVERAGE, (20e-6, 0.2), (15e-6, 0.7)),
+    (spec.TOTAL_NORM, (40e-6, 0.1), (15e-6, 0.5)),
+):
+    register(
+        _spec, "reference", getattr(reference, _spec.name),
+        strided=True, overhead=_reference[0], efficiency=_reference[1],
+    )  # fmt: skip
+    register(
+        _spec, "cpu", f"gmkernels.optim.cpu:{_spec.name}", strided=True, overhead=_cpu[0], efficiency=_cpu[1]
+    )  # fmt: skip
+
+
+def sgd(
+    params: Arrays,
+    grads: Arrays,
+    momentum_buffer: Arrays | None = None,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    step: int,
+    backend: str | None = None,
+) -> None:
+    """One step of stochastic gradient descent; the first fills ``momentum_buffer``, needed with momentum only.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum, ICML 2013.
+    """
+    hyper = np.array([lr, momentum, dampening, nesterov, weight_decay, maximize, step], np.float64)
+    outputs = (tuple(params), _state("momentum_buffer", momentum_buffer, momentum != 0, params))
+    run(spec.SGD, (tuple(grads), hyper), outputs=outputs, backend=backend)
+
+
+def adam(
+    params: Arrays,
+    grads: Arrays,
+    exp_avg: Arrays,
+    exp_avg_sq: Arrays,
+    max_exp_avg_sq: Arrays | None = None,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    step: int,
+    backend: str | None = None,
+) -> None:
+    """One step of Adam, or of AdamW (``decoupled_weight_decay``); ``max_exp_avg_sq`` is needed with amsgrad only.
+
+    References
+    ----------
+    Kingma & Ba, Adam: a method for stochastic optimization, ICLR 2015, Algorithm 1.
+    """
+    hyper = np.array([lr, *betas, eps, weight_decay, decoupled_weight_decay, amsgrad, maximize, step], np.float64)
+    largest = _state("max_exp_avg_sq", max_exp_avg_sq, amsgrad, params)
+    outputs = (tuple(params), tuple(exp_avg), tuple(exp_avg_sq), largest)
+    run(spec.ADAM, (tuple(grads), hyper), outputs=outputs, backend=backend)
+
+
+def adagrad(
+    params: Arrays,
+    grads: Arrays,
+    sum: Arrays,
+    *,
+    lr: float = 1e-2,
+    lr_decay: float = 0.0,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    step: int,
+    backend: str | None = None,
+) -> None:
+    """One step of Adagrad.
+
+    References
+    ----------
+    Duchi, Hazan & Singer, Adaptive subgradient methods, JMLR 12, 2011.
+    """
+    hyper = np.array([lr, lr_decay, eps, weight_decay, maximize, step], np.float64)
+    run(spec.ADAGRAD, (tuple(grads), hyper), outputs=(tuple(params), tuple(sum)), backend=backend)
+
+
+def rmsprop(
+    params: Arrays,
+    grads: Arrays,
+    square_avg: Arrays,
+    grad_avg: Arrays | None = None,
+    momentum_buffer: Arrays | None = None,
+    *,
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+    backend: str | None = None,
+) -> None:
+    """One step of RMSprop; ``grad_avg`` is needed where centered, ``momentum_buffer`` with momentum.
+
+    References
+    ----------
+    Tieleman & Hinton, Neural networks for machine learning, lecture 6.5, 2012; Graves, arXiv:1308.0850, eq. 38-45.
+    """
+    hyper = np.array([lr, alpha, eps, weight_decay, momentum, centered, maximize], np.float64)
+    means = _state("grad_avg", grad_avg, centered, params)
+    outputs = (tuple(params), tuple(square_avg), means, _state("momentum_buffer", momentum_buffer, momentum != 0, params))
+    run(spec.RMSPROP, (tuple(grads), hyper), outputs=outputs, backend=backend)
+
+
+def adadelta(
+    params: Arrays,
+    grads: Arrays,
+    square_avg: Arrays,
+    acc_delta: Arrays,
+    *,
+    lr: float = 1.0,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    backend: str | None = None,
+) -> None:
+    """One step of Adadelta.
+
+    References
+    ----------
+    Zeiler, ADADELTA: an adaptive learning rate method, arXiv:1212.5701, Algorithm 1.
+    """
+    hyper = np.array([lr, rho, eps, weight_decay, maximize], np.float64)
+    outputs = (tuple(params), tuple(square_avg), tuple(acc_delta))
+    run(spec.ADADELTA, (tuple(grads), hyper), outputs=outputs, backend=backend)
+
+
+def average(averages: Arrays, params: Arrays, *, decay: float, backend: str | None = None) -> None:
+    """Move running averages to the parameters: ``a += (1 - decay) (p - a)``."""
+    run(spec.AVERAGE, (tuple(params), np.array([decay], np.float64)), outputs=(tuple(averages),), backend=backend)
+
+
+def total_norm(grads: Arrays, *, norm_type: float = 2.0, backend: str | None = None) -> Array:
+    """The norm of all elements of all gradients together, accumulated and returned in float64.
+
+    Parameters
+    ----------
+    norm_type : a positive number, or inf for the largest magnitude
+
+    Returns
+    -------
+    () float64, 0 for no elements
+
+    Raises
+    ------
+    KernelError : mixed dtypes, or a `norm_type` that is not positive.
+    """
+    return run(spec.TOTAL_NORM, (tuple(grads),), {"norm_type": float(norm_type)}, backend=backend)[0]
+
+
+def _state(name: str, arrays: Arrays | None, used: bool, params: Arrays) -> tuple[Array, ...]:
+    """The arrays of a state. Where it is not used, the parameters may stand in for them: nothing touches them."""
+    if arrays is None and used:
+        raise KernelError(f"{name} is needed with these options")
+    return tuple(params if arrays is None else arrays)
