@@ -1,4 +1,4 @@
-"""What optimisers share: parameter groups, state, the fused step, saving."""
+"""What optimisers share: parameter groups, state, saving."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError, DtypeError, ShapeError, unknown_name
-from gmcore.tensor import Tensor, enable_grad
-from gmkernels.registry import KernelSpec, run
+from gmcore.tensor import Tensor
 
 Group = dict[str, Any]
 State = dict[str, Any]
 """What an optimiser remembers of one parameter: ``step``, an int, and tensors of the parameter's shape."""
+Layout = dict[str, tuple[int, ...] | None]
+"""Names in a `State`, with the shapes of its tensors, and None for what is a Python number."""
+
+# What PyTorch's other ways of computing a step are called, the values that ask for none of them, and what is here.
+_WAYS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "foreach": ((None,), "one fused kernel updates all parameters, leave it out"),
+    "fused": ((None, True), "one fused kernel updates all parameters, leave it out"),
+    "capturable": ((False,), "every step reads its numbers from memory as it is, leave it out"),
+    "differentiable": ((False,), "use {kind}.update, which is made of operations"),
+}
 
 
 class Optimizer(ABC):
@@ -36,15 +45,7 @@ class Optimizer(ABC):
     ------
     ArgumentError : no parameters, one given twice, one that is no C-contiguous floating leaf, or hyperparameters
         outside their range.  UnknownNameError : a group with a hyperparameter that there is not.
-
-    Notes
-    -----
-    A subclass names its fused kernel, says how its `hyper` array is made from a group, and has the same update
-    once more as a function of tensors, `update`.
     """
-
-    kernel: KernelSpec
-    """The update of many parameters at once, in place: inputs (grads, hyper), outputs (params, *states)."""
 
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         if isinstance(params, (Tensor, Mapping)):
@@ -67,37 +68,35 @@ class Optimizer(ABC):
         """Raise `ArgumentError` for hyperparameters outside their range."""
 
     @abstractmethod
-    def hyper(self, group: Group, step: int) -> list[float]:
-        """The kernel's hyper array at this step of a parameter (the first is 1)."""
-
-    def keeps_state(self, group: Group) -> bool:
-        """Whether the update of this group reads and writes the states."""
-        return True
-
-    @staticmethod
-    @abstractmethod
-    def update(param: Tensor, grad: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[Tensor, State]:
-        """The update as a function of tensors, made of operations: nothing is changed, any derivative exists.
-
-        An optimisation unrolled with it can be differentiated with respect to where it started and to its
-        hyperparameters.
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place.
 
         Parameters
         ----------
-        param, grad : tensors of one shape.
-        state : ``{}`` before the first step, then what the last call gave; ``optimizer.state[p]`` has this form.
-        hyper : hyperparameters by name, such as ``optimizer.param_groups[0]``; the real ones may be tensors.
+        closure : computes the loss and its gradients first; its result is returned.
 
-        Returns
-        -------
-        The new parameter and the new state.
+        Raises
+        ------
+        ArgumentError : hyperparameters set outside their range.
+        ShapeError, DtypeError : a gradient, set by hand, that is not of its parameter's shape and dtype.
         """
 
+    @abstractmethod
+    def state_layout(self, p: Tensor, group: Group, found: Mapping[str, tuple[int, ...]]) -> Layout:
+        """What a saved state of the parameter must hold, given what was found in it: names and shapes."""
+
     # -- groups ----------------------------------------------------------------------------------------
-    def _refuse(self, name: str, value: Any, remedy: str, taken: tuple[Any, ...] = (False,)) -> None:
-        """Raise `ArgumentError` for an argument of the PyTorch counterpart that has none of the values `taken`."""
-        if value not in taken:
-            raise ArgumentError(f"{type(self).__name__}: {name}={value!r} is not supported; {remedy}")
+    def _refuse_ways(self, **ways: Any) -> None:
+        """Raise `ArgumentError` for an argument of the PyTorch counterpart that asks for another way to compute."""
+        for name, value in ways.items():
+            taken, remedy = _WAYS[name]
+            if value not in taken:
+                kind = type(self).__name__
+                raise ArgumentError(f"{kind}: {name}={value!r} is not supported; {remedy.format(kind=kind)}")
+
+    def _check_numbers(self, group: Group, *names: str) -> None:
+        for name in names:
+            self._check_number(name, group[name])
 
     def _check_number(self, name: str, value: Any, below: float = math.inf) -> None:
         if not (isinstance(value, numbers.Real) and 0.0 <= float(value) < below):
@@ -143,58 +142,6 @@ class Optimizer(ABC):
             elif p.grad is not None:
                 p.grad = Tensor(np.zeros(p.shape, p.dtype))
 
-    # -- the step --------------------------------------------------------------------------------------
-    @property
-    def _states(self) -> tuple[str, ...]:
-        """Names of the tensors of a state, in the order of the kernel's outputs."""
-        return tuple([name[1:] for name in self.kernel.outputs[1:]])
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient, in place.
-
-        Parameters
-        ----------
-        closure : computes the loss and its gradients first; its result is returned.
-
-        Raises
-        ------
-        ArgumentError : hyperparameters set outside their range.
-        ShapeError, DtypeError : a gradient, set by hand, that is not of its parameter's shape and dtype.
-        """
-        loss = None
-        if closure is not None:
-            with enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self.check_group(group)
-            keeps_state = self.keeps_state(group)
-            ready = [p for p in group["params"] if p.grad is not None]
-            for p in ready:
-                _check_gradient(p, p.grad)
-            # A call updates the parameters of one dtype that are at the same step: as a rule, the whole group.
-            calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
-            for p in ready:
-                step = self._advance(p) if keeps_state else 1
-                calls.setdefault((step, p.dtype), []).append(p)
-            for (step, _), params in calls.items():
-                grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
-                arrays = tuple([p._data for p in params])
-                if keeps_state:
-                    states = [tuple([self.state[p][name]._data for p in params]) for name in self._states]
-                else:  # the kernel wants arrays of these shapes all the same, and leaves them alone
-                    states = [arrays] * len(self._states)
-                run(self.kernel, (grads, np.array(self.hyper(group, step), np.float64)), outputs=(arrays, *states))
-                for p in params:
-                    p._written()
-        return loss
-
-    def _advance(self, p: Tensor) -> int:
-        """Count a step of the parameter. Each has its own count: one without a gradient does not step."""
-        if p not in self.state:
-            self.state[p] = {"step": 0, **{name: Tensor(np.zeros(p.shape, p.dtype)) for name in self._states}}
-        self.state[p]["step"] += 1
-        return self.state[p]["step"]
-
     # -- saving ----------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
         """All that is needed to go on exactly, as a flat mapping from names to arrays.
@@ -225,37 +172,52 @@ class Optimizer(ABC):
         ArgumentError : hyperparameters outside their range.
         """
         arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-        stepped = {name.split(".")[1] for name in arrays if name.startswith("state.")}
-        expected: dict[str, tuple[int, ...]] = {}
+        groups, layout = self._groups_in(arrays)
+        owners = dict(enumerate([(p, group) for group in groups for p in group["params"]]))
+        layouts: dict[int, Layout] = {}
+        for number, (p, group) in owners.items():
+            prefix = f"state.{number}."
+            if found := {name.removeprefix(prefix): a.shape for name, a in arrays.items() if name.startswith(prefix)}:
+                layouts[number] = self.state_layout(p, group, found)
+                layout |= {prefix + name: shape for name, shape in layouts[number].items()}
+        self._check_layout(arrays, layout)
+        for group in groups:
+            self.check_group(group)
+        states: dict[Tensor, State] = {}
+        for number, names in layouts.items():
+            p = owners[number][0]
+            given = {name: arrays[f"state.{number}.{name}"] for name in names}
+            states[p] = {
+                name: array.item() if names[name] is None else Tensor(np.array(array, p.dtype, order="C"))
+                for name, array in given.items()
+            }
+        self.param_groups, self.state = groups, states
+
+    def _groups_in(self, arrays: Mapping[str, np.ndarray]) -> tuple[list[Group], Layout]:
+        """The groups with the hyperparameters of a state dict, as far as they are there, and the names they need."""
+        groups, layout = [], {}
         for i, group in enumerate(self.param_groups):
-            expected[f"param_groups.{i}.params"] = (len(group["params"]),)
-            expected.update({f"param_groups.{i}.{name}": np.shape(value) for name, value in self.defaults.items()})
-        for number, p in enumerate(self._parameters()):
-            if str(number) in stepped:
-                expected[f"state.{number}.step"] = ()
-                expected.update({f"state.{number}.{name}": p.shape for name in self._states})
-        problems = [f"{name} is missing" for name in expected if name not in arrays]
-        problems += [f"{name} is unexpected" for name in arrays if name not in expected]
+            layout[f"param_groups.{i}.params"] = (len(group["params"]),)
+            values = {}
+            for name, default in self.defaults.items():
+                key = f"param_groups.{i}.{name}"
+                layout[key] = np.shape(default)
+                if key in arrays:
+                    value = arrays[key].tolist()
+                    values[name] = tuple(value) if isinstance(value, list) else value
+            groups.append({**group, **values})
+        return groups, layout
+
+    def _check_layout(self, arrays: Mapping[str, np.ndarray], layout: Layout) -> None:
+        problems = [f"{name} is missing" for name in layout if name not in arrays]
+        problems += [f"{name} is unexpected" for name in arrays if name not in layout]
         problems += [
-            f"{name} has shape {arrays[name].shape}, expected {shape}"
-            for name, shape in expected.items()
-            if name in arrays and arrays[name].shape != shape
+            f"{name} has shape {arrays[name].shape}, expected {shape or ()}"
+            for name, shape in layout.items()
+            if name in arrays and arrays[name].shape != (shape or ())
         ]
         if problems:
             raise CheckpointError(f"the state dict does not fit this {type(self).__name__}: {'; '.join(problems)}")
-        groups = []
-        for i, group in enumerate(self.param_groups):
-            values = {name: arrays[f"param_groups.{i}.{name}"].tolist() for name in self.defaults}
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            groups.append({**values, "params": group["params"]})
-            self.check_group(groups[-1])
-        states: dict[Tensor, State] = {}
-        for number, p in enumerate(self._parameters()):
-            if str(number) in stepped:
-                states[p] = {"step": int(arrays[f"state.{number}.step"])}
-                for name in self._states:
-                    states[p][name] = Tensor(np.array(arrays[f"state.{number}.{name}"], p.dtype, order="C"))
-        self.param_groups, self.state = groups, states
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
@@ -265,7 +227,8 @@ class Optimizer(ABC):
         return "\n".join([*lines, ")"])
 
 
-def _check_gradient(p: Tensor, grad: Tensor) -> None:
+def check_gradient(p: Tensor, grad: Tensor) -> None:
+    """Raise unless `grad`, which may have been set by hand, has the shape and dtype of its parameter."""
     if grad.shape != p.shape:
         raise ShapeError(f"a gradient has shape {grad.shape}, expected its parameter's shape {p.shape}")
     if grad.dtype != p.dtype:

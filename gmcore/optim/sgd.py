@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gmcore.errors import ArgumentError
-from gmcore.optim.optimizer import Group, Optimizer, State
+from gmcore.optim.fused import FusedOptimizer, penalised
+from gmcore.optim.optimizer import Group, State
 from gmcore.tensor import Tensor
-from gmkernels.dense import spec
+from gmkernels.optim import spec
 
 
-class SGD(Optimizer):
+class SGD(FusedOptimizer):
     """Steps along the gradient, or along its decaying sum.
 
-        g <- g + weight_decay p
+        g <- (-g if maximize else g) + weight_decay p
         b <- momentum b + (1 - dampening) g        (b <- g at the first step)
         p <- p - lr (g + momentum b)  if nesterov, else  p - lr b;  p - lr g without momentum
 
@@ -25,12 +26,14 @@ class SGD(Optimizer):
     momentum, dampening : weights of the decaying sum.
     weight_decay : factor of the L2 penalty's gradient.
     nesterov : look ahead along the sum; needs momentum, and no dampening.
-    foreach, fused : as for `Adam`.
+    maximize : climb instead.
+    foreach, differentiable, fused : how PyTorch computes it; here one kernel updates a whole group, so ``fused=True``
+        changes nothing and what would ask for another way is refused.
 
     Raises
     ------
-    ArgumentError : a hyperparameter outside its range, or one that is not supported (maximize, differentiable,
-        foreach), by name; and what `Optimizer` raises.
+    ArgumentError : a hyperparameter outside its range, or one that is not supported, by name; and what `Optimizer`
+        raises.
 
     Notes
     -----
@@ -57,34 +60,31 @@ class SGD(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        self._refuse("maximize", maximize, "minimise the negative objective")
-        self._refuse("differentiable", differentiable, "use SGD.update, which is made of operations")
-        self._refuse("foreach", foreach, "one fused kernel updates all parameters, leave it out", (None,))
-        self._refuse("fused", fused, "one fused kernel updates all parameters, leave it out", (None, True))
+        self._refuse_ways(foreach=foreach, differentiable=differentiable, fused=fused)
         values = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        super().__init__(params, {**values, "nesterov": nesterov})
+        super().__init__(params, {**values, "nesterov": nesterov, "maximize": maximize})
 
     def check_group(self, group: Group) -> None:
-        for name in ("lr", "momentum", "dampening", "weight_decay"):
-            self._check_number(name, group[name])
+        self._check_numbers(group, "lr", "momentum", "dampening", "weight_decay")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ArgumentError(
                 f"SGD: nesterov needs a positive momentum and no dampening, got momentum={group['momentum']!r}, "
                 f"dampening={group['dampening']!r}"
             )
 
-    def keeps_state(self, group: Group) -> bool:
-        return group["momentum"] != 0
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
     def hyper(self, group: Group, step: int) -> list[float]:
-        return [group["lr"], group["momentum"], group["dampening"], group["nesterov"], group["weight_decay"], step]
+        names = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
+        return [*[group[name] for name in names], step]
 
     @staticmethod
     def update(param: Tensor, grad: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[Tensor, State]:
         momentum = hyper["momentum"]
-        g = grad + hyper["weight_decay"] * param
+        g = penalised(param, grad, hyper)
         if not isinstance(momentum, Tensor) and momentum == 0:
             return param - hyper["lr"] * g, state
         b = momentum * state["momentum_buffer"] + (1.0 - hyper["dampening"]) * g if state else g
-        direction = g + momentum * b if hyper["nesterov"] else b
+        direction = g + momentum * b if hyper.get("nesterov") else b
         return param - hyper["lr"] * direction, {"step": state.get("step", 0) + 1, "momentum_buffer": b}

@@ -138,7 +138,12 @@ def rmsprop(
     """
     hyper = np.array([lr, alpha, eps, weight_decay, momentum, centered, maximize], np.float64)
     means = _state("grad_avg", grad_avg, centered, params)
-    outputs = (tuple(params), tuple(square_avg), means, _state("momentum_buffer", momentum_buffer, momentum != 0, params))
+    outputs = (
+        tuple(params),
+        tuple(square_avg),
+        means,
+        _state("momentum_buffer", momentum_buffer, momentum != 0, params),
+    )
     run(spec.RMSPROP, (tuple(grads), hyper), outputs=outputs, backend=backend)
 
 

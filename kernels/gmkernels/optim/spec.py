@@ -195,7 +195,8 @@ ADADELTA = _update(
     {"square_avg": _positive, "acc_delta": _positive},
     [(1.0, 0.9, 1e-6, 0, 0), (0.1, 0.5, 1e-3, 0.1, 1)],
     formula=(
-        _GRADIENT + "v = rho v + (1 - rho) g^2; d = sqrt(u + eps) / sqrt(v + eps) g; u = rho u + (1 - rho) d^2; p -= lr d"
+        _GRADIENT
+        + "v = rho v + (1 - rho) g^2; d = sqrt(u + eps) / sqrt(v + eps) g; u = rho u + (1 - rho) d^2; p -= lr d"
     ),
     source="Zeiler, arXiv:1212.5701, Algorithm 1; as torch.optim.Adadelta",
 )

@@ -4,9 +4,19 @@ import pytest
 from gmcore import nn, no_grad, ops, optim, tensor
 from gmcore.errors import ArgumentError, CheckpointError, DtypeError, GraphError, ShapeError, UnknownNameError
 
+OPTIONS = {
+    "Adam": {"amsgrad": True, "weight_decay": 0.1},
+    "AdamW": {},
+    "SGD": {"momentum": 0.9},
+    "Adagrad": {"initial_accumulator_value": 0.1, "weight_decay": 0.1},
+    "RMSprop": {"centered": True, "momentum": 0.5, "weight_decay": 0.1},
+    "Adadelta": {"weight_decay": 0.1},
+}
 KINDS = [
-    pytest.param(lambda params, **kw: optim.Adam(params, **{"lr": 0.01, "weight_decay": 0.1, **kw}), id="adam"),
-    pytest.param(lambda params, **kw: optim.SGD(params, **{"lr": 0.01, "momentum": 0.9, **kw}), id="sgd"),
+    pytest.param(
+        lambda params, kind=kind, own=own, **kw: getattr(optim, kind)(params, **{"lr": 0.01, **own, **kw}), id=kind
+    )
+    for kind, own in OPTIONS.items()
 ]
 
 

@@ -1,0 +1,131 @@
+"""Optimisers that treat every element alike: one fused kernel, and the same update made of operations."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gmcore import ops
+from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
+from gmcore.tensor import Tensor, enable_grad
+from gmkernels.registry import KernelSpec, run
+
+
+class FusedOptimizer(Optimizer):
+    """Base of the optimisers whose step is one kernel over all parameters of a group.
+
+    Notes
+    -----
+    A subclass names its kernel, says how the kernel's array of numbers is made from a group, and has the same update
+    once more as a function of tensors, `update`. Parameters and raises as `Optimizer`.
+    """
+
+    kernel: KernelSpec
+    """The update of many parameters at once, in place: inputs (grads, hyper), outputs (params, *states)."""
+
+    # -- what a subclass says --------------------------------------------------------------------------
+    @abstractmethod
+    def hyper(self, group: Group, step: int) -> list[float]:
+        """The kernel's hyper array at this step of a parameter (the first is 1)."""
+
+    def state_names(self, group: Group) -> tuple[str, ...]:
+        """The states, of those the kernel knows, that it uses with these hyperparameters."""
+        return self._states
+
+    def initial(self, name: str, group: Group) -> float:
+        """What a state is full of before the first step."""
+        return 0.0
+
+    @staticmethod
+    @abstractmethod
+    def update(param: Tensor, grad: Tensor, state: State, hyper: Mapping[str, Any]) -> tuple[Tensor, State]:
+        """The update as a function of tensors, made of operations: nothing is changed, any derivative exists.
+
+        An optimisation unrolled with it can be differentiated with respect to where it started and to its
+        hyperparameters.
+
+        Parameters
+        ----------
+        param, grad : tensors of one shape.
+        state : ``{}`` before the first step, then what the last call gave; ``optimizer.state[p]`` has this form.
+        hyper : hyperparameters by name, such as ``optimizer.param_groups[0]``; the real ones may be tensors, and what
+            is on or off is off where it is left out.
+
+        Returns
+        -------
+        The new parameter and the new state.
+        """
+
+    # -- the step --------------------------------------------------------------------------------------
+    @property
+    def _states(self) -> tuple[str, ...]:
+        """Names of the tensors of a state, in the order of the kernel's outputs."""
+        return tuple([name[1:] for name in self.kernel.outputs[1:]])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self.check_group(group)
+            used = self.state_names(group)
+            ready = [p for p in group["params"] if p.grad is not None]
+            for p in ready:
+                check_gradient(p, p.grad)
+            # A call updates the parameters of one dtype that are at the same step: as a rule, the whole group.
+            calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
+            for p in ready:
+                step = self._advance(p, group, used) if used else 1
+                calls.setdefault((step, p.dtype), []).append(p)
+            for (step, _), params in calls.items():
+                grads = tuple([p.grad._data for p in params])
+                arrays = tuple([p._data for p in params])
+                # For a state it does not use the kernel wants arrays of these shapes all the same.
+                states = [
+                    tuple([self.state[p][name]._data for p in params]) if name in used else arrays
+                    for name in self._states
+                ]
+                run(self.kernel, (grads, np.array(self.hyper(group, step), np.float64)), outputs=(arrays, *states))
+                for p in params:
+                    p._written()
+        return loss
+
+    def _advance(self, p: Tensor, group: Group, used: tuple[str, ...]) -> int:
+        """Count a step of the parameter. Each has its own count: one without a gradient does not step."""
+        state = self.state.setdefault(p, {"step": 0})
+        for name in used:
+            if name not in state:
+                state[name] = Tensor(np.full(p.shape, self.initial(name, group), p.dtype))
+        state["step"] += 1
+        return state["step"]
+
+    def state_layout(self, p: Tensor, group: Group, found: Mapping[str, tuple[int, ...]]) -> Layout:
+        # A state may be left from a time when it was used: momentum that is 0 now may come back.
+        names = [name for name in self._states if name in found or name in self.state_names(group)]
+        return {"step": None, **{name: p.shape for name in names}}
+
+
+# -- what updates are made of ---------------------------------------------------------------------------------
+def full_like(param: Tensor, value: float = 0.0) -> Tensor:
+    """A state before the first step."""
+    return Tensor(np.full(param.shape, value, param.dtype))
+
+
+def penalised(param: Tensor, grad: Tensor, hyper: Mapping[str, Any]) -> Tensor:
+    """The gradient of what is minimised: of minus the objective if ``maximize``, and of the L2 penalty."""
+    return (-grad if hyper.get("maximize") else grad) + hyper["weight_decay"] * param
+
+
+def root(mean_square: Tensor) -> Tensor:
+    """sqrt, with derivative 0 at 0.
+
+    A running mean of squares is 0 where the gradient has been 0 at every step. The direction is divided by its root
+    (and eps) and is 0 there itself, so the root's share of the derivative, proportional to it, is 0. The inner where
+    keeps the infinite slope of sqrt out.
+    """
+    moved = ops.greater(mean_square, 0.0)
+    return ops.where(moved, ops.sqrt(ops.where(moved, mean_square, 1.0)), 0.0)
