@@ -39,6 +39,7 @@ from gmcore.evaluation import (
 )
 from gmcore.models import GenerativeModel, Recipe
 from gmcore.optim import Adam
+from gmcore.optim.lr_scheduler import iwae_schedule
 from gmcore.random import Generator
 from gmcore.run import (
     CHECKPOINT,
@@ -61,19 +62,6 @@ from gmcore.tensor import Tensor, as_tensor, check_device, no_grad
 
 
 # -- learning rates -------------------------------------------------------------------------------------------
-def iwae_schedule(epoch: int) -> float:
-    """Factor on the learning rate: 10^(-i/7) in stage i = 0..7, which lasts 3^i epochs.
-
-    Burda, Grosse & Salakhutdinov 2016, section 5: 3280 epochs in all. Epochs count from 1; later ones stay at the
-    last stage's rate.
-    """
-    stage, end = 0, 1
-    while stage < 7 and epoch > end:
-        stage += 1
-        end += 3**stage
-    return 10.0 ** (-stage / 7.0)
-
-
 SCHEDULES: dict[str, Callable[[int], float]] = {"iwae": iwae_schedule}
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""
 

@@ -82,7 +82,7 @@ class FusedOptimizer(Optimizer):
                 step = self._advance(p, group, used) if used else 1
                 calls.setdefault((step, p.dtype), []).append(p)
             for (step, _), params in calls.items():
-                grads = tuple([p.grad._data for p in params])
+                grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])
                 # For a state it does not use the kernel wants arrays of these shapes all the same.
                 states = [

@@ -195,7 +195,8 @@ class Optimizer(ABC):
 
     def _groups_in(self, arrays: Mapping[str, np.ndarray]) -> tuple[list[Group], Layout]:
         """The groups with the hyperparameters of a state dict, as far as they are there, and the names they need."""
-        groups, layout = [], {}
+        groups: list[Group] = []
+        layout: Layout = {}
         for i, group in enumerate(self.param_groups):
             layout[f"param_groups.{i}.params"] = (len(group["params"]),)
             values = {}

@@ -136,8 +136,8 @@ SGD = _update(
         (0.1, 0.9, 0, 1, 0.1, 0, 2),
     ],
     formula=(
-        _GRADIENT + "if momentum: b = g at step 1, momentum b + (1 - dampening) g later; g = g + momentum b if nesterov "
-        "else b; p -= lr g. The first step is 1; without momentum the buffers are left alone"
+        _GRADIENT + "if momentum: b = g at step 1, momentum b + (1 - dampening) g later; g = g + momentum b if "
+        "nesterov else b; p -= lr g. The first step is 1; without momentum the buffers are left alone"
     ),
     source="Sutskever, Martens, Dahl & Hinton, ICML 2013; as torch.optim.SGD",
 )  # fmt: skip
@@ -179,8 +179,8 @@ RMSPROP = _update(
         (0.01, 0.9, 1e-6, 0.1, 0.5, 1, 1),
     ],
     formula=(
-        _GRADIENT + "v = alpha v + (1 - alpha) g^2; centered: m = alpha m + (1 - alpha) g and w = max(v - m^2, 0), else "
-        "w = v; d = g / (sqrt(w) + eps); momentum: b = momentum b + d and d = b; p -= lr d. States that are not used "
+        _GRADIENT + "v = alpha v + (1 - alpha) g^2; centered: m = alpha m + (1 - alpha) g and w = max(v - m^2, 0), "
+        "else w = v; d = g / (sqrt(w) + eps); momentum: b = momentum b + d and d = b; p -= lr d. States that are not used "
         "are left alone"
     ),
     source=(
@@ -244,7 +244,7 @@ TOTAL_NORM = KernelSpec(
     workspace=_norm_workspace,
     cost=lambda grads, norm_type: Cost(sum(g.nbytes for g in grads), 0, 4.0 * _size(grads)),
     examples=_norm_examples,
-    formula="norm = (sum of |g|^norm_type over all elements of all arrays)^(1 / norm_type), in float64; inf: the largest",
+    formula="norm = (sum of |g|^norm_type over all arrays)^(1 / norm_type), in float64; inf: the largest",
     source="Pascanu, Mikolov & Bengio, ICML 2013, Algorithm 1",
     # Terms are added one after another within a block of at most CHUNK, then the blocks' sums: 16384 u and a few u.
     tolerance={"float32": (2e-12, 0.0), "float64": (2e-12, 0.0)},

@@ -1,0 +1,116 @@
+"""Clipping of gradients: `torch.nn.utils`' functions."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gmcore.errors import ArgumentError
+from gmcore.tensor import Tensor
+from gmkernels import total_norm
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale the gradients so that the norm of all of them together is at most `max_norm`.
+
+        g <- g min(1, max_norm / (norm + 1e-6)),   norm = (sum of |g|^norm_type over all elements)^(1 / norm_type)
+
+    The gradients are read once for the norm, which is accumulated in float64, and once more only if they are scaled.
+
+    Parameters
+    ----------
+    parameters : one or more tensors; those without a gradient are passed over.
+    max_norm : the largest norm; inf only measures one that is finite.
+    norm_type : a positive number, or inf for the largest magnitude.
+    error_if_nonfinite : refuse a norm that is NaN or infinite; otherwise such gradients become NaN or 0, as in PyTorch.
+    foreach : refused unless None; one kernel reads all gradients.
+
+    Returns
+    -------
+    The norm before clipping, a tensor of no dimensions in the gradients' dtype.
+
+    Raises
+    ------
+    ArgumentError : a number outside its range, `foreach`, or a norm that is not finite, with the first gradient that
+        is not; no gradient is changed then.
+
+    Notes
+    -----
+    A scaled gradient is a new tensor, in ``.grad``: the backward pass may have given the old one to others too.
+
+    References
+    ----------
+    Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks, ICML 2013, Algorithm 1.
+    """
+    _check("clip_grad_norm_", "max_norm", max_norm, foreach)
+    if not (isinstance(norm_type, numbers.Real) and float(norm_type) > 0.0):
+        raise ArgumentError(f"clip_grad_norm_: norm_type must be a positive number or inf, got {norm_type!r}")
+    tensors = _with_gradients("clip_grad_norm_", parameters)
+    by_dtype: dict[np.dtype[Any], list[Any]] = {}
+    for p in tensors:
+        by_dtype.setdefault(p.dtype, []).append(p.grad._data)  # type: ignore[union-attr]
+    norms = [total_norm(grads, norm_type=norm_type) for grads in by_dtype.values()]
+    norm = float(total_norm(norms, norm_type=norm_type))  # of the dtypes' norms, as a rule of one
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {norm}; {_first_nonfinite(tensors)}")
+    scale = max_norm / (norm + 1e-6)
+    with np.errstate(all="ignore"):
+        if not scale >= 1.0:
+            for p in tensors:
+                p.grad = Tensor(np.asarray(p.grad._data * p.dtype.type(scale)))  # type: ignore[union-attr]
+        return Tensor(np.array(norm, np.result_type(*by_dtype) if by_dtype else np.float32))
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
+    """Clip every element of the gradients to [-clip_value, clip_value]; NaN stays.
+
+    Parameters
+    ----------
+    parameters : one or more tensors; those without a gradient are passed over.
+    clip_value : the largest magnitude.
+    foreach : refused unless None.
+
+    Raises
+    ------
+    ArgumentError : a `clip_value` that is no number of at least 0, or `foreach`.
+
+    Notes
+    -----
+    A clipped gradient is a new tensor, as for `clip_grad_norm_`.
+    """
+    _check("clip_grad_value_", "clip_value", clip_value, foreach)
+    for p in _with_gradients("clip_grad_value_", parameters):
+        bound = p.dtype.type(clip_value)
+        p.grad = Tensor(np.asarray(np.clip(p.grad._data, -bound, bound)))  # type: ignore[union-attr]
+
+
+def _check(function: str, name: str, bound: Any, foreach: bool | None) -> None:
+    if not (isinstance(bound, numbers.Real) and float(bound) >= 0.0):
+        raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {bound!r}")
+    if foreach is not None:
+        raise ArgumentError(f"{function}: foreach={foreach!r} is not supported; leave it out")
+
+
+def _with_gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for i, p in enumerate(tensors):
+        if not isinstance(p, Tensor):
+            raise ArgumentError(f"{function}: parameter {i} is a {type(p).__name__}, expected a tensor")
+    return [p for p in tensors if p.grad is not None]
+
+
+def _first_nonfinite(tensors: list[Tensor]) -> str:
+    for i, p in enumerate(tensors):
+        if not np.isfinite(p.grad._data).all():  # type: ignore[union-attr]
+            return f"the first that is not finite is number {i} of those given, of shape {p.shape}"
+    return "every element is finite, but not the sum of their powers"
