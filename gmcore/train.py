@@ -60,7 +60,6 @@ from gmcore.run import (
 from gmcore.streams import drawing_from, stream_seed
 from gmcore.tensor import Tensor, as_tensor, check_device, no_grad
 
-
 # -- learning rates -------------------------------------------------------------------------------------------
 SCHEDULES: dict[str, Callable[[int], float]] = {"iwae": iwae_schedule}
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""

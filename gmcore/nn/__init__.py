@@ -1,6 +1,6 @@
 """Modules: what models are made of. `torch.nn`'s names, argument order, defaults and state-dict names."""
 
-from gmcore.nn import init
+from gmcore.nn import init, utils
 from gmcore.nn.activation import Identity, ReLU, Sigmoid, Softplus, Tanh
 from gmcore.nn.container import Sequential
 from gmcore.nn.linear import Linear
@@ -19,4 +19,5 @@ __all__ = [
     "Softplus",
     "Tanh",
     "init",
+    "utils",
 ]
