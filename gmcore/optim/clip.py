@@ -58,7 +58,7 @@ def clip_grad_norm_(
     tensors = _with_gradients("clip_grad_norm_", parameters)
     by_dtype: dict[np.dtype[Any], list[Any]] = {}
     for p in tensors:
-        by_dtype.setdefault(p.dtype, []).append(p.grad._data)  # type: ignore[union-attr]
+        by_dtype.setdefault(p.dtype, []).append(p.grad._data)
     norms = [total_norm(grads, norm_type=norm_type) for grads in by_dtype.values()]
     norm = float(total_norm(norms, norm_type=norm_type))  # of the dtypes' norms, as a rule of one
     if error_if_nonfinite and not math.isfinite(norm):
@@ -67,7 +67,7 @@ def clip_grad_norm_(
     with np.errstate(all="ignore"):
         if not scale >= 1.0:
             for p in tensors:
-                p.grad = Tensor(np.asarray(p.grad._data * p.dtype.type(scale)))  # type: ignore[union-attr]
+                p.grad = Tensor(np.asarray(p.grad._data * p.dtype.type(scale)))
         return Tensor(np.array(norm, np.result_type(*by_dtype) if by_dtype else np.float32))
 
 

@@ -54,21 +54,21 @@ class EMA:
     def __init__(self, params: Module | Iterable[Tensor], decay: float = 0.999) -> None:
         if not (isinstance(decay, numbers.Real) and 0.0 <= float(decay) <= 1.0):
             raise ArgumentError(f"EMA: decay must be a number in [0, 1], got {decay!r}")
-        if hasattr(params, "named_parameters"):
-            self._params = dict(params.named_parameters())
-        elif isinstance(params, Tensor):
+        if isinstance(params, Tensor):
             raise ArgumentError("EMA: params is one tensor, expected a module or an iterable of tensors")
-        else:
-            self._params = {str(i): p for i, p in enumerate(params)}
+        named = params.named_parameters() if hasattr(params, "named_parameters") else enumerate(params)
+        self._params: dict[str, Tensor] = {str(name): p for name, p in named}
         if not self._params:
             raise ArgumentError("EMA: params is empty; give the parameters to average")
         for name, p in self._params.items():
             if not isinstance(p, Tensor) or p.dtype.kind != "f":
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__
                 raise ArgumentError(f"EMA: parameter {name} is a {kind}, expected a floating tensor")
-        self.decay = decay
-        self.updates = 0
-        self.averages = {name: Tensor(np.array(p._data, order="C")) for name, p in self._params.items()}
+        self.decay: float = decay
+        self.updates: int = 0
+        self.averages: dict[str, Tensor] = {
+            name: Tensor(np.array(p._data, order="C")) for name, p in self._params.items()
+        }
 
     def update(self) -> None:
         """Move the averages towards the parameters as they are now."""

@@ -67,7 +67,10 @@ class LRScheduler:
     @property
     def base_lrs(self) -> list[float]:
         """The groups' rates at the start: before the first schedule, or when the group was added."""
-        return [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        for group in groups:
+            group.setdefault("initial_lr", group["lr"])
+        return [group["initial_lr"] for group in groups]
 
     def _set(self) -> None:
         self._last_lr = self.rates(self.last_epoch)

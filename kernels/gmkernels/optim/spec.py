@@ -180,8 +180,8 @@ RMSPROP = _update(
     ],
     formula=(
         _GRADIENT + "v = alpha v + (1 - alpha) g^2; centered: m = alpha m + (1 - alpha) g and w = max(v - m^2, 0), "
-        "else w = v; d = g / (sqrt(w) + eps); momentum: b = momentum b + d and d = b; p -= lr d. States that are not used "
-        "are left alone"
+        "else w = v; d = g / (sqrt(w) + eps); momentum: b = momentum b + d and d = b; p -= lr d. States that "
+        "are not used are left alone"
     ),
     source=(
         "Tieleman & Hinton, lecture 6.5 of Neural networks for machine learning, 2012; centered: Graves, "
