@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
 from gmkernels.optim import spec
-from gmkernels.pool import address, block_kernel
+from gmkernels.pool import address, block_kernel, jitable, reduction
 from gmkernels.registry import KernelSpec
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
-_jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 
 # ---------------------------------------------------------------------------------------------------------
 # Many arrays in one launch
@@ -45,7 +42,7 @@ def _array_at(typing_context, pointer, size, like):
     return array_type(types.int64, types.int64, like), generate
 
 
-@_jit
+@register_jitable(error_model="numpy")  # `jitable` functions return no arrays
 def _part(chunk, chunks, pointers, arrays, which, like):
     """Chunk number `chunk`, of the array number `which` of the `arrays` of its parameter."""
     parameter, start, size = chunks[3 * chunk], chunks[3 * chunk + 1], chunks[3 * chunk + 2]
@@ -67,7 +64,7 @@ def _update(kernel: Any, updated: KernelSpec, inputs: Arrays, outputs: Arrays) -
         kernel(len(first) - 1, given[0], np.ascontiguousarray(hyper), chunks, first, _table(given, *outputs))
 
 
-@_jit
+@jitable
 def _gradient(g, p, sign, weight_decay):
     return sign * g if weight_decay == 0 else sign * g + weight_decay * p
 
@@ -93,14 +90,14 @@ def _sgd(block, like, hyper, chunks, first, pointers):
             _momentum_step(g, p, b, lr, momentum, sign, weight_decay, begins, keep, add, nesterov)
 
 
-@_jit
+@jitable
 def _plain_step(g, p, lr, sign, weight_decay):
     g = g[: p.size]
     for i in range(p.size):
         p[i] -= lr * _gradient(g[i], p[i], sign, weight_decay)
 
 
-@_jit
+@jitable
 def _momentum_step(g, p, b, lr, momentum, sign, weight_decay, begins, keep, add, nesterov):
     g, b = g[: p.size], b[: p.size]
     for i in range(p.size):
@@ -139,7 +136,7 @@ def _adam(block, like, hyper, chunks, first, pointers):
             _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, sign, weight_decay, shrink)
 
 
-@_jit
+@jitable
 def _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps, sign, weight_decay, shrink):
     g, m, v = g[: p.size], m[: p.size], v[: p.size]
     for i in range(p.size):
@@ -149,7 +146,7 @@ def _adam_step(g, p, m, v, step_size, correction, keep1, add1, keep2, add2, eps,
         p[i] = shrink * p[i] - step_size * m[i] / (math.sqrt(v[i]) * correction + eps)
 
 
-@_jit
+@jitable
 def _adam_moments(g, p, m, v, keep1, add1, keep2, add2, sign, weight_decay):
     g, m, v = g[: p.size], m[: p.size], v[: p.size]
     for i in range(p.size):
@@ -158,7 +155,7 @@ def _adam_moments(g, p, m, v, keep1, add1, keep2, add2, sign, weight_decay):
         v[i] = keep2 * v[i] + add2 * gradient * gradient
 
 
-@_jit
+@jitable
 def _amsgrad_step(p, m, v, largest, step_size, correction, eps, shrink):
     m, v, largest = m[: p.size], v[: p.size], largest[: p.size]
     for i in range(p.size):
@@ -186,7 +183,7 @@ def _adagrad(block, like, hyper, chunks, first, pointers):
         _adagrad_step(g, p, s, rate, eps, sign, weight_decay)
 
 
-@_jit
+@jitable
 def _adagrad_step(g, p, s, rate, eps, sign, weight_decay):
     g, s = g[: p.size], s[: p.size]
     for i in range(p.size):
@@ -216,7 +213,7 @@ def _rmsprop(block, like, hyper, chunks, first, pointers):
         _rmsprop_step(g, p, v, m, b, lr, keep, add, eps, sign, weight_decay, momentum, centered)
 
 
-@_jit
+@jitable
 def _rmsprop_step(g, p, v, m, b, lr, keep, add, eps, sign, weight_decay, momentum, centered):
     g, v, m, b = g[: p.size], v[: p.size], m[: p.size], b[: p.size]
     zero = p.dtype.type(0)
@@ -255,7 +252,7 @@ def _adadelta(block, like, hyper, chunks, first, pointers):
         _adadelta_step(g, p, v, u, lr, keep, add, eps, sign, weight_decay)
 
 
-@_jit
+@jitable
 def _adadelta_step(g, p, v, u, lr, keep, add, eps, sign, weight_decay):
     g, v, u = g[: p.size], v[: p.size], u[: p.size]
     for i in range(p.size):
@@ -282,7 +279,7 @@ def _average(block, like, hyper, chunks, first, pointers):
         _move(_part(chunk, chunks, pointers, 2, 0, like), _part(chunk, chunks, pointers, 2, 1, like), share)
 
 
-@_jit
+@jitable
 def _move(p, a, share):
     p = p[: a.size]
     for i in range(a.size):
@@ -309,7 +306,7 @@ def _total_norm(block, like, norm_type, chunks, first, pointers, partial):
             partial[block] += _power_sum(g, norm_type[0])
 
 
-@_jit
+@jitable
 def _largest(largest, g):
     for i in range(g.size):
         magnitude = abs(np.float64(g[i]))
@@ -317,7 +314,7 @@ def _largest(largest, g):
     return largest
 
 
-@_jit
+@reduction
 def _power_sum(g, norm_type):
     total = 0.0
     if norm_type == 2:
