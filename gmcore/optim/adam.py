@@ -44,7 +44,9 @@ class Adam(FusedOptimizer):
 
     Notes
     -----
-    State of a parameter: ``step``, ``exp_avg`` (m), ``exp_avg_sq`` (v), with amsgrad ``max_exp_avg_sq`` (w).
+    State of a parameter: ``step``, ``exp_avg`` (m), ``exp_avg_sq`` (v), with amsgrad ``max_exp_avg_sq`` (w). A state
+    may be set before the first step: the released code of the IWAE starts at v = 1, with beta1 = 0.99, eps = 1e-4:
+    ``optimizer.state[p] = {"step": 0, "exp_avg_sq": gmcore.tensor(np.ones(p.shape, p.dtype))}``.
 
     References
     ----------

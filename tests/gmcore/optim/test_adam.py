@@ -53,3 +53,15 @@ def test_constructor_refuses(options, message):
 
 def test_constructor_takes_what_changes_nothing():
     optim.Adam([nn.Parameter([1.0])], 1e-3, (0.9, 0.999), 1e-8, 0, False, foreach=None, fused=True, maximize=False)
+
+
+def test_a_state_set_before_the_first_step_is_taken():
+    """v = 1 at first: m / (sqrt(v) + eps) = g / (sqrt((beta2 + (1 - beta2) g^2) / (1 - beta2)) + eps) at t = 1."""
+    g, beta2 = np.array([0.5, -2.0]), 0.9
+    p = nn.Parameter(np.zeros(2))
+    optimizer = optim.Adam([p], lr=0.1, betas=(0.99, beta2), eps=1e-4)
+    optimizer.state[p] = {"step": 0, "exp_avg_sq": tensor(np.ones(2))}
+    p.grad = tensor(g)
+    optimizer.step()
+    expected = -0.1 * g / (np.sqrt((beta2 + (1 - beta2) * g**2) / (1 - beta2)) + 1e-4)
+    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-13)
