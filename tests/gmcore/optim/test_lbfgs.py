@@ -233,3 +233,40 @@ def test_10_iterations_on_a_convex_function_equal_pytorch():
         state, peer = ours.state[p], theirs.state[q]
         assert (state["n_iter"], state["func_evals"]) == (peer["n_iter"], peer["func_evals"])
         np.testing.assert_allclose(state["old_dirs"].numpy(), [y.numpy() for y in peer["old_dirs"]], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.3, 1.0, 50.0])
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda t: (-t / (t * t + 2.0), (t * t - 2.0) / (t * t + 2.0) ** 2),
+        lambda t: ((t - 3.0) ** 4, 4.0 * (t - 3.0) ** 3),
+        lambda t: (0.1 * (t - 9.0) ** 2 + np.sin(4.0 * t), 0.2 * (t - 9.0) + 4.0 * np.cos(4.0 * t) - 4.5),
+        lambda t: (abs(t - 0.7) ** 1.1, 1.1 * abs(t - 0.7) ** 0.1 * np.sign(t - 0.7)),
+    ],
+)
+def test_line_search_tries_the_steps_of_pytorch(phi, first):
+    """Also where the slope is not that of the loss, as with noise: the search must end, and as PyTorch's does."""
+    torch = pytest.importorskip("torch")
+    from torch.optim.lbfgs import _strong_wolfe
+
+    tried, expected = [], []
+
+    def at(t):
+        tried.append(t)
+        loss, slope = phi(t)
+        return _Trial(t, float(loss), None, float(slope))
+
+    def objective(x, t, d):
+        expected.append(float(t))
+        loss, slope = phi(float(t))
+        return float(loss), torch.tensor([float(slope)], dtype=torch.float64)
+
+    start = _Trial(0.0, float(phi(0.0)[0]), None, float(phi(0.0)[1]))
+    one = torch.ones(1, dtype=torch.float64)
+    slope = torch.tensor([start.slope], dtype=torch.float64)
+    found = strong_wolfe(at, start, first, tolerance=1e-9, trials=25)
+    _, _, t, _ = _strong_wolfe(objective, None, first, one, start.loss, slope, slope[0])
+    # A trial is a few roundings of differences of losses of order 1, divided by brackets down to 1e-9.
+    np.testing.assert_allclose(tried, expected, rtol=1e-6)
+    assert found.t == pytest.approx(float(t), rel=1e-6)
