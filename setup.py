@@ -9,7 +9,16 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gmcore/__init__.py").read_text()).group(1)
 
 APP = ["rich>=13", "matplotlib>=3.8", "scikit-learn>=1.4", "scipy>=1.11"]
-TEST = ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6.100", "ruff>=0.5", "mypy>=1.10", "build>=1", *APP]
+TEST = [
+    "pytest>=8",
+    "pytest-benchmark>=4",
+    "pytest-xdist>=3.3",
+    "hypothesis>=6.100",
+    "ruff>=0.5",
+    "mypy>=1.10",
+    "build>=1",
+    *APP,
+]
 
 setup(
     name="gmcore",
