@@ -1,23 +1,103 @@
 """Modules: what models are made of. `torch.nn`'s names, argument order, defaults and state-dict names."""
 
 from gmcore.nn import init, utils
-from gmcore.nn.activation import Identity, ReLU, Sigmoid, Softplus, Tanh
-from gmcore.nn.container import Sequential
-from gmcore.nn.linear import Linear
-from gmcore.nn.module import IncompatibleKeys, Module
+from gmcore.nn.activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardtanh,
+    Identity,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softmin,
+    Softplus,
+    Softsign,
+    Tanh,
+)
+from gmcore.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
+from gmcore.nn.dropout import Dropout
+from gmcore.nn.embedding import Embedding
+from gmcore.nn.functional import Functional
+from gmcore.nn.linear import Bilinear, Linear
+from gmcore.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CosineEmbeddingLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MarginRankingLoss,
+    MSELoss,
+    MultiMarginLoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+)
+from gmcore.nn.module import HookHandle, IncompatibleKeys, Module
+from gmcore.nn.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
 from gmcore.nn.parameter import Parameter
+from gmcore.nn.shape import Flatten, Unflatten
 
 __all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "Bilinear",
+    "CosineEmbeddingLoss",
+    "CrossEntropyLoss",
+    "Dropout",
+    "ELU",
+    "Embedding",
+    "Flatten",
+    "Functional",
+    "GELU",
+    "GaussianNLLLoss",
+    "GroupNorm",
+    "Hardtanh",
+    "HingeEmbeddingLoss",
+    "HookHandle",
+    "HuberLoss",
     "Identity",
     "IncompatibleKeys",
+    "KLDivLoss",
+    "L1Loss",
+    "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "LogSigmoid",
+    "LogSoftmax",
+    "MSELoss",
+    "MarginRankingLoss",
     "Module",
+    "ModuleDict",
+    "ModuleList",
+    "MultiMarginLoss",
+    "NLLLoss",
     "Parameter",
+    "ParameterDict",
+    "ParameterList",
+    "PoissonNLLLoss",
+    "RMSNorm",
     "ReLU",
+    "SELU",
     "Sequential",
+    "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
+    "Softmax",
+    "Softmin",
     "Softplus",
+    "Softsign",
     "Tanh",
+    "Unflatten",
     "init",
     "utils",
 ]

@@ -1,4 +1,4 @@
-"""Elementwise activations as modules."""
+"""Activations as modules."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 from gmcore import ops
 from gmcore.errors import ArgumentError
+from gmcore.nn.functional import Functional
 from gmcore.nn.module import Module
 from gmcore.tensor import Tensor, as_tensor
+
+_IN_PLACE = {"inplace": False}
 
 
 class Identity(Module):
@@ -20,34 +23,60 @@ class Identity(Module):
         return as_tensor(input)
 
 
-class Tanh(Module):
+class Tanh(Functional, function=ops.tanh):
     """tanh x."""
 
-    def forward(self, input: Any) -> Tensor:
-        return ops.tanh(input)
 
-
-class Sigmoid(Module):
+class Sigmoid(Functional, function=ops.sigmoid):
     """1 / (1 + exp(-x))."""
 
-    def forward(self, input: Any) -> Tensor:
-        return ops.sigmoid(input)
+
+class LogSigmoid(Functional, function=ops.logsigmoid):
+    """log(1 / (1 + exp(-x)))."""
 
 
-class ReLU(Module):
-    """max(x, 0).
+class Softsign(Functional, function=ops.softsign):
+    """x / (1 + |x|)."""
 
-    Raises
-    ------
-    ArgumentError : ``inplace=True``; tensors do not change under the user.
-    """
 
-    def __init__(self, inplace: bool = False) -> None:
-        if inplace:
-            raise ArgumentError("ReLU: inplace=True is not supported, tensors do not change in place; leave it out")
+class ReLU(Functional, function=ops.relu, refused=_IN_PLACE):
+    """max(x, 0). Raises `ArgumentError` for ``inplace=True``, as the others do: tensors do not change in place."""
 
-    def forward(self, input: Any) -> Tensor:
-        return ops.relu(input)
+
+class LeakyReLU(Functional, function=ops.leaky_relu, refused=_IN_PLACE):
+    """x where x > 0, else negative_slope x."""
+
+
+class ELU(Functional, function=ops.elu, refused=_IN_PLACE):
+    """x where x > 0, else alpha (exp(x) - 1)."""
+
+
+class SELU(Functional, function=ops.selu, refused=_IN_PLACE):
+    """1.0507 elu(x, alpha=1.6733)."""
+
+
+class SiLU(Functional, function=ops.silu, refused=_IN_PLACE):
+    """x sigmoid(x)."""
+
+
+class GELU(Functional, function=ops.gelu):
+    """x Phi(x), with the normal distribution function Phi; or with ``approximate="tanh"`` nearly that."""
+
+
+class Hardtanh(Functional, function=ops.hardtanh, refused=_IN_PLACE):
+    """x limited to min_val .. max_val."""
+
+
+class Softmax(Functional, function=ops.softmax, renamed={"dim": "axis"}):
+    """exp(x_i) / sum_j exp(x_j) along the axis `dim`, which has to be given."""
+
+
+class LogSoftmax(Functional, function=ops.log_softmax, renamed={"dim": "axis"}):
+    """x_i - log sum_j exp(x_j) along the axis `dim`, which has to be given."""
+
+
+class Softmin(Functional, function=ops.softmin, renamed={"dim": "axis"}):
+    """exp(-x_i) / sum_j exp(-x_j) along the axis `dim`, which has to be given."""
 
 
 class Softplus(Module):

@@ -140,3 +140,100 @@ def kaiming_normal_(
     ShapeError : fewer than two axes.  ArgumentError : an unknown mode.  UnknownNameError : an unknown nonlinearity.
     """
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Numbers from N(mean, std^2) within [a, b]: mean + std Phi^-1(u) with u uniform in (Phi(a'), Phi(b')].
+
+    Raises
+    ------
+    ArgumentError : an interval without numbers, or std not positive.
+    """
+    if not (a < b and std > 0):
+        raise ArgumentError(f"trunc_normal_: expected a < b and std > 0, got a={a}, b={b}, std={std}")
+    low, high = ((limit - mean) / std for limit in (a, b))
+    # From the side where the interval's probabilities are small, and so have the most digits.
+    sign = -1.0 if low > 0 else 1.0
+    ends = sorted(float(ops.ndtr(np.float64(sign * x)).item()) for x in (low, high))
+    u = ops.uniform(tensor.shape, dtype="float64", generator=generator)
+    x = mean + std * sign * ops.ndtri(ends[0] + (ends[1] - ends[0]) * u)
+    return tensor.copy_(ops.clip(x, a, b))
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """The identity matrix, which keeps as many inputs as it can. Raises `ShapeError` unless there are two axes."""
+    if tensor.ndim != 2:
+        raise ShapeError(f"eye_: expected a matrix, got shape {tensor.shape}")
+    return tensor.copy_(np.eye(*tensor.shape, dtype=tensor.dtype))
+
+
+def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+    """The weight (out, in, *receptive field) of a convolution that passes as many channels as it can unchanged.
+
+    Parameters
+    ----------
+    groups : each group of out / groups output channels passes the input channels from the first on.
+
+    Raises
+    ------
+    ShapeError : a weight that has not three to five axes, or whose out is no multiple of `groups`.
+    """
+    if tensor.ndim not in (3, 4, 5) or groups < 1 or tensor.shape[0] % groups:
+        raise ShapeError(
+            f"dirac_: expected a weight (out, in, ...) of three to five axes with out a multiple of groups={groups}, "
+            f"got {tensor.shape}"
+        )
+    weight = np.zeros(tensor.shape, tensor.dtype)
+    middle = tuple(n // 2 for n in tensor.shape[2:])
+    per_group = tensor.shape[0] // groups
+    for group in range(groups):
+        for channel in range(min(per_group, tensor.shape[1])):
+            weight[(group * per_group + channel, channel, *middle)] = 1.0
+    return tensor.copy_(weight)
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """gain times a matrix (out, in x receptive field) with orthonormal rows, or columns if there are more rows.
+
+    The Q of the QR factorisation of normal numbers, with a positive diagonal of R: uniform over all such matrices
+    (Mezzadri, How to generate random matrices from the classical compact groups, 2007). Saxe, McClelland & Ganguli,
+    ICLR 2014.
+
+    Raises
+    ------
+    ShapeError : fewer than two axes.
+    """
+    if tensor.ndim < 2:
+        raise ShapeError(f"orthogonal_: expected a weight of two or more axes (out, in, ...), got {tensor.shape}")
+    rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
+    tall = ops.normal((max(rows, columns), min(rows, columns)), dtype="float64", generator=generator)
+    if not tall.size:
+        return tensor
+    q = ops.qr(tall)[0]
+    return tensor.copy_(ops.reshape((q if rows >= columns else q.T) * gain, tensor.shape))
+
+
+def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Generator | None = None) -> Tensor:
+    """Numbers from N(0, std^2), of which in each column a share `sparsity`, rounded up, is 0. Takes two draws.
+
+    Martens, Deep learning via Hessian-free optimization, ICML 2010, section 5.
+
+    Raises
+    ------
+    ShapeError : not a matrix.  ArgumentError : a share outside [0, 1].
+    """
+    if tensor.ndim != 2:
+        raise ShapeError(f"sparse_: expected a matrix, got shape {tensor.shape}")
+    if not 0 <= sparsity <= 1:
+        raise ArgumentError(f"sparse_: sparsity must be in [0, 1], got {sparsity}")
+    zeros = math.ceil(sparsity * tensor.shape[0])
+    order = ops.argsort(ops.uniform(tensor.shape, generator=generator), axis=0).numpy()
+    values = ops.normal(tensor.shape, dtype=tensor.dtype, generator=generator) * std
+    return tensor.copy_(ops.where(order < zeros, 0.0, values))

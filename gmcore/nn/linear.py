@@ -1,4 +1,4 @@
-"""The fully connected layer."""
+"""The fully connected layer, and the one that is linear in each of two inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
-from gmcore.errors import ArgumentError
+from gmcore.errors import ShapeError
 from gmcore.nn import init
+from gmcore.nn.arguments import floating, positive_integer
 from gmcore.nn.module import Module
 from gmcore.nn.parameter import Parameter
-from gmcore.ops.elementwise import dtype_of
+from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, check_device
+from gmcore.tensor import Tensor, as_tensor, check_device
 
 
 class Linear(Module):
@@ -43,13 +44,10 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: str | None = None, dtype: Any = None
     ) -> None:
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ArgumentError(f"Linear: {name} must be a positive integer, got {value!r}")
+        self.in_features = positive_integer("Linear", "in_features", in_features)
+        self.out_features = positive_integer("Linear", "out_features", out_features)
         check_device(device)
-        dtype = np.dtype(np.float32) if dtype is None else dtype_of(dtype)
-        self.in_features = int(in_features)
-        self.out_features = int(out_features)
+        dtype = floating(dtype)
         self.weight = Parameter(np.empty((self.out_features, self.in_features), dtype))
         self.bias = Parameter(np.empty(self.out_features, dtype)) if bias else None
         self.reset_parameters()
@@ -65,7 +63,77 @@ class Linear(Module):
             init.uniform_(self.bias, -bound, bound, generator=generator)
 
     def forward(self, input: Any) -> Tensor:
-        return ops.linear(input, self.weight, self.bias)
+        return self.activated(input, "identity")
+
+    def activated(self, input: Any, activation: str) -> Tensor:
+        """The activation of that name, one of `ops.ACTIVATIONS`, of the layer's output, in one pass."""
+        x = as_tensor(input)
+        if x.shape[-1:] != (self.in_features,):
+            raise ShapeError(
+                f"Linear: expected an input (..., {self.in_features}), got {x.shape} (called at {user_line()})"
+            )
+        return ops.linear(x, self.weight, self.bias, activation=activation)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Bilinear(Module):
+    """y_k = x1^T weight_k x2 + bias_k.
+
+    Parameters
+    ----------
+    in1_features, in2_features, out_features : lengths of the last axes of the inputs and of the output, at least 1.
+    bias, device, dtype : as in `Linear`.
+
+    Attributes
+    ----------
+    weight : (out_features, in1_features, in2_features);  bias : (out_features,), or None. Drawn from U(-b, b) with
+        b = 1 / sqrt(in1_features).
+
+    Raises
+    ------
+    ArgumentError : as `Linear`.  ShapeError : (called) inputs whose last axes have another length, or whose other
+        axes differ.
+    """
+
+    def __init__(
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.in1_features = positive_integer("Bilinear", "in1_features", in1_features)
+        self.in2_features = positive_integer("Bilinear", "in2_features", in2_features)
+        self.out_features = positive_integer("Bilinear", "out_features", out_features)
+        check_device(device)
+        dtype = floating(dtype)
+        self.weight = Parameter(np.empty((self.out_features, self.in1_features, self.in2_features), dtype))
+        self.bias = Parameter(np.empty(self.out_features, dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw weight and bias anew; takes one draw of the generator for each."""
+        bound = 1.0 / math.sqrt(self.in1_features)
+        init.uniform_(self.weight, -bound, bound, generator=generator)
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound, generator=generator)
+
+    def forward(self, input1: Any, input2: Any) -> Tensor:
+        a, b = as_tensor(input1), as_tensor(input2)
+        if a.shape[-1:] != (self.in1_features,) or b.shape != (*a.shape[:-1], self.in2_features):
+            raise ShapeError(
+                f"Bilinear: expected inputs (..., {self.in1_features}) and (..., {self.in2_features}), got {a.shape} "
+                f"and {b.shape} (called at {user_line()})"
+            )
+        out = ops.einsum("...i,kij,...j->...k", a, self.weight, b)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        return (
+            f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )

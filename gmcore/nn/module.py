@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, CheckpointError
+from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.nn.parameter import Parameter
-from gmcore.tensor import Tensor
+from gmcore.ops.elementwise import dtype_of
+from gmcore.tensor import Tensor, check_device
+
+_hook_number = itertools.count()
 
 
 class IncompatibleKeys(NamedTuple):
@@ -18,6 +22,24 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class HookHandle:
+    """A registered hook; `remove` takes it away, and so does leaving a ``with`` block."""
+
+    def __init__(self, module: Module, kind: str, key: int) -> None:
+        self._module, self._kind, self._key = module, kind, key
+
+    def remove(self) -> None:
+        """Take the hook away; a second time does nothing."""
+        hooks = {key: hook for key, hook in getattr(self._module, self._kind).items() if key != self._key}
+        setattr(self._module, self._kind, hooks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
 
 
 class Module:
@@ -46,6 +68,9 @@ class Module:
     training: bool = True
     _buffers: Mapping[str, bool] = MappingProxyType({})
     """Names of the buffers of this module, and whether they belong to its state dict."""
+    _forward_pre_hooks: Mapping[int, tuple[Callable[..., Any], bool]] = MappingProxyType({})
+    _forward_hooks: Mapping[int, tuple[Callable[..., Any], bool]] = MappingProxyType({})
+    """(hook, with_kwargs), in the order of the calls."""
 
     # -- calling ---------------------------------------------------------------------------------------
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +78,61 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        if not self._forward_hooks and not self._forward_pre_hooks:
+            return self.forward(*args, **kwargs)
+        for hook, with_kwargs in self._forward_pre_hooks.values():
+            changed = hook(self, args, kwargs) if with_kwargs else hook(self, args)
+            if changed is not None and with_kwargs:
+                args, kwargs = changed
+            elif changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        output = self.forward(*args, **kwargs)
+        for hook, with_kwargs in self._forward_hooks.values():
+            changed = hook(self, args, kwargs, output) if with_kwargs else hook(self, args, output)
+            output = output if changed is None else changed
+        return output
+
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> HookHandle:
+        """Call ``hook(module, args)`` before each `forward`; unless None, what it returns takes the place of args.
+
+        Parameters
+        ----------
+        prepend : before the hooks that are there, instead of after them.
+        with_kwargs : ``hook(module, args, kwargs)``, which returns None or (args, kwargs).
+        """
+        return self._register("_forward_pre_hooks", hook, prepend, with_kwargs)
+
+    def register_forward_hook(
+        self,
+        hook: Callable[..., Any],
+        *,
+        prepend: bool = False,
+        with_kwargs: bool = False,
+        always_call: bool = False,
+    ) -> HookHandle:
+        """Call ``hook(module, args, output)`` after each `forward`; unless None, it returns the output to use.
+
+        Parameters
+        ----------
+        prepend : before the hooks that are there, instead of after them.
+        with_kwargs : ``hook(module, args, kwargs, output)``.
+        always_call : only False; a hook is not called where `forward` raised.
+
+        Raises
+        ------
+        ArgumentError : ``always_call=True``.
+        """
+        if always_call:
+            raise ArgumentError("register_forward_hook: always_call=True is not supported; use try and finally")
+        return self._register("_forward_hooks", hook, prepend, with_kwargs)
+
+    def _register(self, kind: str, hook: Callable[..., Any], prepend: bool, with_kwargs: bool) -> HookHandle:
+        key, there = next(_hook_number), getattr(self, kind)
+        new = {key: (hook, with_kwargs)}
+        setattr(self, kind, {**new, **there} if prepend else {**there, **new})
+        return HookHandle(self, kind, key)
 
     # -- registering -----------------------------------------------------------------------------------
     def __setattr__(self, name: str, value: Any) -> None:
@@ -108,6 +187,20 @@ class Module:
             raise ArgumentError(f"expected a Module for {name!r}, got {module!r}")
         setattr(self, name, module)
 
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Assign `param` to an attribute of that name; None for a parameter that a layer was told to leave out.
+
+        Raises
+        ------
+        ArgumentError : a name that is taken or holds a dot, or something that is no parameter.
+        """
+        self._check_name(name)
+        if param is not None and not isinstance(param, Parameter):
+            raise ArgumentError(f"expected a Parameter for {name!r}, got {type(param).__name__}")
+        setattr(self, name, param)
+
+    register_module = add_module
+
     # -- the tree --------------------------------------------------------------------------------------
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules assigned to this one, each once, with their names."""
@@ -142,6 +235,34 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         return (module for _, module in self.named_modules())
+
+    def get_submodule(self, target: str) -> Module:
+        """The module at the path `target`, like ``"encoder.0"``; this one for ``""``.
+
+        Raises
+        ------
+        UnknownNameError : no module there.
+        """
+        module: Any = self
+        for name in target.split(".") if target else ():
+            found = vars(module).get(name)
+            if not isinstance(found, Module):
+                raise unknown_name(f"module of this {type(self).__name__}", target, dict(self.named_modules()))
+            module = found
+        return module
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter at the path `target`. Raises `UnknownNameError` if there is none."""
+        return self._get("parameter", target, dict(self.named_parameters(remove_duplicate=False)))
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer at the path `target`. Raises `UnknownNameError` if there is none."""
+        return self._get("buffer", target, dict(self.named_buffers(remove_duplicate=False)))
+
+    def _get(self, kind: str, target: str, named: dict[str, Any]) -> Any:
+        if target not in named:
+            raise unknown_name(f"{kind} of this {type(self).__name__}", target, named)
+        return named[target]
 
     def _own_parameters(self) -> list[tuple[str, Tensor]]:
         return [(name, value) for name, value in vars(self).items() if isinstance(value, Parameter)]
@@ -242,16 +363,65 @@ class Module:
     def eval(self) -> Self:
         return self.train(False)
 
+    def to(self, *args: Any, device: str | None = None, dtype: Any = None) -> Self:
+        """Convert the floating parameters and buffers here and below, in place: they stay the same objects.
+
+        Parameters
+        ----------
+        *args : a device (``"cpu"``), a floating dtype, both, or a tensor whose dtype to take.
+
+        Raises
+        ------
+        ArgumentError : a device that is not there, a dtype that is not floating.
+
+        Notes
+        -----
+        Gradients are converted too. The version of what changes is bumped: a tape recorded before is void.
+        """
+        for argument in args:
+            if isinstance(argument, Tensor):
+                dtype = argument.dtype
+            elif isinstance(argument, str) and argument.partition(":")[0] in ("cpu", "cuda"):
+                device = argument
+            else:
+                dtype = argument
+        check_device(device)
+        if dtype is None:
+            return self
+        dtype = dtype_of(dtype)
+        for tensor in itertools.chain(self.parameters(), self.buffers()):
+            if tensor.dtype.kind == "f" and tensor.dtype != dtype:
+                tensor._data = tensor._data.astype(dtype)
+                tensor._written()
+                if tensor.grad is not None:
+                    tensor.grad = Tensor(tensor.grad._data.astype(dtype))
+        return self
+
+    def float(self) -> Self:
+        """`to` float32."""
+        return self.to(np.float32)
+
+    def double(self) -> Self:
+        """`to` float64."""
+        return self.to(np.float64)
+
+    def half(self) -> Self:
+        """`to` float16, a dtype to store in."""
+        return self.to(np.float16)
+
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Train the parameters here and below, or freeze them."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of the parameters here and below."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the parameters here and below; or make them zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call `fn` on every module below and then on this one; for initialising."""

@@ -126,6 +126,7 @@ from gmcore.ops.loss import (
     smooth_l1_loss,
     xlogy,
 )
+from gmcore.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, standardize
 from gmcore.ops.product import ACTIVATIONS, dot, einsum, inner, linear, matmul, outer, tensordot
 from gmcore.ops.random import (
     bernoulli_sample,
@@ -177,6 +178,7 @@ __all__ = [
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
+    "batch_norm",
     "bernoulli_log_prob",
     "bernoulli_sample",
     "bernoulli_sample_logits",
@@ -230,6 +232,7 @@ __all__ = [
     "getitem",
     "greater",
     "greater_equal",
+    "group_norm",
     "hardtanh",
     "hinge_embedding_loss",
     "hinge_loss",
@@ -245,6 +248,7 @@ __all__ = [
     "iwae_bound",
     "kl_div",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "less",
     "less_equal",
@@ -301,6 +305,7 @@ __all__ = [
     "repeat",
     "reshape",
     "rint",
+    "rms_norm",
     "roll",
     "scatter_add",
     "selu",
@@ -324,6 +329,7 @@ __all__ = [
     "square",
     "squeeze",
     "stack",
+    "standardize",
     "std",
     "straight_through",
     "subtract",

@@ -273,6 +273,13 @@ def _gammainc_grad_a(a: np.ndarray, x: np.ndarray) -> np.ndarray:
     return terms.sum(0) / special.gamma(a) - special.digamma(a) * special.gammainc(a, x)
 
 
+def _standardize(x: np.ndarray, axis: Any, eps: float = 1e-5) -> Any:
+    """From the moments: var = E x^2 - (E x)^2."""
+    mean = np.mean(x, axis, keepdims=True)
+    var = np.mean(x**2, axis, keepdims=True) - mean**2
+    return (x - mean) / np.sqrt(var + eps), mean, var
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "identity": lambda x: x,
     "sigmoid": special.expit,
@@ -314,6 +321,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "xlogy": special.xlogy,
     "binary_cross_entropy_with_logits": _with_logits,
     "binary_cross_entropy": lambda p, t, weight, reduction: _with_logits(special.logit(p), t, weight, reduction),
+    "standardize": _standardize,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,

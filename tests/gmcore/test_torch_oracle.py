@@ -155,6 +155,12 @@ def _first(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, axis=None, keepdims=False: function(x, axis, keepdims)
 
 
+def _standardize(x: Any, axis: Any, eps: float = 1e-5) -> Any:
+    mean = x.mean(_axes(x, axis), True)
+    var = (x - mean).square().mean(_axes(x, axis), True)
+    return (x - mean) * torch.rsqrt(var + eps), mean, var
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
@@ -207,6 +213,7 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "cumsum": _running(torch.cumsum),
     "cumprod": _running(torch.cumprod),
     "linear_recurrence": _linear_recurrence,
+    "standardize": _standardize,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,

@@ -1,5 +1,0 @@
-"""What `torch.nn.utils` has: clipping of gradients."""
-
-from gmcore.optim.clip import clip_grad_norm_, clip_grad_value_
-
-__all__ = ["clip_grad_norm_", "clip_grad_value_"]

@@ -1,0 +1,14 @@
+"""What `torch.nn.utils` has: clipping of gradients, parameters as one vector, and parametrised weights."""
+
+from gmcore.nn.utils import parametrizations, parametrize
+from gmcore.nn.utils.convert import parameters_to_vector, vector_to_parameters
+from gmcore.optim.clip import clip_grad_norm_, clip_grad_value_
+
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "parameters_to_vector",
+    "parametrizations",
+    "parametrize",
+    "vector_to_parameters",
+]
