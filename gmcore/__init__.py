@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gmcore import numpy_functions as _numpy_functions  # noqa: F401 (NumPy finds our functions by it)
 from gmcore import ops
+from gmcore.dlpack import from_dlpack
 from gmcore.engine import grad
 from gmcore.gradcheck import gradcheck
 from gmcore.random import Generator, default_generator, manual_seed
@@ -63,6 +65,7 @@ __all__ = [
     "enable_grad",
     "errors",
     "fit",
+    "from_dlpack",
     "get_num_threads",
     "grad",
     "gradcheck",

@@ -70,7 +70,6 @@ class Tensor:
     """
 
     __slots__ = ("_data", "_edge", "_version", "grad", "__weakref__")
-    __array_ufunc__ = None  # NumPy's operators defer to ours; its functions refuse instead of detaching
     __hash__ = object.__hash__
 
     _data: Array
@@ -208,6 +207,29 @@ class Tensor:
 
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    # -- other libraries: NumPy's functions are in gmcore.numpy_functions, from_dlpack in gmcore.dlpack ------
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _numpy.call_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _numpy.call_function(function, types, args, kwargs)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory for another library, marked read-only, as `numpy()` gives it; ``copy=True`` for a copy.
+
+        ``other.from_dlpack(t.numpy(writable=True))`` gives it memory to write into, and bumps the version. PyTorch
+        does not look at the mark: do not write into what it makes of a tensor.
+
+        Raises
+        ------
+        GraphError : the tensor requires a gradient.
+        BufferError : a library that does not know read-only memory.
+        """
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return self._data.__dlpack_device__()
 
     # -- the tape --------------------------------------------------------------------------------------
     def backward(self, gradient: Tensor | None = None, *, retain_graph: bool = False) -> None:
@@ -468,6 +490,7 @@ class Tensor:
 
 _ops: Any = None
 _backward: Any = None
+_numpy: Any = None
 
 # What Python numbers become, by NumPy's kind.
 _DEFAULT_DTYPES: dict[str, str] = {"f": "float32", "i": "int64", "u": "int64", "b": "bool"}

@@ -207,24 +207,14 @@ def test_arrays_on_the_left_give_tensors(name: str) -> None:
     np.testing.assert_array_equal(scalar.numpy(), OPERATORS[name](2.0, b))
 
 
-def test_an_array_written_into_by_a_tensor_is_refused() -> None:
+def test_an_array_written_into_by_a_tensor_on_the_tape_is_refused() -> None:
     a = np.ones(2)
-    with pytest.raises(TypeError, match="does not support ufuncs"):
-        np.add(a, gmcore.tensor([1.0, 2.0]), out=a)
-    with pytest.raises(TypeError, match="does not support ufuncs"):
-        a += gmcore.tensor([1.0, 2.0])
+    for t in (gmcore.tensor([1.0, 2.0], requires_grad=True), gmcore.tensor([1.0, 2.0], requires_grad=True) * 2.0):
+        with pytest.raises(GraphError, match=r"numpy\.add with these arguments would cut the tape"):
+            np.add(a, t, out=a)
+        with pytest.raises(GraphError, match=r"numpy\.add with these arguments would cut the tape"):
+            a += t
     assert a.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("function", [np.add, np.multiply, np.maximum, np.matmul, np.greater])
-def test_numpy_functions_refuse_tensors(function: Any) -> None:
-    """They would cut the tape without a word."""
-    a, t = np.ones((2, 2)), gmcore.tensor(np.ones((2, 2)))
-    for args in ((a, t), (t, a), (t, t)):
-        with pytest.raises(TypeError, match="does not support ufuncs"):
-            function(*args)
-    with pytest.raises(TypeError, match="does not support ufuncs"):
-        np.exp(t)
 
 
 def test_arrays_of_tensors() -> None:
@@ -237,7 +227,7 @@ def test_arrays_of_tensors() -> None:
     with pytest.raises(ValueError, match="copy"):
         np.asarray(t, dtype="float64", copy=False)
     t.requires_grad = True
-    for convert in (np.asarray, np.array, np.median, Tensor.numpy):
+    for convert in (np.asarray, np.array, Tensor.numpy):
         with pytest.raises(GraphError, match=r"would cut the tape; call \.detach\(\)\.numpy\(\) if that is meant"):
             convert(t)
     with pytest.raises(GraphError, match="would cut the tape"):

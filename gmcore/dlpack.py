@@ -1,0 +1,41 @@
+"""Arrays of other libraries as tensors, without a copy; `Tensor.__dlpack__` is the other direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, DtypeError, GraphError
+from gmcore.tensor import Tensor, check_device
+
+
+def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = None) -> Tensor:
+    """A tensor on the memory of `x`, an array of any library that speaks DLPack (NumPy, PyTorch, JAX, ...).
+
+    Parameters
+    ----------
+    x : has ``__dlpack__`` and ``__dlpack_device__``, on the CPU.
+    device : ``"cpu"`` (the default).
+    copy : True for memory of its own, None or False for that of `x`. What the other library writes into memory that
+        is shared, the version of the tensor does not count: do not write between a computation and its gradient.
+
+    Raises
+    ------
+    ArgumentError : not such an array, or not on the CPU.  DtypeError : not floats, integers or booleans.
+    GraphError : the other library refuses, for example because `x` requires a gradient there.
+    """
+    check_device(device)
+    if not hasattr(x, "__dlpack__") or not hasattr(x, "__dlpack_device__"):
+        raise ArgumentError(f"from_dlpack: expected an array with __dlpack__, got {type(x).__name__}")
+    if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
+        raise DtypeError(f"from_dlpack: cannot make a tensor of dtype {x.dtype}; expected floats, integers or booleans")
+    try:
+        array = np.from_dlpack(x, copy=copy)
+    except BufferError as error:
+        raise GraphError(f"from_dlpack: {type(x).__name__} does not share its memory: {error}") from None
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ArgumentError(f"from_dlpack: NumPy cannot view this {type(x).__name__}: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(f"from_dlpack: cannot make a tensor of dtype {array.dtype}")
+    return Tensor(array)

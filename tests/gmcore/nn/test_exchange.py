@@ -1,0 +1,208 @@
+"""Weights cross between these modules and PyTorch's by safetensors, both ways, and give the same outputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from gmcore import io, manual_seed, nn, tensor
+from gmcore.nn.utils import parametrizations as ours
+
+torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
+theirs = torch.nn.utils.parametrizations
+
+
+class Pair(NamedTuple):
+    """One module, written once for both libraries, and shapes (or arrays) of its inputs."""
+
+    make: Callable[[Any, Any], Any]
+    """From the namespaces ``nn`` and ``nn.utils.parametrizations`` of a library."""
+    inputs: tuple[Any, ...]
+
+
+NUMBERS = np.array([[0, 3, 4], [4, 4, 2]])
+PAIRS = {
+    "Linear": Pair(lambda nn, p: nn.Linear(4, 3), ((5, 4),)),
+    "Linear without bias": Pair(lambda nn, p: nn.Linear(4, 3, bias=False), ((2, 5, 4),)),
+    "Bilinear": Pair(lambda nn, p: nn.Bilinear(4, 3, 2), ((5, 4), (5, 3))),
+    "Bilinear without bias": Pair(lambda nn, p: nn.Bilinear(4, 3, 2, bias=False), ((4,), (3,))),
+    "Embedding": Pair(lambda nn, p: nn.Embedding(5, 3), (NUMBERS,)),
+    "Embedding with padding": Pair(lambda nn, p: nn.Embedding(5, 3, padding_idx=-1), (NUMBERS,)),
+    "LayerNorm": Pair(lambda nn, p: nn.LayerNorm(4), ((5, 4),)),
+    "LayerNorm of two axes": Pair(lambda nn, p: nn.LayerNorm((3, 4), eps=0.1, bias=False), ((2, 3, 4),)),
+    "LayerNorm without weights": Pair(lambda nn, p: nn.LayerNorm(4, elementwise_affine=False), ((5, 4),)),
+    "RMSNorm": Pair(lambda nn, p: nn.RMSNorm(4), ((5, 4),)),
+    "GroupNorm": Pair(lambda nn, p: nn.GroupNorm(2, 6), ((3, 6, 4),)),
+    "BatchNorm1d": Pair(lambda nn, p: nn.BatchNorm1d(4), ((6, 4),)),
+    "BatchNorm1d of sequences": Pair(lambda nn, p: nn.BatchNorm1d(4, eps=0.1, momentum=0.3), ((3, 4, 5),)),
+    "BatchNorm1d averaging": Pair(lambda nn, p: nn.BatchNorm1d(4, momentum=None, affine=False), ((6, 4),)),
+    "BatchNorm1d untracked": Pair(lambda nn, p: nn.BatchNorm1d(4, track_running_stats=False), ((6, 4),)),
+    "weight norm": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3)), ((5, 4),)),
+    "weight norm of columns": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3), dim=1), ((5, 4),)),
+    "weight norm of all": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3), dim=None), ((5, 4),)),
+    "spectral norm": Pair(lambda nn, p: p.spectral_norm(nn.Linear(4, 3), n_power_iterations=3), ((5, 4),)),
+    "spectral norm of a bilinear": Pair(lambda nn, p: p.spectral_norm(nn.Bilinear(4, 3, 2)), ((5, 4), (5, 3))),
+    "spectral norm of a vector": Pair(lambda nn, p: p.spectral_norm(nn.Linear(4, 3), "bias"), ((5, 4),)),
+    "two norms in one module": Pair(
+        lambda nn, p: p.spectral_norm(p.weight_norm(nn.Linear(4, 3)), "bias"), ((5, 4),)
+    ),
+    "Dropout": Pair(lambda nn, p: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0)), ((5, 4),)),
+    "Flatten": Pair(lambda nn, p: nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), ((5, 2, 3),)),
+    "Unflatten": Pair(lambda nn, p: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(-1, (2, 3))), ((5, 4),)),
+    "ModuleList": Pair(lambda nn, p: nn.Sequential(*nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)])), ((5, 4),)),
+    "a network": Pair(
+        lambda nn, p: nn.Sequential(
+            nn.Linear(4, 6), nn.BatchNorm1d(6), nn.LeakyReLU(0.2), p.weight_norm(nn.Linear(6, 6)), nn.LayerNorm(6),
+            nn.Sequential(nn.Linear(6, 2), nn.Softplus()),
+        ),
+        ((5, 4),),
+    ),
+}  # fmt: skip
+WITHOUT_STATE = {
+    **{name: Pair(lambda nn, p, name=name: getattr(nn, name)(), ((3, 4),)) for name in (
+        "ELU", "GELU", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "ReLU", "SELU", "Sigmoid", "SiLU", "Softplus",
+        "Softsign", "Tanh",
+    )},
+    "ELU(0.5)": Pair(lambda nn, p: nn.ELU(0.5, False), ((3, 4),)),
+    "GELU tanh": Pair(lambda nn, p: nn.GELU("tanh"), ((3, 4),)),
+    "Hardtanh(-0.5, 0.2)": Pair(lambda nn, p: nn.Hardtanh(-0.5, max_val=0.2, inplace=False), ((3, 4),)),
+    "LeakyReLU(0.3)": Pair(lambda nn, p: nn.LeakyReLU(0.3), ((3, 4),)),
+    "Softplus(2)": Pair(lambda nn, p: nn.Softplus(2.0), ((3, 4),)),
+    **{f"{name}({dim})": Pair(lambda nn, p, name=name, dim=dim: getattr(nn, name)(dim=dim), ((3, 4),))
+       for name in ("Softmax", "LogSoftmax", "Softmin") for dim in (0, -1)},
+}  # fmt: skip
+UNIT = np.random.default_rng(1).uniform(0.1, 0.9, (3, 4)).astype(np.float32)
+CLASSES = np.array([2, 0, 3])
+SIGNS = np.array([1.0, -1.0, 1.0], np.float32)
+LOSSES = {
+    "BCELoss": Pair(lambda nn, p: nn.BCELoss(), (UNIT, UNIT.T.reshape(3, 4).copy())),
+    "BCEWithLogitsLoss": Pair(lambda nn, p: nn.BCEWithLogitsLoss(reduction="sum"), ((3, 4), UNIT)),
+    "CosineEmbeddingLoss": Pair(lambda nn, p: nn.CosineEmbeddingLoss(0.1), ((3, 4), (3, 4), SIGNS)),
+    "CrossEntropyLoss": Pair(lambda nn, p: nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.1), ((3, 4), CLASSES)),
+    "GaussianNLLLoss": Pair(lambda nn, p: nn.GaussianNLLLoss(full=True), ((3, 4), (3, 4), UNIT)),
+    "HingeEmbeddingLoss": Pair(lambda nn, p: nn.HingeEmbeddingLoss(0.5), ((3,), SIGNS)),
+    "HuberLoss": Pair(lambda nn, p: nn.HuberLoss("sum", 0.5), ((3, 4), (3, 4))),
+    "KLDivLoss": Pair(lambda nn, p: nn.KLDivLoss(reduction="batchmean", log_target=True), ((3, 4), (3, 4))),
+    "L1Loss": Pair(lambda nn, p: nn.L1Loss(reduction="none"), ((3, 4), (3, 4))),
+    "MarginRankingLoss": Pair(lambda nn, p: nn.MarginRankingLoss(0.2), ((3,), (3,), SIGNS)),
+    "MSELoss": Pair(lambda nn, p: nn.MSELoss(), ((3, 4), (3, 4))),
+    "MultiMarginLoss": Pair(lambda nn, p: nn.MultiMarginLoss(2, 0.5), ((3, 4), CLASSES)),
+    "NLLLoss": Pair(lambda nn, p: nn.NLLLoss(), ((3, 4), CLASSES)),
+    "PoissonNLLLoss": Pair(lambda nn, p: nn.PoissonNLLLoss(full=True, eps=0.1), ((3, 4), UNIT)),
+    "SmoothL1Loss": Pair(lambda nn, p: nn.SmoothL1Loss(beta=0.3), ((3, 4), (3, 4))),
+}
+each_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+each_function = pytest.mark.parametrize("pair", {**WITHOUT_STATE, **LOSSES}.values(), ids={**WITHOUT_STATE, **LOSSES})
+
+
+def inputs(pair: Pair) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [x if isinstance(x, np.ndarray) else rng.standard_normal(x).astype(np.float32) for x in pair.inputs]
+
+
+def modules(pair: Pair) -> tuple[nn.Module, Any]:
+    """Both modules, with weights that are not those they start with."""
+    manual_seed(1)
+    torch.manual_seed(2)
+    pairs = pair.make(nn, ours), pair.make(torch.nn, theirs)
+    rng = np.random.default_rng(3)
+    for name, p in pairs[0].named_parameters():
+        p.copy_(rng.uniform(0.5, 1.5, p.shape) * (1 if "norm" in name else rng.choice([-1, 1], p.shape)))
+    with torch.no_grad():
+        for p in pairs[1].parameters():
+            p += torch.rand(p.shape)
+    return pairs
+
+
+def close(y: Any, reference: Any) -> None:
+    assert y.dtype == np.float32 or y.dtype.kind == "i"
+    expected = reference.detach().numpy()
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5, atol=1e-5 * max(1.0, abs(expected).max()))
+
+
+def agree(mine: nn.Module, other: Any, pair: Pair) -> None:
+    """Outputs, gradients and buffers, in training twice and in evaluation."""
+    arrays = inputs(pair)
+    for training in (True, True, False):
+        mine.train(training)
+        other.train(training)
+        xs = [tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+        torch_xs = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+        y, reference = mine(*xs), other(*torch_xs)
+        close(y, reference)
+        weight = np.random.default_rng(4).standard_normal(y.shape).astype(np.float32)
+        mine.zero_grad()
+        other.zero_grad()
+        (y * weight).sum().backward()
+        (reference * torch.from_numpy(np.asarray(weight))).sum().backward()
+        for x, torch_x in zip(xs, torch_xs, strict=True):
+            if x.requires_grad and torch_x.grad is not None:
+                close(x.grad, torch_x.grad)
+        parameters = dict(other.named_parameters())
+        for name, p in mine.named_parameters():
+            close(p.grad, parameters[name].grad)
+    for name, buffer in other.named_buffers():
+        close(dict(mine.named_buffers())[name], buffer)
+
+
+@each_pair
+def test_weights_of_torch_load_here(pair: Pair, tmp_path: Any) -> None:
+    mine, other = modules(pair)
+    safetensors.save_file(other.state_dict(), tmp_path / "a")
+    mine.load_state_dict(io.load(tmp_path / "a")[0])
+    agree(mine, other, pair)
+
+
+@each_pair
+def test_weights_saved_here_load_in_torch(pair: Pair, tmp_path: Any) -> None:
+    mine, other = modules(pair)
+    io.save(tmp_path / "a", {name: t.numpy() for name, t in mine.state_dict().items()}, {})
+    other.load_state_dict(safetensors.load_file(tmp_path / "a"))
+    agree(mine, other, pair)
+
+
+@each_function
+def test_functions_agree(pair: Pair) -> None:
+    mine, other = pair.make(nn, ours), pair.make(torch.nn, theirs)
+    assert list(mine.state_dict()) == list(other.state_dict()) == []
+    agree(mine, other, pair)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "arrays"),
+    [
+        ("BCELoss", {"weight": UNIT}, (UNIT, UNIT)),
+        ("BCEWithLogitsLoss", {"weight": UNIT, "pos_weight": UNIT[0]}, (UNIT, UNIT)),
+        ("CrossEntropyLoss", {"weight": UNIT[0]}, (UNIT, CLASSES)),
+        ("NLLLoss", {"weight": UNIT[0]}, (UNIT, CLASSES)),
+        ("MultiMarginLoss", {"weight": UNIT[0]}, (UNIT, CLASSES)),
+    ],
+)
+def test_weights_of_losses_are_buffers(name: str, arguments: dict[str, Any], arrays: tuple[Any, ...]) -> None:
+    mine = getattr(nn, name)(**arguments)
+    other = getattr(torch.nn, name)(**{key: torch.from_numpy(value.copy()) for key, value in arguments.items()})
+    assert list(mine.state_dict()) == list(other.state_dict()) == list(arguments)
+    close(mine(*map(tensor, arrays)), other(*[torch.from_numpy(a.copy()) for a in arrays]))
+
+
+def test_every_module_is_compared() -> None:
+    """All that are exported and that PyTorch has, except containers and the base."""
+    exported = {name for name in nn.__all__ if hasattr(torch.nn, name) and name[0].isupper()}
+    compared = " ".join(repr(pair.make(nn, ours)) for pair in (PAIRS | WITHOUT_STATE | LOSSES).values())
+    elsewhere = {"Module", "ModuleList", "Parameter", "ParameterDict", "ParameterList"}
+    assert {name for name in exported if f"{name}(" not in compared} == elsewhere
+
+
+def test_shared_parameters_have_both_names_and_one_gradient() -> None:
+    def make(nn: Any) -> Any:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+        getattr(model, "2").weight = getattr(model, "0").weight
+        return model
+
+    mine, other = make(nn), make(torch.nn)
+    assert list(mine.state_dict()) == list(other.state_dict())
+    assert [n for n, _ in mine.named_parameters()] == [n for n, _ in other.named_parameters()]
+    mine.load_state_dict({name: t.numpy() for name, t in other.state_dict().items()})
+    agree(mine, other, Pair(make, ((2, 3),)))
