@@ -101,3 +101,70 @@ def test_float32_stays_float32():
     y = model(x)
     y.sum().backward()
     assert {t.dtype for t in (y, x.grad, *(p.grad for p in model.parameters()))} == {np.dtype(np.float32)}
+
+
+# -- lists and dictionaries ----------------------------------------------------------------------------------------
+KINDS = [
+    (nn.ModuleList, nn.ModuleDict, lambda i: nn.Linear(1, i + 1)),
+    (nn.ParameterList, nn.ParameterDict, lambda i: nn.Parameter([float(i)])),
+]
+
+
+@pytest.mark.parametrize(("kind", "_", "make"), KINDS)
+def test_a_list_is_a_list(kind, _, make):
+    a, b, c, d = (make(i) for i in range(4))
+    held, plain = kind([a, b]), [a, b]
+    assert held.append(c) is held and held.extend([d]) is held
+    plain += [c, d]
+    for change in (lambda x: x.insert(1, d), lambda x: x.pop(0), lambda x: x.pop(), lambda x: x.__delitem__(0),
+                   lambda x: x.__setitem__(-1, a), lambda x: x.extend([b, c])):  # fmt: skip
+        found, expected = change(held), change(plain)
+        assert found is expected or found is held  # extend returns the list here
+        assert len(held) == len(plain) and all(x is y for x, y in zip(held, plain, strict=True))
+        assert [name for name in vars(held) if name.isdigit()] == [str(i) for i in range(len(plain))]
+    assert held[-1] is c and type(held[1:]) is kind and held[1:][0] is plain[1]
+    with pytest.raises(IndexError):
+        held[9]
+
+
+@pytest.mark.parametrize(("_", "kind", "make"), KINDS)
+def test_a_dictionary_is_a_dictionary(_, kind, make):
+    a, b, c = (make(i) for i in range(3))
+    held, plain = kind({"x": a, "y": b}), {"x": a, "y": b}
+    for change in (lambda d: d.update({"z": c, "x": b}), lambda d: d.pop("y"), lambda d: d.__delitem__("x"),
+                   lambda d: d.__setitem__("x", a)):  # fmt: skip
+        change(held)
+        change(plain)
+        assert list(held) == list(held.keys()) == list(plain) and len(held) == len(plain)
+        assert all(x is y for x, y in zip(held.values(), plain.values(), strict=True))
+        assert all(held[name] is value and name in held for name, value in plain.items())
+        assert [(k, id(v)) for k, v in held.items()] == [(k, id(v)) for k, v in plain.items()]
+    assert "y" not in held
+    with pytest.raises(KeyError):
+        held["y"]
+    held.clear()
+    assert len(held) == 0
+    with pytest.raises(ArgumentError, match="'keys' already"):
+        held["keys"] = a
+
+
+def test_lists_of_parameters_make_them():
+    held = nn.ParameterList([np.ones(2), tensor([1.0])])
+    assert all(type(p) is nn.Parameter for p in held) and [n for n, _ in held.named_parameters()] == ["0", "1"]
+    assert type(nn.ParameterDict({"a": np.ones(2)})["a"]) is nn.Parameter
+    with pytest.raises(ArgumentError, match="expected a Module for '0'"):
+        nn.ModuleList([np.tanh])
+
+
+def test_parameters_of_the_tree():
+    model = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(1, 1)]), "b": nn.Linear(1, 1, bias=False)})
+    assert list(model.state_dict()) == ["a.0.weight", "a.0.bias", "b.weight"]
+
+
+def test_a_sequential_can_be_changed():
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3))
+    model.insert(1, nn.Tanh())
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    model[1] = nn.ReLU()
+    del model[2]
+    assert repr(model[1]) == "ReLU()" and model(np.ones((4, 1), np.float32)).shape == (4, 2)

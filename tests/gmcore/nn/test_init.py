@@ -84,3 +84,64 @@ def test_errors():
         init.kaiming_normal_(nn.Parameter(np.zeros((2, 2))), mode="fan")
     with pytest.raises(GraphError, match="leaves only"):
         init.zeros_(tensor([1.0], requires_grad=True) * 2.0)
+
+
+def test_trunc_normal_is_the_normal_between_the_limits():
+    stats = pytest.importorskip("scipy.stats")
+    for mean, std, a, b in ((0.0, 1.0, -2.0, 2.0), (1.0, 0.5, 1.0, 9.0), (0.0, 1.0, 6.0, 8.0), (0.0, 1.0, -8.0, -6.0)):
+        x = filled(init.trunc_normal_, mean, std, a, b).ravel()
+        law = stats.truncnorm((a - mean) / std, (b - mean) / std, loc=mean, scale=std)
+        assert x.min() >= a and x.max() <= b
+        # Kolmogorov's distance of n draws exceeds 2.3 / sqrt(n) with probability 5e-5.
+        assert stats.kstest(x, law.cdf).statistic < 2.3 / math.sqrt(x.size)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (5, 3), (4, 2, 3), (3, 2, 2, 2)])
+def test_orthogonal(shape):
+    w = filled(init.orthogonal_, 2.0, shape=shape).reshape(shape[0], -1)
+    w = w if w.shape[0] <= w.shape[1] else w.T
+    np.testing.assert_allclose(w @ w.T, 4.0 * np.eye(len(w)), rtol=0, atol=1e-14)
+
+
+def test_orthogonal_matrices_are_uniform():
+    """Each element has mean 0 and variance 1 / n, and the determinant either sign."""
+    generator, n = Generator(7), 400
+    found = np.stack([
+        init.orthogonal_(nn.Parameter(np.zeros((3, 3))), generator=generator).detach().numpy() for _ in range(n)
+    ])  # fmt: skip
+    assert np.abs(found.mean(0)).max() < 5 * math.sqrt(1 / 3 / n)
+    assert np.abs(found.var(0) - 1 / 3).max() < 5 * math.sqrt(4 / 45 / n)  # of a coordinate squared on the sphere
+    assert abs((np.linalg.det(found) > 0).mean() - 0.5) < 5 * 0.5 / math.sqrt(n)
+
+
+def test_eye_and_dirac_are_those_of_torch():
+    torch = pytest.importorskip("torch")
+    for shape in ((3, 5), (5, 3)):
+        np.testing.assert_array_equal(
+            filled(lambda p, generator: init.eye_(p), shape=shape), torch.nn.init.eye_(torch.empty(shape))
+        )
+    for shape, groups in (((4, 2, 3), 1), ((4, 2, 3), 2), ((2, 4, 3, 4), 1), ((6, 3, 1, 2, 3), 3)):
+        found = filled(lambda p, groups, generator: init.dirac_(p, groups), groups, shape=shape)
+        np.testing.assert_array_equal(found, torch.nn.init.dirac_(torch.empty(shape), groups))
+
+
+def test_sparse_has_as_many_zeros_in_each_column():
+    x = filled(init.sparse_, 0.21, 0.5, shape=(100, 60))
+    assert ((x == 0).sum(0) == 21).all() and len({tuple(column) for column in (x == 0).T}) > 1
+    kept = x[x != 0]
+    assert abs(kept.std() - 0.5) < 5 * 0.5 / math.sqrt(2 * kept.size)
+
+
+def test_errors_of_the_others():
+    square, vector = nn.Parameter(np.zeros((2, 2))), nn.Parameter(np.zeros(3))
+    for call, error, match in (
+        (lambda: init.eye_(vector), ShapeError, r"eye_: expected a matrix, got shape \(3,\)"),
+        (lambda: init.dirac_(square), ShapeError, "dirac_: expected a weight"),
+        (lambda: init.dirac_(nn.Parameter(np.zeros((3, 2, 2))), 2), ShapeError, "multiple of groups=2"),
+        (lambda: init.orthogonal_(vector), ShapeError, "orthogonal_: expected a weight of two or more axes"),
+        (lambda: init.sparse_(vector, 0.5), ShapeError, "sparse_: expected a matrix"),
+        (lambda: init.sparse_(square, 1.5), ArgumentError, r"sparsity must be in \[0, 1\], got 1.5"),
+        (lambda: init.trunc_normal_(square, a=1.0, b=1.0), ArgumentError, "expected a < b and std > 0"),
+    ):
+        with pytest.raises(error, match=match):
+            call()

@@ -76,6 +76,31 @@ def test_constructor_refuses(arguments, message):
         nn.Linear(*arguments)
 
 
-def test_input_of_another_length_is_refused():
-    with pytest.raises(ShapeError, match="linear"):
+# -- Bilinear ------------------------------------------------------------------------------------------------------
+def test_bilinear_is_a_form_for_each_output():
+    layer = nn.Bilinear(3, 2, 4, dtype="float64")
+    rng = np.random.default_rng(0)
+    for leading in ((), (0,), (5,), (2, 3)):
+        a, b = rng.standard_normal((*leading, 3)), rng.standard_normal((*leading, 2))
+        w, c = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        expected = np.stack([(a @ w[k] * b).sum(-1) + c[k] for k in range(4)], -1)
+        np.testing.assert_allclose(layer(a, b).detach().numpy(), expected, rtol=0, atol=1e-14)
+    a, b = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    assert gradcheck(lambda a, b, w: ops.einsum("...i,kij,...j->...k", a, w, b), [a, b, layer.weight], order=2)
+
+
+def test_bilinear_starts_within_the_bound_of_torch():
+    layer = nn.Bilinear(100, 20, 30)
+    for values in (layer.weight.detach().numpy() * 10.0, layer.bias.detach().numpy() * 10.0):
+        assert np.abs(values).max() <= 1.0 + 1e-6 and np.abs(values).max() > 0.8
+
+
+def test_errors_name_the_layer_and_the_shapes():
+    with pytest.raises(ShapeError, match=r"Linear: expected an input \(\.\.\., 3\), got \(4, 5\).*test_linear\.py:\d"):
         nn.Linear(3, 2)(np.ones((4, 5), np.float32))
+    layer = nn.Bilinear(3, 2, 4)
+    for shapes in (((5, 3), (5, 3)), ((5, 2), (5, 2)), ((5, 3), (4, 2)), ((3,), (1, 2))):
+        with pytest.raises(ShapeError, match=r"Bilinear: expected inputs \(\.\.\., 3\) and \(\.\.\., 2\), got"):
+            layer(*(np.ones(s, np.float32) for s in shapes))
+    with pytest.raises(ArgumentError, match="Bilinear: in2_features must be a positive integer"):
+        nn.Bilinear(3, 0, 4)

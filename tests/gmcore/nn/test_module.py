@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gmcore import manual_seed, nn, tensor
-from gmcore.errors import ArgumentError, CheckpointError
+from gmcore.errors import ArgumentError, CheckpointError, GraphError, UnknownNameError
 
 
 class Block(nn.Module):
@@ -203,3 +203,105 @@ def test_repr_shows_the_tree(tree):
         "  (1): Tanh()\n"
         ")"
     )
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------
+def test_forward_hooks_see_and_change_what_goes_through():
+    layer, seen = nn.Identity(), []
+    x = tensor([1.0])
+    pre = layer.register_forward_pre_hook(lambda module, args: seen.append((module, args)))
+    post = layer.register_forward_hook(lambda module, args, output: seen.append((args, output)))
+    assert layer(x) is x and seen == [(layer, (x,)), ((x,), x)]
+    pre.remove()
+    post.remove()
+    post.remove()
+    assert layer(x) is x and len(seen) == 2
+    with layer.register_forward_pre_hook(lambda module, args: args[0] * 2.0):
+        with layer.register_forward_hook(lambda module, args, output: output + args[0]):
+            assert layer(x).tolist() == [4.0]
+        assert layer(x).tolist() == [2.0]
+    assert layer(x).tolist() == [1.0]
+
+
+def test_hooks_run_in_their_order_and_take_keywords():
+    block, order = Block(), []
+    block.register_forward_hook(lambda *_: order.append("a"))
+    block.register_forward_hook(lambda *_: order.append("b"))
+    block.register_forward_hook(lambda *_: order.append("c"), prepend=True)
+    block.register_forward_pre_hook(lambda *_: order.append("p"))
+    block.register_forward_pre_hook(lambda m, args, kwargs: (args, {"shift": 5.0}), with_kwargs=True)
+    block.register_forward_hook(lambda m, args, kwargs, out: order.append(kwargs), with_kwargs=True)
+    x = np.zeros((1, 2), np.float32)
+    np.testing.assert_array_equal(block(x, shift=1.0).detach().numpy(), block.forward(x, shift=5.0).detach().numpy())
+    assert order == ["p", "c", "a", "b", {"shift": 5.0}]
+    with pytest.raises(ArgumentError, match="always_call=True is not supported"):
+        block.register_forward_hook(print, always_call=True)
+
+
+def test_hooks_of_one_module_are_not_those_of_another():
+    a, b = nn.Identity(), nn.Identity()
+    a.register_forward_hook(lambda *_: 1)
+    assert a(tensor([0.0])) == 1 and b(tensor([0.0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("hooked", [0, 1])
+def test_a_hook_keeps_layers_from_being_fused(hooked):
+    model, seen = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), []
+    model[hooked].register_forward_hook(lambda module, args, output: seen.append(module))
+    model(np.ones((1, 2), np.float32))
+    assert seen == [model[hooked]]
+
+
+# -- conversion --------------------------------------------------------------------------------------------------
+def test_to_converts_in_place_what_is_floating(tree):
+    tree[0].register_buffer("count", tensor(3))
+    parameters = list(tree.parameters())
+    y = tree(np.ones((1, 2), np.float32)).sum()
+    tree(np.ones((1, 2), np.float32)).sum().backward()
+    assert tree.double() is tree
+    assert [id(p) for p in tree.parameters()] == [id(p) for p in parameters]
+    assert {p.dtype.name for p in parameters} == {p.grad.dtype.name for p in parameters} == {"float64"}
+    assert tree[0].mean.dtype == np.float64 and tree[0].count.dtype == np.int64
+    with pytest.raises(GraphError, match="changed after it was recorded"):
+        y.backward()
+    tree(np.ones((1, 2))).sum().backward()
+    assert all(p.dtype == np.float32 for p in tree.float().parameters())
+    assert all(p.dtype == np.float16 for p in tree.half().parameters())
+    for arguments in (("cpu",), ("cpu", "float64"), (tensor(np.ones(1)),), (np.float64,)):
+        assert tree.to(*arguments) is tree
+    assert tree.to(device="cpu", dtype="float64")[0].gain.dtype == np.float64
+    for arguments, match in ((("cuda",), "'cuda' is not available"), (("int64",), "floating dtype")):
+        with pytest.raises(ArgumentError, match=match):
+            tree.to(*arguments)
+
+
+def test_zero_grad(tree):
+    x = np.ones((1, 2), np.float32)
+    tree(x).sum().backward()
+    tree.zero_grad(set_to_none=False)
+    assert all(not p.grad.numpy().any() for p in tree.parameters())
+    tree.zero_grad()
+    assert all(p.grad is None for p in tree.parameters())
+
+
+# -- paths -------------------------------------------------------------------------------------------------------
+def test_what_is_at_a_path(tree):
+    assert tree.get_submodule("") is tree and tree.get_submodule("0.inner") is tree[0].inner
+    assert tree.get_parameter("0.inner.weight") is tree[0].inner.weight
+    assert tree.get_buffer("2.mean") is tree[2].mean
+    for get, path in ((tree.get_submodule, "0.iner"), (tree.get_parameter, "0.gian"), (tree.get_buffer, "0.mena")):
+        with pytest.raises(UnknownNameError, match=f"of this Sequential '{path}'; did you mean"):
+            get(path)
+    with pytest.raises(UnknownNameError):
+        tree.get_submodule("0.gain")
+
+
+def test_register_parameter():
+    module = nn.Identity()
+    module.register_parameter("w", nn.Parameter([1.0]))
+    module.register_parameter("b", None)
+    assert list(module.state_dict()) == ["w"] and module.b is None
+    with pytest.raises(ArgumentError, match="expected a Parameter for 'c', got Tensor"):
+        module.register_parameter("c", tensor([1.0]))
+    with pytest.raises(ArgumentError, match="has an attribute 'w' already"):
+        module.register_parameter("w", None)
