@@ -125,6 +125,7 @@ NOT_NUMBERS = {
     "numpy.save", "numpy.savez", "numpy.savez_compressed", "numpy.savetxt", "numpy.info", "numpy.test",
     "numpy.show_config", "numpy.show_runtime", "numpy.printoptions", "numpy.set_printoptions", "numpy.seterr",
     "numpy.seterrcall", "numpy.setbufsize", "numpy.errstate", "numpy.random.seed", "numpy.random.set_state",
+    "numpy.random.set_bit_generator",
     "numpy.linalg.test", "numpy.fft.test", "numpy.random.test", "numpy.load", "numpy.loadtxt", "numpy.genfromtxt",
     "numpy.fromfile", "numpy.fromregex", "numpy.memmap", "numpy.from_dlpack",
 }  # fmt: skip

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 
-from gmcore import manual_seed, nn, tensor
+from gmcore import manual_seed, nn, optim, tensor
 from gmcore.errors import ArgumentError, CheckpointError, GraphError, UnknownNameError
 
 
@@ -305,3 +305,14 @@ def test_register_parameter():
         module.register_parameter("c", tensor([1.0]))
     with pytest.raises(ArgumentError, match="has an attribute 'w' already"):
         module.register_parameter("w", None)
+
+
+def test_a_shared_parameter_is_optimised_once():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    before = model[0].weight.detach().numpy().copy()
+    model(np.ones((1, 2), np.float32)).sum().backward()
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+    assert len(optimizer.param_groups[0]["params"]) == 1
+    optimizer.step()
+    np.testing.assert_allclose(model[1].weight.detach().numpy(), before - 0.5 * model[0].weight.grad.numpy(), rtol=1e-6)
