@@ -20,17 +20,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gmcore.errors import CheckpointError
+from gmcore.tensor import Tensor
 
 FORMAT_VERSION = 1
 """Version of the files that `save` writes, and the only one that `load` reads so far."""
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def save(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray] | Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays and metadata to `path`, replacing what is there in one step.
 
     Parameters
     ----------
-    arrays : name -> array of any shape and layout, of a bool, integer or floating dtype.
+    arrays : name -> array, or tensor that requires no gradient, of any shape and layout, of a bool, integer or
+        floating dtype; a `Module.state_dict`, for example.
     metadata : strings by name; ``gmcore_format`` and ``sha256`` are added.
 
     Raises
@@ -39,7 +45,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadat
         before is still there, and no temporary file is left behind.
     """
     packed = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
-    strings = {**metadata, "gmcore_format": str(FORMAT_VERSION)}
+    strings = {**(metadata or {}), "gmcore_format": str(FORMAT_VERSION)}
     strings["sha256"] = _digest(packed, strings)
     write_atomically(path, to_bytes(packed, metadata=strings))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gmcore import io
-from gmcore.errors import CheckpointError
+from gmcore import io, tensor
+from gmcore.errors import CheckpointError, GraphError
 
 DTYPES = ("bool", "int8", "int64", "uint64", "float16", "float32", "float64", ">f8")
 ARRAYS = st.dictionaries(
@@ -149,3 +149,12 @@ def test_file_has_the_usual_permissions(saved):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(saved.stat().st_mode) == 0o666 & ~umask
+
+
+def test_tensors_are_saved_as_arrays_but_not_off_their_tape(tmp_path):
+    x = np.arange(6.0).reshape(2, 3)
+    io.save(tmp_path / "a", {"t": tensor(x), "view": tensor(x).T, "one": tensor(3)})
+    found, _ = io.load(tmp_path / "a")
+    assert same(found["t"], x) and same(found["view"], np.ascontiguousarray(x.T)) and found["one"].shape == ()
+    with pytest.raises(GraphError, match=r"\.detach\(\)"):
+        io.save(tmp_path / "a", {"t": tensor(x, requires_grad=True)})
