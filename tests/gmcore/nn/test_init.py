@@ -89,7 +89,7 @@ def test_errors():
 def test_trunc_normal_is_the_normal_between_the_limits():
     stats = pytest.importorskip("scipy.stats")
     for mean, std, a, b in ((0.0, 1.0, -2.0, 2.0), (1.0, 0.5, 1.0, 9.0), (0.0, 1.0, 9.0, 11.0), (0.0, 1.0, -8.0, -6.0)):
-        x = filled(init.trunc_normal_, mean, std, a, b).ravel()
+        x = filled(init.trunc_normal_, mean, std, a, b, shape=(40, 50)).ravel()
         law = stats.truncnorm((a - mean) / std, (b - mean) / std, loc=mean, scale=std)
         assert x.min() >= a and x.max() <= b
         # Kolmogorov's distance of n draws exceeds 2.3 / sqrt(n) with probability 5e-5.
