@@ -57,6 +57,16 @@ def test_twenty_thousand_terms_into_one_leaf() -> None:
     assert values(x.grad) == [[20_000.0, 20_000.0]]
 
 
+@pytest.mark.parametrize("function", [ops.mean, lambda x: ops.sum(x.T * np.arange(6.0).reshape(3, 2))])
+def test_a_leafs_gradient_is_plain_memory(function: Callable[[Tensor], Tensor]) -> None:
+    """Also where the rule gives a view with strides of its own, or one number for all elements."""
+    x = leaf(np.ones((2, 3)))
+    function(x).backward()
+    assert x.grad is not None
+    array = x.grad.numpy(writable=True)
+    assert array.flags.c_contiguous and array.flags.writeable
+
+
 def test_gradients_of_two_leaves_are_independent() -> None:
     """An op may hand one array to both inputs; the leaves must not share it, nor the gradient passed in."""
     a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
