@@ -138,6 +138,7 @@ from gmcore.ops.random import (
     uniform,
 )
 from gmcore.ops.reduce import all, any, argmax, argmin, logsumexp, max, mean, min, norm, prod, std, sum, var
+from gmcore.ops.rejection import binomial, poisson, standard_gamma
 from gmcore.ops.scan import cumprod, cumsum
 from gmcore.ops.shape import (
     atleast_1d,
@@ -184,6 +185,7 @@ __all__ = [
     "bernoulli_sample_logits",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "binomial",
     "bitwise_and",
     "bitwise_or",
     "bitwise_xor",
@@ -291,6 +293,7 @@ __all__ = [
     "one_hot",
     "outer",
     "pad",
+    "poisson",
     "poisson_nll_loss",
     "polygamma",
     "power",
@@ -329,6 +332,7 @@ __all__ = [
     "square",
     "squeeze",
     "stack",
+    "standard_gamma",
     "standardize",
     "std",
     "straight_through",

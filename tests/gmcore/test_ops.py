@@ -20,6 +20,7 @@ from gmcore.errors import ArgumentError, DtypeError, GmcoreError, GraphError, Sh
 from gmcore.op import OPS, Node, Op
 from gmcore.tensor import Leaf
 from gmkernels import rng as stream
+from gmkernels.rng.reference import philox4x32
 
 # What the generated tests take as given about single ops; everything else holds for all of them.
 BITWISE = {"bitwise_and", "bitwise_or", "bitwise_xor", "invert"}
@@ -33,9 +34,15 @@ NOT_DIFFERENTIABLE = {
     "bernoulli_sample_logits": (0, r"\.detach\(\)"),
     "gammainc": (1, r"\.detach\(\)"),
     "gammainc_grad_a": (0, r"\.detach\(\)"),
+    "standard_gamma": (1, r"\.detach\(\)"),
+    "standard_gamma_grad": (0, r"\.detach\(\)"),
+    "poisson": (0, r"\.detach\(\)"),
+    "binomial": (0, r"\.detach\(\)"),
 }
 """Ops of which a derivative of some order up to 3 raises: the last order that does not, and the remedy that the
 error names."""
+NOT_ALONG_THE_WORDS = {"standard_gamma"}
+"""Its derivative is along a fixed probability, not with fixed words: see tests/gmcore/ops/test_rejection.py."""
 DTYPE_IS_AN_ARGUMENT = {"cast", "normal", "uniform"}
 
 
@@ -280,6 +287,47 @@ def _standardize(x: np.ndarray, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) / np.sqrt(var + eps), mean, var
 
 
+def _attempts(key: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """For each element, the uniforms in [0, 1) of its attempts: counter (i, 2^31 + 2^16 t, draw), key seed."""
+    seed, draw, _ = (int(k) for k in key)
+    for i in range(int(np.prod(shape))):
+        counters = ((i, 2**31 + 2**16 * t, draw, 0) for t in itertools.count())
+        yield i, (np.array(philox4x32(c, (seed, 0)), np.float64) / 2**32 for c in counters)
+
+
+def _standard_gamma(a: np.ndarray, log: bool, key: np.ndarray) -> np.ndarray:
+    x = np.zeros(a.size)
+    for i, attempts in _attempts(key, a.shape):
+        d = max(a.flat[i], a.flat[i] + (a.flat[i] < 1)) - 1 / 3
+        for u in attempts:
+            z = np.sqrt(-2 * np.log(u[0] + 2**-33)) * np.cos(2 * np.pi * u[1])
+            v = (1 + z / (3 * np.sqrt(d))) ** 3
+            if v > 0 and np.log(u[2] + 2**-33) < z**2 / 2 + d * (1 - v + np.log(v)):
+                break
+        x[i] = np.log(d * v) + (np.log(u[3] + 2**-33) / a.flat[i] if a.flat[i] < 1 else 0)
+    return (x if log else np.exp(x)).reshape(a.shape)
+
+
+def _standard_gamma_grad(a: np.ndarray, x: np.ndarray, log: bool) -> np.ndarray:
+    """-F_a / f, of x or of log x, whose density is x times as large."""
+    x = np.exp(x) if log else x
+    slope = -_gammainc_grad_a(a, x) / stats.gamma.pdf(x, a)
+    return slope / x if log else slope
+
+
+def _counts(quantile: Callable[..., float], key: np.ndarray, *parameters: np.ndarray) -> np.ndarray:
+    """The quantiles at uniforms of 53 bits; the examples' means are below 10, where there is no rejection."""
+    k = np.zeros(parameters[0].size)
+    for i, attempts in _attempts(key, parameters[0].shape):
+        high, low = np.floor(next(attempts)[:2] * [2**27, 2**26])
+        k[i] = quantile((high + (low + 0.5) / 2**26) / 2**27, *(p.flat[i] for p in parameters))
+    return k.reshape(parameters[0].shape)
+
+
+def _binomial_quantile(u: float, n: float, p: float) -> float:
+    return n - stats.binom.ppf(u, n, 1 - p) if p > 0.5 else stats.binom.ppf(u, n, p)
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "identity": lambda x: x,
     "sigmoid": special.expit,
@@ -332,6 +380,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - special.expit(logits)),
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, weights, axis: np.expand_dims(g, axis) * weights,
+    "standard_gamma": _standard_gamma,
+    "standard_gamma_grad": _standard_gamma_grad,
+    "poisson": lambda rate, key: _counts(stats.poisson.ppf, key, rate),
+    "binomial": lambda n, p, key: _counts(_binomial_quantile, key, n, p),
     "normal": _normal,
     "uniform": lambda shape, key: (stream.random_words(shape, key=key) + 0.5) / 2**32,
 }  # fmt: skip
@@ -396,6 +448,8 @@ def test_float32_stays_float32(case: Case) -> None:
 # -- derivatives -----------------------------------------------------------------------------------------------
 @each_differentiable
 def test_derivatives_to_third_order(case: Case) -> None:
+    if case.op.name in NOT_ALONG_THE_WORDS:
+        pytest.skip("finite differences with fixed words are another derivative")
     assert gmcore.gradcheck(case, case.inputs, order=case.order, directions=1)
 
 

@@ -228,9 +228,13 @@ NO_COUNTERPART = {
     "gammainc_grad_a": "PyTorch has no derivative in a; against mpmath in tests/gmkernels/test_special.py",
     "normal": "another random stream; known answers in tests/gmkernels",
     "uniform": "another random stream; known answers in tests/gmkernels",
+    **{name: "another random stream; tests/gmkernels/test_rejection.py" for name in (
+        "standard_gamma", "poisson", "binomial",
+    )},
+    "standard_gamma_grad": "PyTorch's is an approximation; against mpmath in tests/gmkernels/test_rejection.py",
     "bernoulli_sample": "another random stream, and no derivative; its formula in test_ops.py",
     "bernoulli_sample_logits": "another random stream, and no derivative; its formula in test_ops.py",
-}
+}  # fmt: skip
 EXAMPLES = {
     f"{name}-{i}": (name, example)
     for name, op in OPS.items()
