@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from gmcore import ops
 from gmcore.distributions import constraints
-from gmcore.distributions.distribution import Derived, Distribution, broadcast_all
-from gmcore.errors import ArgumentError, GraphError
+from gmcore.distributions.trials import Trials
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, no_grad
+from gmcore.tensor import Tensor, no_grad, tensor
 
 
-class Bernoulli(Distribution):
+class Bernoulli(Trials):
     """1 with probability `probs`, else 0, elementwise.
 
     Parameters
@@ -38,25 +37,7 @@ class Bernoulli(Distribution):
     support = constraints.boolean
 
     def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
-        if (probs is None) == (logits is None):
-            found = "neither" if probs is None else "both"
-            raise ArgumentError(f"Bernoulli: expected exactly one of probs and logits, got {found}")
-        if probs is not None:
-            (given,) = (self.probs,) = broadcast_all(probs=probs)
-        else:
-            (given,) = (self.logits,) = broadcast_all(logits=logits)
-        super().__init__(given.shape, validate_args=validate_args)
-
-    @Derived
-    def probs(self) -> Tensor:
-        """sigmoid(logits)."""
-        return ops.sigmoid(self.logits)
-
-    @Derived
-    def logits(self) -> Tensor:
-        """log probs - log(1 - probs); infinite for probs of 0 and 1."""
-        with np.errstate(divide="ignore"):
-            return ops.log(self.probs) - ops.log1p(-self.probs)
+        super().__init__(self._set_trials(probs, logits), validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -66,13 +47,7 @@ class Bernoulli(Distribution):
     def variance(self) -> Tensor:
         return self.probs * (1.0 - self.probs)
 
-    def rsample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> NoReturn:
-        raise GraphError(
-            "Bernoulli has no rsample: a value in {0, 1} jumps where it changes. Use sample(), and for a gradient "
-            "the score function (log_prob of the sample) or a relaxed distribution"
-        )
-
-    def sample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         """Zeros and ones in the dtype of the parameter; arguments of `Distribution.rsample`."""
         shape = self._extended_shape(sample_shape)
         with no_grad():
@@ -82,21 +57,23 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Any) -> Tensor:
         """value log probs + (1 - value) log(1 - probs), with 0 log 0 = 0; see `Distribution.log_prob`."""
-        return self._log_prob(self._as_value(value))
+        x = self._as_value(value)
+        return self._log_powers(x, 1.0 - x)
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if "logits" in self._given():
-            return -x * ops.softplus(-self.logits) - (1.0 - x) * ops.softplus(self.logits)
-        # Where a logarithm has weight 0 its argument is replaced by 1, for the sake of 0 log 0 and its gradient.
-        p = ops.where(ops.equal(x, 0.0), 1.0, self.probs)
-        q = ops.where(ops.equal(x, 1.0), 0.0, self.probs)
-        with np.errstate(divide="ignore"):
-            return x * ops.log(p) + (1.0 - x) * ops.log1p(-q)
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """0 and 1 on a new leading axis: (2, *batch_shape), or (2, 1, ..., 1) without `expand`."""
+        values = tensor(np.arange(2, dtype=self._dtype).reshape(2, *(1,) * len(self.batch_shape)))
+        return ops.broadcast_to(values, (2, *self.batch_shape)) if expand else values
+
+    @property
+    def mode(self) -> Tensor:
+        """The more probable of 0 and 1; 0 of two equal ones."""
+        return ops.cast(ops.greater(self.probs, 0.5), self._dtype)
 
     def entropy(self) -> Tensor:
         """-probs log probs - (1 - probs) log(1 - probs)."""
-        return -self._log_prob(self.probs)
+        return -self._log_powers(self.probs, 1.0 - self.probs)
 
     def cross_entropy(self, other: Bernoulli) -> Tensor:
         """-sum over x of self(x) log other(x), of the shape of both batches broadcast."""
-        return -other._log_prob(self.probs)
+        return -other._log_powers(self.probs, 1.0 - self.probs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
-from gmcore.distributions.constraints import Constraint
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.distributions.constraints import Constraint, unit_interval
+from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
+from gmcore.op import user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, no_grad, tensor
 
@@ -75,11 +77,13 @@ class Distribution(ABC):
         return {name: vars(self)[name] for name in self.arg_constraints if name in vars(self)}
 
     def _check(self, name: str, x: Tensor, constraint: Constraint) -> None:
-        outside = ~constraint.contains(x._data)
+        outside = ~np.asarray(constraint.contains(x._data))
         if outside.any():
             index = tuple(np.argwhere(outside)[0].tolist())
+            event = x.shape[x.ndim - constraint.event_dim :]
+            found = np.broadcast_to(x._data, outside.shape + event)[index]
             at = f" at index {index}" if index else ""
-            raise ArgumentError(f"{type(self).__name__}: {name} must be {constraint.name}, got {x._data[index]}{at}")
+            raise ArgumentError(f"{type(self).__name__}: {name} must be {constraint.name}, got {found}{at}")
 
     @property
     def batch_shape(self) -> Shape:
@@ -91,35 +95,50 @@ class Distribution(ABC):
 
     # -- what a subclass gives -------------------------------------------------------------------------
     @property
-    @abstractmethod
     def mean(self) -> Tensor:
-        """The mean, of shape batch_shape + event_shape."""
+        """The mean, of shape batch_shape + event_shape.
+
+        Raises
+        ------
+        ArgumentError : here and below, a quantity that the distribution has no formula for.
+        """
+        raise self._no_formula("mean", "sample(...).mean(0)")
 
     @property
-    @abstractmethod
     def variance(self) -> Tensor:
-        """The variance, of shape batch_shape + event_shape."""
+        """The variance of each element, of shape batch_shape + event_shape."""
+        raise self._no_formula("variance", "sample(...).var(0)")
 
     @property
     def stddev(self) -> Tensor:
         """The square root of the variance."""
         return ops.sqrt(self.variance)
 
-    @abstractmethod
-    def rsample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+    @property
+    def mode(self) -> Tensor:
+        """The value of the largest density or probability, of shape batch_shape + event_shape."""
+        raise self._no_formula("mode", "an optimiser on log_prob")
+
+    def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         """A sample through which gradients reach the parameters, with fixed noise.
 
         Parameters
         ----------
         sample_shape : leading axes of independent samples.
-        generator : gives one draw; by default the context's.
+        generator : gives the draws, in a number that does not depend on shapes; by default the context's.
 
         Raises
         ------
         GraphError : the distribution has no such path.
         """
+        raise GraphError(
+            f"{type(self).__name__} has no rsample: {self._why_no_path}. Use sample(), and for a gradient the score "
+            "function (log_prob of the sample) or a relaxed distribution"
+        )
 
-    def sample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+    _why_no_path = "a sample jumps where it changes"
+
+    def sample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         """A sample without a gradient; arguments of `rsample`."""
         with no_grad():
             return self.rsample(sample_shape, generator)
@@ -133,9 +152,37 @@ class Distribution(ABC):
         ArgumentError : a value outside the support.  ShapeError : a value that does not broadcast.
         """
 
-    @abstractmethod
     def entropy(self) -> Tensor:
         """The entropy in nats, of shape batch_shape."""
+        raise self._no_formula("entropy", "-log_prob(sample(...)).mean(0)")
+
+    def cdf(self, value: Any) -> Tensor:
+        """The probability of numbers up to `value`."""
+        raise self._no_formula("cdf", "(sample(...) <= value).mean(0)")
+
+    def icdf(self, value: Any) -> Tensor:
+        """The number up to which the probability is `value`: the inverse of `cdf`."""
+        raise self._no_formula("icdf", "quantiles of sample(...)")
+
+    def expand(self, batch_shape: Sequence[int]) -> Any:
+        """The same distribution with its parameters broadcast to another batch_shape.
+
+        Raises
+        ------
+        ShapeError : batch_shape does not broadcast to the one given.
+        """
+        batch_shape = tuple(batch_shape)
+        new = copy.copy(self)
+        new._batch_shape = batch_shape
+        for name, x in self._given().items():
+            setattr(new, name, ops.broadcast_to(x, batch_shape + x.shape[len(self.batch_shape) :]))
+        return new
+
+    def _no_formula(self, name: str, estimate: str) -> ArgumentError:
+        return ArgumentError(
+            f"{type(self).__name__} has no closed form of its {name}; estimate it, by {estimate} "
+            f"(called at {user_line()})"
+        )
 
     # -- for subclasses --------------------------------------------------------------------------------
     def _extended_shape(self, sample_shape: int | Sequence[int]) -> Shape:
@@ -144,9 +191,11 @@ class Distribution(ABC):
 
     def _as_value(self, value: Any) -> Tensor:
         """`value` as a tensor of the parameters' dtype if it is not floating, checked."""
-        value = _as_float(value, next(iter(self._given().values())).dtype)
+        value = _as_float(value, self._dtype)
         try:
             np.broadcast_shapes(value.shape, self._extended_shape(()))
+            if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+                raise ValueError
         except ValueError:
             raise ShapeError(
                 f"{type(self).__name__}: a value of shape {value.shape} does not broadcast with the "
@@ -155,6 +204,24 @@ class Distribution(ABC):
         if self._validate_args:
             self._check("value", value, self.support)
         return value
+
+    def _as_probability(self, value: Any) -> Tensor:
+        """`value` as a tensor of the parameters' dtype if it is not floating, checked to be in [0, 1]."""
+        value = _as_float(value, self._dtype)
+        if self._validate_args:
+            self._check("value", value, unit_interval)
+        return value
+
+    @property
+    def _dtype(self) -> Any:
+        return next(iter(self._given().values())).dtype
+
+    def _noise(self, shape: Shape, quantile: Callable[[Tensor], Tensor], generator: Generator | None) -> Tensor:
+        """Numbers with the distribution function whose inverse is `quantile`, in the parameters' dtype.
+
+        In float64 until then, where the uniforms are strictly between 0 and 1 and have both tails.
+        """
+        return ops.cast(quantile(ops.uniform(shape, dtype="float64", generator=generator)), self._dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}: {x.shape}' for name, x in self._given().items())})"
@@ -168,22 +235,30 @@ def _as_float(x: Any, dtype: Any) -> Tensor:
     return x if x.dtype.kind == "f" else ops.cast(x, dtype)
 
 
-def broadcast_all(**parameters: Any) -> list[Tensor]:
-    """Parameters as tensors of one shape and one floating dtype.
-
-    Python numbers take the dtype of the others, float32 if there is none.
+def as_parameters(**parameters: Any) -> list[Tensor]:
+    """Parameters as tensors of one floating dtype: Python numbers take that of the others, float32 if there is none.
 
     Raises
     ------
     DtypeError : a parameter that is an array of integers or booleans.
-    ShapeError : shapes that do not broadcast.
     """
     arrays = {name: as_tensor(x) for name, x in parameters.items() if hasattr(x, "dtype")}
     for name, x in arrays.items():
         if x.dtype.kind != "f":
             raise DtypeError(f"{name} is {x.dtype}, expected floating numbers")
     dtype = np.result_type(*[x.dtype for x in arrays.values()]) if arrays else np.dtype(np.float32)
-    tensors = [ops.cast(_as_float(x, dtype), dtype) for x in parameters.values()]
+    return [ops.cast(_as_float(x, dtype), dtype) for x in parameters.values()]
+
+
+def broadcast_all(**parameters: Any) -> list[Tensor]:
+    """`as_parameters`, of one shape.
+
+    Raises
+    ------
+    DtypeError : a parameter that is an array of integers or booleans.
+    ShapeError : shapes that do not broadcast.
+    """
+    tensors = as_parameters(**parameters)
     try:
         shape = np.broadcast_shapes(*[x.shape for x in tensors])
     except ValueError:

@@ -50,7 +50,11 @@ class Normal(Distribution):
     def stddev(self) -> Tensor:
         return self.scale
 
-    def rsample(self, sample_shape: Sequence[int] = (), generator: Generator | None = None) -> Tensor:
+    @property
+    def mode(self) -> Tensor:
+        return self.loc
+
+    def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         """loc + scale eps with eps ~ N(0, 1) (Kingma & Welling 2014); arguments of `Distribution.rsample`."""
         eps = ops.normal(self._extended_shape(sample_shape), dtype=self.loc.dtype, generator=generator)
         return self.loc + self.scale * eps
@@ -63,3 +67,11 @@ class Normal(Distribution):
     def entropy(self) -> Tensor:
         """log scale + (1 + log 2 pi) / 2."""
         return ops.log(self.scale) + 0.5 * (1.0 + _LOG_2PI)
+
+    def cdf(self, value: Any) -> Tensor:
+        """Phi((value - loc) / scale)."""
+        return ops.ndtr((self._as_value(value) - self.loc) / self.scale)
+
+    def icdf(self, value: Any) -> Tensor:
+        """loc + scale Phi^-1(value)."""
+        return self.loc + self.scale * ops.ndtri(self._as_probability(value))
