@@ -35,20 +35,20 @@ class Classes(Distribution):
 
     arg_constraints = {"probs": constraints.weights, "logits": _logits}
 
-    def _set_classes(self, probs: Any, logits: Any) -> tuple[int, ...]:
-        """Assign the one given, normalised, and return its shape."""
+    def __init__(self, probs: Any, logits: Any, vectors: bool, validate_args: bool | None) -> None:
+        """`vectors`: whether a draw is a vector (K,), or else a number."""
         if (probs is None) == (logits is None):
             found = "neither" if probs is None else "both"
             raise ArgumentError(f"{type(self).__name__}: expected exactly one of probs and logits, got {found}")
         (given,) = broadcast_all(probs=probs) if logits is None else broadcast_all(logits=logits)
         if given.ndim < 1 or given.shape[-1] == 0:
             raise ShapeError(f"{type(self).__name__}: expected parameters (..., K), got shape {given.shape}")
-        with np.errstate(invalid="ignore", divide="ignore"):  # the check of what was given comes later
-            if logits is None:
-                self.probs = given / ops.sum(given, axis=-1, keepdims=True)
-            else:
-                self.logits = ops.log_softmax(given, axis=-1)
-        return given.shape
+        setattr(self, "probs" if logits is None else "logits", given)
+        super().__init__(given.shape[:-1], given.shape[-1:] if vectors else (), validate_args=validate_args)
+        if logits is None:
+            self.probs = given / ops.sum(given, axis=-1, keepdims=True)
+        else:
+            self.logits = ops.log_softmax(given, axis=-1)
 
     @Derived
     def probs(self) -> Tensor:
@@ -102,9 +102,8 @@ class Categorical(Classes):
     """
 
     def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
-        *batch, classes = self._set_classes(probs, logits)
-        self.support = constraints.integer_interval(0, classes - 1)
-        super().__init__(batch, validate_args=validate_args)
+        super().__init__(probs, logits, False, validate_args)
+        self.support = constraints.integer_interval(0, self._classes - 1)
 
     @property
     def mode(self) -> Tensor:
@@ -136,8 +135,7 @@ class OneHotCategorical(Classes):
     support = constraints.one_hot
 
     def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
-        *batch, classes = self._set_classes(probs, logits)
-        super().__init__(batch, (classes,), validate_args=validate_args)
+        super().__init__(probs, logits, True, validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -36,14 +36,13 @@ class Multinomial(Classes):
     ) -> None:
         if not isinstance(total_count, int) or total_count < 0:
             raise ArgumentError(f"Multinomial: total_count must be an int of at least 0, got {total_count!r}")
-        *batch, classes = self._set_classes(probs, logits)
         self.total_count = total_count
         self.support = Constraint(
             f"a vector of counts that add up to {total_count}",
             lambda x: (constraints.natural.contains(x)).all(-1) & (x.sum(-1) == total_count),
             1,
         )
-        super().__init__(batch, (classes,), validate_args=validate_args)
+        super().__init__(probs, logits, True, validate_args)
 
     @property
     def mean(self) -> Tensor:

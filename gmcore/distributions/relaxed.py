@@ -145,8 +145,7 @@ class ExpRelaxedCategorical(Classes):
         self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
         self.temperature = _check_temperature(type(self).__name__, temperature)
-        *batch, classes = self._set_classes(probs, logits)
-        super().__init__(batch, (classes,), validate_args=validate_args)
+        super().__init__(probs, logits, True, validate_args)
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         noise = self._noise(self._extended_shape(sample_shape), Gumbel.quantile, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,12 +90,12 @@ class TransformedDistribution(Distribution):
         shape = np.broadcast_shapes(value.shape, np.shape(increasing))
         return self._transform(self.base_dist.icdf(ops.where(np.broadcast_to(increasing, shape), value, 1.0 - value)))
 
-    def expand(self, batch_shape: Sequence[int]) -> TransformedDistribution:
-        base, batch_shape = self.base_dist, tuple(batch_shape)
-        shape = self._transform.inverse_shape((*batch_shape, *self.event_shape))
-        return TransformedDistribution(
-            base.expand(shape[: len(shape) - len(base.event_shape)]), self.transforms, self._validate_args
-        )
+    def expand(self, batch_shape: Sequence[int]) -> Any:
+        new, base = copy.copy(self), self.base_dist
+        new._batch_shape = tuple(batch_shape)
+        shape = self._transform.inverse_shape(new._batch_shape + self.event_shape)
+        new.base_dist = base.expand(shape[: len(shape) - len(base.event_shape)])
+        return new
 
     @property
     def _dtype(self) -> Any:
@@ -147,7 +148,3 @@ class LogNormal(TransformedDistribution):
 
     def entropy(self) -> Tensor:
         return self.base_dist.entropy() + self.loc
-
-    def expand(self, batch_shape: Sequence[int]) -> LogNormal:
-        base = self.base_dist.expand(batch_shape)
-        return LogNormal(base.loc, base.scale, self._validate_args)
