@@ -317,7 +317,6 @@ def test_derivatives_of_log_prob_and_entropy(row: Row) -> None:
     def log_prob(*parameters: Tensor) -> Tensor:
         return row.make(False, **dict(zip(names, parameters, strict=True))).log_prob(x)
 
-    # The bounds of a uniform number are kinks, and the smallest of the samples of steep densities needs a short step.
     assert gradcheck(log_prob, list(row.differentiable.values()), order=2, directions=1)
     if quantity(row.make(), "entropy") is not None:
         assert gradcheck(
