@@ -57,9 +57,9 @@ class Classes(Distribution):
 
     @Derived
     def logits(self) -> Tensor:
-        """Their logarithms."""
-        with np.errstate(divide="ignore"):
-            return ops.log(self.probs)
+        """Their logarithms; of 0 minus infinity, with the derivative 0."""
+        impossible = ops.equal(self.probs, 0.0)
+        return ops.where(impossible, -np.inf, ops.log(ops.where(impossible, 1.0, self.probs)))
 
     @property
     def _classes(self) -> int:

@@ -60,7 +60,9 @@ class Independent(Distribution):
         return self.base_dist.sample(sample_shape, generator)
 
     def _sum(self, x: Tensor) -> Tensor:
-        return ops.sum(x, axis=tuple(range(-self.reinterpreted_batch_ndims, 0))) if self.reinterpreted_batch_ndims else x
+        return (
+            ops.sum(x, axis=tuple(range(-self.reinterpreted_batch_ndims, 0))) if self.reinterpreted_batch_ndims else x
+        )
 
     def log_prob(self, value: Any) -> Tensor:
         return self._sum(self.base_dist.log_prob(value))

@@ -145,7 +145,9 @@ def kl_dirichlet_dirichlet(p: Dirichlet, q: Dirichlet) -> Tensor:
     """The difference of log normalisers, and of concentrations times E_p[log x]."""
     a, b = p.concentration, q.concentration
     total = ops.sum(a, axis=-1, keepdims=True)
-    normalisers = ops.lgamma(total)[..., 0] - ops.lgamma(ops.sum(b, axis=-1)) + ops.sum(ops.lgamma(b) - ops.lgamma(a), -1)
+    normalisers = (
+        ops.lgamma(total)[..., 0] - ops.lgamma(ops.sum(b, axis=-1)) + ops.sum(ops.lgamma(b) - ops.lgamma(a), -1)
+    )
     return normalisers + ops.sum((a - b) * (ops.digamma(a) - ops.digamma(total)), axis=-1)
 
 
@@ -309,14 +311,16 @@ def _infinite(p: Distribution, q: Distribution) -> Tensor:
     return tensor(np.full(shape, np.inf, np.result_type(p._dtype, q._dtype)))
 
 
-_ON_THE_LINE = (Normal, Laplace, Logistic, Gumbel, Cauchy, StudentT)
-_ON_THE_HALF_LINE = (Exponential, Gamma, InverseGamma, HalfNormal, LogNormal)
-for _p in _ON_THE_LINE:
-    for _q in (*_ON_THE_HALF_LINE, Beta, Uniform):
-        register_kl(_p, _q)(_infinite)
-for _p in _ON_THE_HALF_LINE:
-    for _q in (Beta, Uniform):
-        register_kl(_p, _q)(_infinite)
-for _p in (Poisson, Geometric, NegativeBinomial):
-    for _q in (Bernoulli, Binomial):
-        register_kl(_p, _q)(_infinite)
+_LINE: list[type[Distribution]] = [Normal, Laplace, Logistic, Gumbel, Cauchy, StudentT]
+_HALF_LINE: list[type[Distribution]] = [Exponential, Gamma, InverseGamma, HalfNormal, LogNormal]
+_BOUNDED: list[type[Distribution]] = [Beta, Uniform]
+_UNBOUNDED_COUNTS: list[type[Distribution]] = [Poisson, Geometric, NegativeBinomial]
+_BOUNDED_COUNTS: list[type[Distribution]] = [Bernoulli, Binomial]
+for _ps, _qs in (
+    (_LINE, _HALF_LINE + _BOUNDED),
+    (_HALF_LINE, _BOUNDED),
+    (_UNBOUNDED_COUNTS, _BOUNDED_COUNTS),
+):
+    for _p in _ps:
+        for _q in _qs:
+            register_kl(_p, _q)(_infinite)

@@ -117,8 +117,8 @@ class Laplace(LocationScale):
 class Logistic(LocationScale):
     """The distribution function sigmoid((x - loc) / scale): of flows and discretised likelihoods.
 
-    Parameters: see `LocationScale`. Salimans, Karpathy, Chen & Kingma, PixelCNN++ (2017), section 2.1, integrate it over
-    the steps of a pixel: ``cdf(x + step / 2) - cdf(x - step / 2)``.
+    Parameters: see `LocationScale`. Salimans, Karpathy, Chen & Kingma, PixelCNN++ (2017), section 2.1, integrate it
+    over the steps of a pixel: ``cdf(x + step / 2) - cdf(x - step / 2)``.
     """
 
     standard_variance = math.pi**2 / 3.0

@@ -45,8 +45,8 @@ class MultivariateNormal(Distribution):
     loc : (..., D), or a number for (D,).
     covariance_matrix : Sigma, (..., D, D), symmetric positive definite; or
     precision_matrix : its inverse; or
-    scale_tril : its lower triangular factor L, Sigma = L L^T, with a positive diagonal: the cheapest. Exactly one of the
-        three is given; its batch broadcasts with that of `loc`.
+    scale_tril : its lower triangular factor L, Sigma = L L^T, with a positive diagonal: the cheapest. Exactly one
+        of the three is given; its batch broadcasts with that of `loc`.
     validate_args : see `Distribution`.
 
     Raises

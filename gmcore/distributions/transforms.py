@@ -136,11 +136,15 @@ class ComposeTransform(Transform):
         return needed
 
     @property
-    def sign(self) -> Any:  # type: ignore[override]
+    def sign(self) -> Any:
         signs = [part.sign for part in self.parts]
         if any(sign is None for sign in signs):
             return None
-        return math.prod(signs) if all(isinstance(sign, int) for sign in signs) else np.prod(np.broadcast_arrays(*signs), 0)
+        return (
+            math.prod(signs)
+            if all(isinstance(sign, int) for sign in signs)
+            else np.prod(np.broadcast_arrays(*signs), 0)
+        )
 
     def _call(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -154,7 +158,10 @@ class ComposeTransform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum of those of the parts; y is computed anew part by part."""
-        event_dim, total = self.domain_event_dim, as_tensor(np.zeros(x.shape[: x.ndim - self.domain_event_dim], x.dtype))
+        event_dim, total = (
+            self.domain_event_dim,
+            as_tensor(np.zeros(x.shape[: x.ndim - self.domain_event_dim], x.dtype)),
+        )
         for part in self.parts:
             y = part(x)
             total = total + _sum_last(part.log_abs_det_jacobian(x, y), event_dim - part.domain_event_dim)
@@ -251,7 +258,7 @@ class SigmoidTransform(Transform):
 class TanhTransform(Transform):
     """y = tanh(x). Far out y rounds to -1 or 1, of which the inverse is infinite."""
 
-    codomain = Constraint("in [-1, 1]", lambda x: (x >= -1) & (x <= 1))
+    codomain = constraints.signed_unit_interval
 
     def _call(self, x: Tensor) -> Tensor:
         return ops.tanh(x)

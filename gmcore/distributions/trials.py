@@ -27,8 +27,6 @@ def log_power_of_complement(k: Tensor, p: Tensor) -> Tensor:
 class Trials(Distribution):
     """What distributions of trials share: `probs`, the probability of success, or `logits`, and perhaps a total."""
 
-    probs: Any
-    logits: Any
     total_count: Tensor
 
     def _set_trials(self, probs: Any, logits: Any, **more: Any) -> tuple[int, ...]:
@@ -47,12 +45,12 @@ class Trials(Distribution):
         return vars(self)["probs" if logits is None else "logits"].shape
 
     @Derived
-    def probs(self) -> Tensor:  # type: ignore[no-redef]
+    def probs(self) -> Tensor:
         """sigmoid(logits)."""
         return ops.sigmoid(self.logits)
 
     @Derived
-    def logits(self) -> Tensor:  # type: ignore[no-redef]
+    def logits(self) -> Tensor:
         """log probs - log(1 - probs); infinite for probs of 0 and 1."""
         with np.errstate(divide="ignore"):
             return ops.log(self.probs) - ops.log1p(-self.probs)

@@ -48,7 +48,9 @@ def test_poisson_distribution(rate):
     assert chi_squared(k, stats.poisson(rate), max(np.floor(rate - spread), 0), np.ceil(rate + spread)) < 5
 
 
-@pytest.mark.parametrize("n, p", [(1, 0.3), (12, 0.5), (20, 0.4999), (21, 0.4999), (400, 0.1), (400, 0.9), (10**4, 0.4)])
+@pytest.mark.parametrize(
+    "n, p", [(1, 0.3), (12, 0.5), (20, 0.4999), (21, 0.4999), (400, 0.1), (400, 0.9), (10**4, 0.4)]
+)
 def test_binomial_distribution(n, p):
     k = rejection.binomial(np.full(N, float(n)), np.full(N, p), key=(5, 6), backend="cpu")
     mean, spread = n * p, 4 * np.sqrt(n * p * (1 - p))

@@ -84,8 +84,8 @@ STANDARD_GAMMA = KernelSpec(
     cost=_cost(200),
     examples=_gamma_examples,
     formula="x = d v with v = (1 + z / sqrt(9 d))^3, d = a - 1/3, accepted where v > 0 and log u < z^2/2 + d - d v + "
-    "d log v; for a < 1 drawn with a + 1 and multiplied by u'^(1/a). z is the normal of words 0 and 1 of the attempt, u "
-    "and u' the uniforms of words 2 and 3. log x if `log`; else at least the least normal number of the dtype. NaN "
+    "d log v; for a < 1 drawn with a + 1 and multiplied by u'^(1/a). z is the normal of words 0 and 1 of the attempt, "
+    "u and u' the uniforms of words 2 and 3. log x if `log`; else at least the least normal number of the dtype. NaN "
     "unless 0 < a < inf",
     source="Marsaglia & Tsang, A simple method for generating gamma variables (ACM TOMS 26, 2000); the words: see the "
     "module's sub-counter rule",
@@ -119,12 +119,12 @@ STANDARD_GAMMA_GRAD = KernelSpec(
     infer=_grad_infer,
     cost=_cost(600),
     examples=_grad_examples,
-    formula="-(dP(a, x)/da) / (dP(a, x)/dx), P the regularised lower incomplete gamma function: how the sample x of the "
-    "gamma distribution moves with a at a fixed probability. If `log`, x is the logarithm of the sample, and the result "
-    "that logarithm's derivative",
-    source="Figurnov, Mohamed & Mnih, Implicit reparameterization gradients (NeurIPS 2018), equation 7; the series and "
-    "the continued fraction of gammainc, of which the common factor x^a e^-x / Gamma(a) cancels; for a > 10^8 the first "
-    "terms of Cornish & Fisher's expansion",
+    formula="-(dP(a, x)/da) / (dP(a, x)/dx), P the regularised lower incomplete gamma function: how the sample x of "
+    "the gamma distribution moves with a at a fixed probability. If `log`, x is the logarithm of the sample, and the "
+    "result that logarithm's derivative",
+    source="Figurnov, Mohamed & Mnih, Implicit reparameterization gradients (NeurIPS 2018), equation 7; the series "
+    "and the continued fraction of gammainc, of which the common factor x^a e^-x / Gamma(a) cancels; for a > 10^8 the "
+    "first terms of Cornish & Fisher's expansion",
     # The reference adds the two large terms of the series, 1 / P(x's density) = 300 at most in the examples.
     tolerance={"float32": (6.2e-8, 1e-11), "float64": (2e-11, 2e-13)},
 )
@@ -146,9 +146,9 @@ POISSON = KernelSpec(
     infer=_infer("poisson"),
     cost=_cost(300),
     examples=_poisson_examples,
-    formula="rate < 10: the least k with u <= sum_j<=k e^-rate rate^j / j!, u of 53 bits from words 0 and 1 of attempt 0; "
-    "else transformed rejection of k = floor((2 a / s + b) u + rate + 0.43), s = 1/2 - |u|, u + 1/2 from words 0 and 1, "
-    "the other uniform from words 2 and 3. NaN unless 0 <= rate < inf",
+    formula="rate < 10: the least k with u <= sum_j<=k e^-rate rate^j / j!, u of 53 bits from words 0 and 1 of attempt "
+    "0; else transformed rejection of k = floor((2 a / s + b) u + rate + 0.43), s = 1/2 - |u|, u + 1/2 from words 0 "
+    "and 1, the other uniform from words 2 and 3. NaN unless 0 <= rate < inf",
     source="Hormann, The transformed rejection method for generating Poisson random variables (Insurance: Mathematics "
     "and Economics 12, 1993), algorithm PTRS; the words: see the module's sub-counter rule",
     # Counts: the same, but for the rounding of those above 2^24 to float32.

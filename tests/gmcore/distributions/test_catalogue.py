@@ -46,17 +46,12 @@ class Row(NamedTuple):
         arrays = {k: x for k, x in self.parameters.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
         return {k: x for k, x in arrays.items() if not (k == "total_count" and self.kind == "Binomial")}
 
-
     def of_dtype(self, dtype: str) -> dict[str, np.ndarray]:
         return {k: x.astype(dtype) for k, x in self.parameters.items() if isinstance(x, np.ndarray)}
 
 
-def loc_scale(kind: str, scipy: Any, bad: Any = None) -> Row:
-    return Row(kind, {"loc": LOC, "scale": SCALE}, lambda loc, scale: scipy(loc, scale), {"scale": 0.0}, np.nan)
-
-
-def gumbel(loc: Any, scale: Any) -> Any:
-    return stats.gumbel_r(loc, scale)
+def loc_scale(kind: str, scipy: Any) -> Row:
+    return Row(kind, {"loc": LOC, "scale": SCALE}, scipy, {"scale": 0.0}, np.nan)
 
 
 TABLE = {
@@ -101,8 +96,9 @@ TABLE = {
     "NegativeBinomial": Row("NegativeBinomial", {"total_count": np.array([1.5, 20.0]), "probs": PROBS},
                             lambda total_count, probs: stats.nbinom(total_count, 1 - probs), {"probs": 1.0}, -1.0),
     "Multinomial": Row("Multinomial", {"total_count": 6, "probs": CLASSES}, None, {"total_count": -1}, np.ones(4)),
-    "MultivariateNormal": Row("MultivariateNormal", {"loc": numbers(-1, 1, 2, D), "covariance_matrix": COVARIANCE}, None,
-                              {"covariance_matrix": -np.eye(D)}, np.full(D, np.nan)),
+    "MultivariateNormal": Row(
+        "MultivariateNormal", {"loc": numbers(-1, 1, 2, D), "covariance_matrix": COVARIANCE}, None,
+        {"covariance_matrix": -np.eye(D)}, np.full(D, np.nan)),
     "MultivariateNormal tril": Row("MultivariateNormal", {"loc": numbers(-1, 1, 2, D), "scale_tril": LOWER}, None,
                                    {"scale_tril": np.ones((D, D))}, np.full(D, np.nan)),
     "MultivariateNormal precision": Row(
@@ -356,7 +352,9 @@ def test_rsample_gives_the_gradients_of_the_moments(row: Row) -> None:
         return
     names, n = list(row.differentiable), 5000
     once = [gmcore.tensor(x, requires_grad=True) for x in row.differentiable.values()]
-    many = [gmcore.tensor(np.broadcast_to(x, (n, *x.shape)).copy(), requires_grad=True) for x in row.differentiable.values()]
+    many = [
+        gmcore.tensor(np.broadcast_to(x, (n, *x.shape)).copy(), requires_grad=True) for x in row.differentiable.values()
+    ]
     one, all_of_them = (row.make(**dict(zip(names, p, strict=True))) for p in (once, many))
     x = all_of_them.rsample((), Generator(21))
     weights = np.linspace(1.0, 2.0, x[0].size).reshape(x.shape[1:])  # components apart: a sum of a simplex is constant

@@ -43,15 +43,16 @@ KINDS = {
     "Categorical": [{"probs": P[i]} for i in (0, 1)],
     "OneHotCategorical": [{"logits": LOC[i]} for i in (0, 1)],
     "MultivariateNormal": [
-        {"loc": LOC[0, :2], "scale_tril": LOWER}, {"loc": LOC[1, :2], "covariance_matrix": LOWER[::-1] @ LOWER[::-1].mT},
+        {"loc": LOC[0, :2], "scale_tril": LOWER},
+        {"loc": LOC[1, :2], "covariance_matrix": LOWER[::-1] @ LOWER[::-1].mT},
     ],
     "LowRankMultivariateNormal": [
         {"loc": LOC[i, :2], "cov_factor": LOC[1 - i, :2, :, None], "cov_diag": SCALE[i, :2]} for i in (0, 1)
     ],
 }  # fmt: skip
 MIXED = [
-    *[(p, "Normal") for p in ("Beta", "Exponential", "Gamma", "Gumbel", "HalfNormal", "Laplace", "Logistic", "LogNormal",
-                              "Uniform")],
+    *[(p, "Normal") for p in ("Beta", "Exponential", "Gamma", "Gumbel", "HalfNormal", "Laplace", "Logistic",
+                              "LogNormal", "Uniform")],
     *[(p, "Exponential") for p in ("Beta", "Gamma", "HalfNormal", "LogNormal")],
     *[(p, "Gamma") for p in ("Beta", "Exponential", "LogNormal", "Chi2")],
     *[(p, "Gumbel") for p in ("Exponential", "Gamma", "Normal", "Uniform")],
@@ -59,7 +60,13 @@ MIXED = [
     ("MultivariateNormal", "LowRankMultivariateNormal"),
 ]  # fmt: skip
 NAMES = [(kind, kind) for kind in KINDS if kind != "Logistic"] + MIXED
-INFINITE = [("Normal", "Gamma"), ("StudentT", "Uniform"), ("Gamma", "Beta"), ("LogNormal", "Uniform"), ("Poisson", "Binomial")]
+INFINITE = [
+    ("Normal", "Gamma"),
+    ("StudentT", "Uniform"),
+    ("Gamma", "Beta"),
+    ("LogNormal", "Uniform"),
+    ("Poisson", "Binomial"),
+]
 
 
 def pair(names):
@@ -115,7 +122,8 @@ def test_against_torch(names):
 
 @pytest.mark.parametrize("names", NAMES, ids="-".join)
 def test_gradients(names):
-    kinds, keys = [getattr(distributions, kind) for kind in names], [list(KINDS[kind][i]) for i, kind in enumerate(names)]
+    kinds = [getattr(distributions, kind) for kind in names]
+    keys = [list(KINDS[kind][i]) for i, kind in enumerate(names)]
     values = [x for i, kind in enumerate(names) for x in KINDS[kind][i].values()]
     fixed = [i for i, key in enumerate(keys[0] + keys[1]) if key == "total_count"]
 
@@ -132,9 +140,7 @@ def test_gradients(names):
 
 @pytest.mark.parametrize("names", INFINITE, ids="-".join)
 def test_is_infinite_where_q_excludes_what_p_allows(names):
-    p, q = (
-        getattr(distributions, kind)(**(KINDS[kind][0] if kind in KINDS else {"df": SCALE[0]})) for kind in names
-    )
+    p, q = (getattr(distributions, kind)(**(KINDS[kind][0] if kind in KINDS else {"df": SCALE[0]})) for kind in names)
     assert (kl_divergence(p, q).numpy() == np.inf).all()
     assert (kl_divergence(*pair(("Uniform", "Uniform"))[::-1]).numpy() == np.inf).all()
     wider, narrower = (distributions.Categorical(np.array(x)) for x in ([0.5, 0.5], [1.0, 0.0]))

@@ -25,9 +25,13 @@ TRANSFORMS = {
     "tanh": TanhTransform(),
     "stick breaking": StickBreakingTransform(),
     "inverse": SigmoidTransform().inv.inv,
-    "composed": ComposeTransform([AffineTransform(0.1, 0.7), TanhTransform(), AffineTransform(1.5, 1.2), ExpTransform()]),
+    "composed": ComposeTransform(
+        [AffineTransform(0.1, 0.7), TanhTransform(), AffineTransform(1.5, 1.2), ExpTransform()]
+    ),
     "composed vector": ComposeTransform([AffineTransform(0.1, 0.7), StickBreakingTransform()]),
-    "composed there and back": ComposeTransform([StickBreakingTransform(), StickBreakingTransform().inv, ExpTransform()]),
+    "composed there and back": ComposeTransform(
+        [StickBreakingTransform(), StickBreakingTransform().inv, ExpTransform()]
+    ),
     "nothing": ComposeTransform([]),
 }
 each = pytest.mark.parametrize("f", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -77,7 +81,11 @@ def test_against_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
     f = TRANSFORMS[name]
     kind = getattr(torch.distributions, type(f).__name__)
-    theirs = kind(*(torch.tensor(x, dtype=torch.float64) for x in (f.loc, f.scale)), f.domain_event_dim) if "affine" in name else kind()
+    theirs = (
+        kind(*(torch.tensor(x, dtype=torch.float64) for x in (f.loc, f.scale)), f.domain_event_dim)
+        if "affine" in name
+        else kind()
+    )
     x = torch.tensor(X)
     y = theirs(x)
     np.testing.assert_allclose(f(tensor(X)).numpy(), y, rtol=1e-12)
