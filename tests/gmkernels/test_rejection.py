@@ -57,6 +57,32 @@ def test_binomial_distribution(n, p):
     assert chi_squared(k, stats.binom(n, p), max(np.floor(mean - spread), 0), min(np.ceil(mean + spread), n)) < 5
 
 
+U = np.linspace(-0.5, 0.5, 20_002)[1:-1]
+S = 0.5 - np.abs(U)
+
+
+@pytest.mark.parametrize("mean", [10.0, 10.35, 10.7, 13.0, 40.0, 1e3, 1e6])
+def test_the_poisson_hat_covers_and_the_squeezes_are_inside(mean):
+    """The constants, without chance: where a probability stuck out, counts would be too few there."""
+    a, b, alpha, squeeze = reference.poisson_hat(mean)
+    share = stats.poisson.pmf(np.floor((2 * a / S + b) * U + mean + 0.43), mean) * (a / S**2 + b) / alpha
+    assert share.max() <= 1 + 1e-9
+    assert share[S >= 0.07].min() >= squeeze
+    assert (share <= S)[S < 0.013].all()
+
+
+@pytest.mark.parametrize(
+    "n, p", [(20, 0.5), (21, 0.49), (100, 0.1), (1000, 0.01), (1000, 0.3), (10**5, 0.5), (10**6, 1e-5)]
+)
+def test_the_binomial_hat_covers_and_the_squeeze_is_inside(n, p):
+    a, b, alpha, squeeze = reference.binomial_hat(n, p)
+    of = stats.binom(n, p)
+    k = np.floor((2 * a / S + b) * U + n * p + 0.5)
+    share = of.pmf(k) / of.pmf(np.floor((n + 1) * p)) * (a / S**2 + b) / alpha
+    assert share.max() <= 1 + 1e-9
+    assert share[S >= 0.07].min() >= squeeze
+
+
 def test_large_counts_have_the_moments():
     """Where SciPy's probabilities give out: the standardised count is normal but for a skewness of 1e-7."""
     for k, mean, sd in (

@@ -11,6 +11,7 @@ import numpy as np
 from gmkernels.pool import block_kernel, jitable
 from gmkernels.rejection.spec import (
     ATTEMPT_SHIFT,
+    HAT_RAISED,
     INDEX_BITS,
     INVERSION_BELOW,
     MOST_ATTEMPTS,
@@ -130,7 +131,7 @@ def _poisson_number(rate, key, element):
         return float(j)
     b = 0.931 + 2.53 * math.sqrt(rate)
     a = -0.059 + 0.02483 * b
-    alpha, squeeze = 1.1239 + 1.1328 / (b - 3.4), 0.9277 - 3.6224 / (b - 2.0)
+    alpha, squeeze = HAT_RAISED * (1.1239 + 1.1328 / (b - 3.4)), (0.9277 - 3.6224 / (b - 2.0)) / HAT_RAISED
     for t in range(MOST_ATTEMPTS):
         w0, w1, w2, w3 = attempt_words(key, element, t)
         u, v = wide_uniform(w0, w1) - 0.5, wide_uniform(w2, w3)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gmkernels.rejection.spec import (
     ATTEMPT_SHIFT,
+    HAT_RAISED,
     INDEX_BITS,
     INVERSION_BELOW,
     MOST_ATTEMPTS,
@@ -101,6 +102,13 @@ def _invert(key: np.ndarray, k: np.ndarray, left: np.ndarray, first: np.ndarray,
         k[left] = j
 
 
+def poisson_hat(mean: Any) -> tuple[Any, Any, Any, Any]:
+    """a, b and alpha of the hat alpha / (a / s^2 + b) over the probabilities, and what v squeezes below it."""
+    b = 0.931 + 2.53 * np.sqrt(mean)
+    alpha, squeeze = 1.1239 + 1.1328 / (b - 3.4), 0.9277 - 3.6224 / (b - 2)
+    return -0.059 + 0.02483 * b, b, alpha * HAT_RAISED, squeeze / HAT_RAISED
+
+
 def poisson(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     rate, k = inputs[0].reshape(-1).astype(np.float64), np.full(inputs[0].size, np.nan)
     small = np.flatnonzero((rate >= 0) & (rate < INVERSION_BELOW))
@@ -108,9 +116,7 @@ def poisson(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) ->
 
     def attempt(at: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean = rate[at]
-        b = 0.931 + 2.53 * np.sqrt(mean)
-        a = -0.059 + 0.02483 * b
-        alpha, squeeze = 1.1239 + 1.1328 / (b - 3.4), 0.9277 - 3.6224 / (b - 2)
+        a, b, alpha, squeeze = poisson_hat(mean)
         u, v = wide_uniforms(words[:, 0], words[:, 1]) - 0.5, wide_uniforms(words[:, 2], words[:, 3])
         s = 0.5 - np.abs(u)
         proposed = np.floor((2 * a / s + b) * u + mean + 0.43)
@@ -120,6 +126,13 @@ def poisson(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) ->
 
     _until_accepted(inputs[1], k, np.flatnonzero((rate >= INVERSION_BELOW) & (rate < np.inf)), attempt)
     outputs[0].reshape(-1)[...] = k
+
+
+def binomial_hat(n: Any, p: Any) -> tuple[Any, Any, Any, Any]:
+    """As `poisson_hat`, over the probabilities divided by that of the mode."""
+    spread = np.sqrt(n * p * (1 - p))
+    b = 1.15 + 2.53 * spread
+    return -0.0873 + 0.0248 * b + 0.01 * p, b, (2.83 + 5.1 / b) * spread, 0.92 - 4.2 / b
 
 
 def binomial(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -135,10 +148,7 @@ def binomial(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -
 
     def attempt(at: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         m, mean = n[at], n[at] * p[at]
-        spread = np.sqrt(mean * (1 - p[at]))
-        b = 1.15 + 2.53 * spread
-        a = -0.0873 + 0.0248 * b + 0.01 * p[at]
-        alpha, squeeze = (2.83 + 5.1 / b) * spread, 0.92 - 4.2 / b
+        a, b, alpha, squeeze = binomial_hat(m, p[at])
         u, v = wide_uniforms(words[:, 0], words[:, 1]) - 0.5, wide_uniforms(words[:, 2], words[:, 3])
         s = 0.5 - np.abs(u)
         proposed = np.floor((2 * a / s + b) * u + mean + 0.5)
