@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
+from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
 from gmcore.tensor import Tensor, check_device
@@ -71,6 +72,7 @@ class Module:
     _forward_pre_hooks: Mapping[int, tuple[Callable[..., Any], bool]] = MappingProxyType({})
     _forward_hooks: Mapping[int, tuple[Callable[..., Any], bool]] = MappingProxyType({})
     """(hook, with_kwargs), in the order of the calls."""
+    _backward_hooks: Mapping[int, tuple[Callable[..., Any], bool]] = MappingProxyType({})
 
     # -- calling ---------------------------------------------------------------------------------------
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +80,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._forward_hooks and not self._forward_pre_hooks:
+        if not self._forward_hooks and not self._forward_pre_hooks and not self._backward_hooks:
             return self.forward(*args, **kwargs)
         for hook, with_kwargs in self._forward_pre_hooks.values():
             changed = hook(self, args, kwargs) if with_kwargs else hook(self, args)
@@ -86,7 +88,11 @@ class Module:
                 args, kwargs = changed
             elif changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        output = self.forward(*args, **kwargs)
+        if self._backward_hooks:
+            hooks = [hook for hook, _ in self._backward_hooks.values()]
+            output = backward_hook.call(self, hooks, self.forward, args, kwargs)
+        else:
+            output = self.forward(*args, **kwargs)
         for hook, with_kwargs in self._forward_hooks.values():
             changed = hook(self, args, kwargs, output) if with_kwargs else hook(self, args, output)
             output = output if changed is None else changed
@@ -127,6 +133,24 @@ class Module:
         if always_call:
             raise ArgumentError("register_forward_hook: always_call=True is not supported; use try and finally")
         return self._register("_forward_hooks", hook, prepend, with_kwargs)
+
+    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> HookHandle:
+        """Call ``hook(module, grad_input, grad_output)`` in each backward pass through the module.
+
+        Both are tuples: the gradients of the positional arguments and of the outputs, None where there is none.
+        Unless None, what the hook returns takes the place of grad_input. Where no argument requires a gradient, it is
+        called as soon as grad_output is known.
+
+        Parameters
+        ----------
+        prepend : before the hooks that are there, instead of after them.
+
+        Raises
+        ------
+        ArgumentError : at the call, of a module that returns no tensor or tuple; in the backward pass, for a wrong
+            number of gradients.
+        """
+        return self._register("_backward_hooks", hook, prepend, with_kwargs=False)
 
     def _register(self, kind: str, hook: Callable[..., Any], prepend: bool, with_kwargs: bool) -> HookHandle:
         key, there = next(_hook_number), getattr(self, kind)
