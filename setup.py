@@ -17,6 +17,7 @@ TEST = [
     "ruff>=0.5",
     "mypy>=1.10",
     "build>=1",
+    "ml_dtypes>=0.4",
     *APP,
 ]
 
@@ -38,6 +39,7 @@ setup(
     install_requires=["numpy>=2", "numba>=0.62", "safetensors>=0.4", "threadpoolctl>=3.2"],
     extras_require={
         "app": APP,
+        "bfloat16": ["ml_dtypes>=0.4"],
         "cuda12": ["cupy-cuda12x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
         "cuda13": ["cupy-cuda13x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
         "mkl": ["mkl>=2024"],

@@ -16,20 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from gmcore import numpy_functions as _numpy_functions  # noqa: F401 (NumPy finds our functions by it)
 from gmcore import ops
+from gmcore.anomaly import detect_anomaly
 from gmcore.dlpack import from_dlpack
 from gmcore.engine import grad
 from gmcore.gradcheck import gradcheck
+from gmcore.memory import peak_memory
 from gmcore.random import Generator, default_generator, manual_seed
+from gmcore.recompute import checkpoint
 from gmcore.tensor import Tensor, as_tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled, tensor
 
 if TYPE_CHECKING:
-    from gmcore import data, distributions, errors, io, models, nn, optim
+    from gmcore import data, distributions, errors, explain, functional, io, models, nn, optim
     from gmcore.train import fit, load
 
 __version__ = "0.1.0"
 
 # Imported at first use, so that an embedder who wants the engine does not wait for the rest.
-_LAZY_MODULES = ("data", "distributions", "errors", "io", "models", "nn", "optim")
+_LAZY_MODULES = ("data", "distributions", "errors", "explain", "functional", "io", "models", "nn", "optim")
 _LAZY_NAMES = {"fit": "gmcore.train", "load": "gmcore.train"}
 
 
@@ -59,13 +62,17 @@ __all__ = [
     "Generator",
     "Tensor",
     "as_tensor",
+    "checkpoint",
     "data",
     "default_generator",
+    "detect_anomaly",
     "distributions",
     "enable_grad",
     "errors",
+    "explain",
     "fit",
     "from_dlpack",
+    "functional",
     "get_num_threads",
     "grad",
     "gradcheck",
@@ -78,6 +85,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "peak_memory",
     "set_grad_enabled",
     "set_num_threads",
     "tensor",

@@ -7,16 +7,18 @@ With `create_graph` the derivative rules are recorded themselves, which gives de
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from heapq import heappop, heappush
 from typing import Any, cast
 
 import numpy as np
 
+from gmcore import hooks
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import Edge, Node
-from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor
+from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, no_grad, set_grad_enabled
+from gmcore.watch import Watch, run_rule, watch, watching
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -24,6 +26,8 @@ _NOTHING: frozenset[Any] = frozenset()
 def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
     """The gradient to start from at `y`, checked; ones where it may be left out."""
     if y._edge is None:
+        if (op := getattr(y, "_cut", None)) is not None:
+            raise GraphError(f"{op.name} has no derivative: its result is {y.dtype}, which carries no gradient")
         raise GraphError(
             "this tensor does not require a gradient: no leaf with requires_grad=True led to it, or it was computed "
             "inside no_grad()"
@@ -42,15 +46,15 @@ def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
     return gradient
 
 
-def _towards(roots: Sequence[Node | Leaf], targets: set[Edge]) -> dict[Node, list[bool]]:
-    """For every node between the roots and the targets: which of its inputs lead to a target."""
+def _towards(roots: Sequence[Node | Leaf], targets: Set[Edge], since: int = -1) -> dict[Node, list[bool]]:
+    """For every node between the roots and the targets, made after `since`: which of its inputs lead to a target."""
     found: dict[int, Node] = {}
-    stack = [node for node in roots if isinstance(node, Node)]
+    stack = list(roots)
     while stack:
         node = stack.pop()
-        if node.sequence not in found:
+        if isinstance(node, Node) and node.sequence > since and node.sequence not in found:
             found[node.sequence] = node
-            stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], Node)]
+            stack += [e[0] for e in node.edges if e is not None]
     needs: dict[Node, list[bool]] = {}
     for _, node in sorted(found.items()):  # an input's node is always older
         leads = [e is not None and (e in targets or e[0] in needs) for e in node.edges]
@@ -59,20 +63,25 @@ def _towards(roots: Sequence[Node | Leaf], targets: set[Edge]) -> dict[Node, lis
     return needs
 
 
+Sums = dict[Node | Leaf, list[Any]]
+"""The gradients of the outputs of nodes and leaves, None where there is none."""
+
+
 def _sweep(
     roots: Sequence[tuple[Edge, Tensor]],
     needs: dict[Node, list[bool]] | None,
     targets: Set[Node | Leaf],
     create_graph: bool,
     retain_graph: bool,
-) -> dict[Node | Leaf, list[Tensor | None]]:
+) -> Sums:
     """Run the derivative rules from the roots down; returns the gradients of the leaves and the targets, per output.
 
-    `needs` restricts the sweep to nodes on the way to the targets; None follows every edge.
+    `needs` restricts the sweep to nodes on the way to the targets; None follows every edge. The hooks of the places
+    where it ends, leaves and targets whose rule is not run, are left to the caller.
     """
-    arrived: dict[Node | Leaf, list[Tensor | None]] = {}  # sums of the gradients of each node's outputs so far
+    arrived: Sums = {}  # sums of the gradients of each node's outputs so far
     owned: set[Edge] | None = None  # sums whose array nobody else has
-    done: dict[Node | Leaf, list[Tensor | None]] | None = {} if targets else None
+    done: Sums | None = {} if targets else None
     heap: list[tuple[int, Node]] = []
 
     token = _grad_enabled.set(create_graph)
@@ -86,7 +95,7 @@ def _sweep(
                     if type(node) is Leaf:
                         arrived[node] = [g]
                         continue
-                    sums = arrived[node] = [None] * node.plan.outputs
+                    sums = arrived[node] = [None] * (node.plan.outputs or len(node.output_meta))
                     if needs is None or node in needs:
                         heappush(heap, (-node.sequence, node))
                 total = sums[slot]
@@ -105,9 +114,15 @@ def _sweep(
                 return arrived | done if done else arrived
             node = heappop(heap)[1]
             sums = arrived.pop(node)
+            if node.hooks is not None:
+                hooks.run(node, sums)
             if done is not None and node in targets:
                 done[node] = sums
-            arrivals = node.vjp(sums, None if needs is None else needs[node], create_graph)
+            wanted = None if needs is None else needs[node]
+            if watching:
+                arrivals = run_rule(node, sums, wanted, create_graph)
+            else:
+                arrivals = node.vjp(sums, wanted, create_graph)
             if not retain_graph:
                 node.saved = None
     finally:
@@ -127,21 +142,67 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     found = _sweep([(root, start)], None, _NOTHING, False, retain_graph)
     taken = {id(start._data)}
     node: Any
-    g: Any
-    for node, (g,) in found.items():  # every edge was followed: what is left are leaves, of one gradient each
+    for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
         leaf = node.tensor()
         if leaf is None:
             continue
+        if node.hooks is not None:
+            with no_grad():
+                hooks.run(node, sums)
+        g = sums[0]
         if leaf.grad is not None:
             leaf.grad = _sum(leaf.grad, g)
-            continue
-        # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a view of another's.
-        array = g._data
-        owner = array if array.base is None else array.base
-        if id(owner) in taken or (owner is not array and not array.flags.c_contiguous):
-            g = Tensor(array.copy())
-        taken.add(id(owner))
-        leaf.grad = g
+        else:
+            # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a view of another's, and
+            # hooks can keep what they saw.
+            array = g._data
+            owner = array if array.base is None else array.base
+            if id(owner) in taken or (owner is not array and not array.flags.c_contiguous) or node.hooks:
+                g = Tensor(array.copy())
+            taken.add(id(owner))
+            leaf.grad = g
+        if node.accumulated is not None:
+            for hook in list(node.accumulated.values()):
+                hook(leaf)
+
+
+class _Steps(Watch):
+    """Keeps what the rules are given and what they find."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Node, list[Any], list[tuple[Edge, Tensor]]]] = []
+
+    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
+        self.taken.append((node, list(grads), list(found)))
+
+
+def step(
+    y: Tensor, gradient: Tensor | None = None, *, retain_graph: bool = False
+) -> Iterator[tuple[Node, list[Any], list[tuple[Edge, Tensor]]]]:
+    """The backward pass, one node at a time: to look at, and to teach from.
+
+    It is the pass that `Tensor.backward` makes, watched: it runs through at the first step, and is then shown.
+
+    Yields
+    ------
+    node : the tape node whose rule has run; ``node.op``, ``node.plan.source``.
+    incoming : the gradients of its outputs, None where there is none.
+    outgoing : pairs of a place on the tape, ``(node or leaf, output number)``, and the gradient that goes there.
+
+    Raises
+    ------
+    GraphError, ShapeError, DtypeError : as `Tensor.backward`, after the nodes that came before.
+    """
+    steps = _Steps()
+    failure = None
+    with watch(steps):
+        try:
+            backward(y, gradient, retain_graph)
+        except Exception as error:
+            failure = error
+    yield from steps.taken
+    if failure is not None:
+        raise failure
 
 
 def grad(
@@ -189,6 +250,10 @@ def grad(
     needs = _towards([edge[0] for edge, _ in roots], set(edges))
     retain = create_graph if retain_graph is None else retain_graph
     sums = _sweep(roots, needs, {node for node, _ in edges}, create_graph, retain)
+    for node in {node for node, _ in edges}:
+        if node.hooks is not None and node in sums and node not in needs:
+            with set_grad_enabled(create_graph):
+                hooks.run(node, sums[node])
     found = [sums[node][slot] if node in sums else None for node, slot in edges]
     for i, (x, g) in enumerate(zip(xs, found, strict=True)):
         if g is None and fill:
@@ -196,6 +261,15 @@ def grad(
         elif g is None and not allow_unused:
             raise GraphError(f"x number {i} was not used to compute ys; pass allow_unused=True to get None for it")
     return found[0] if single else tuple(found)
+
+
+def grad_between(
+    roots: Sequence[tuple[Edge, Tensor]], targets: Sequence[Edge], since: int, create_graph: bool
+) -> list[Any]:
+    """Gradients at places on the tape, along the nodes made after number `since` only; None where none arrives."""
+    needs = _towards([edge[0] for edge, _ in roots], set(targets), since)
+    sums = _sweep(roots, needs, {node for node, _ in targets}, create_graph, create_graph)
+    return [sums[node][slot] if node in sums else None for node, slot in targets]
 
 
 _tensor._backward = backward

@@ -8,7 +8,12 @@ built-in exception a NumPy user would expect.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class GmcoreError(Exception):
@@ -29,6 +34,10 @@ class ArgumentError(GmcoreError, ValueError):
 
 class GraphError(GmcoreError, RuntimeError):
     """The gradient asked for cannot be had: the tape is freed, changed, absent or not differentiable."""
+
+
+class AnomalyError(GmcoreError, FloatingPointError):
+    """A NaN or an infinity, found by `gmcore.detect_anomaly`."""
 
 
 class DataError(GmcoreError, ValueError):
@@ -53,3 +62,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def user_line(models: bool = False) -> str:
+    """``file:line`` of the innermost frame outside this package, for error messages.
+
+    `models`: the package's own models count as user code.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and (name := frame.f_code.co_filename).startswith(_PACKAGE):
+        if models and name.startswith(_PACKAGE + "models"):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"

@@ -9,6 +9,7 @@ from gmcore.errors import MissingPackageError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "app": ("rich", "matplotlib", "sklearn", "scipy"),
+    "bfloat16": ("ml_dtypes",),
     "cuda12": ("cupy", "triton", "ml_dtypes"),
     "cuda13": ("cupy", "triton", "ml_dtypes"),
     "mkl": ("mkl",),

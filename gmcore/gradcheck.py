@@ -9,7 +9,7 @@ import numpy as np
 
 from gmcore.engine import grad
 from gmcore.errors import DtypeError
-from gmcore.tensor import Tensor, as_tensor, enable_grad, no_grad
+from gmcore.tensor import Tensor, as_tensor, enable_grad, is_floating, no_grad
 
 Function = Callable[..., Any]
 
@@ -20,7 +20,7 @@ _STENCIL = ((-2.0, 1.0 / 12.0), (-1.0, -8.0 / 12.0), (1.0, 8.0 / 12.0), (2.0, -1
 
 def _as_outputs(y: Any) -> list[Tensor]:
     """The floating outputs of a function; the others have no derivative to check."""
-    return [t for t in (y if isinstance(y, (tuple, list)) else (y,)) if t.dtype.kind == "f"]
+    return [t for t in (y if isinstance(y, (tuple, list)) else (y,)) if is_floating(t.dtype)]
 
 
 def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[np.ndarray | None]) -> list[np.ndarray]:
@@ -87,7 +87,7 @@ def gradcheck(
     rng = np.random.default_rng(seed)
     tensors = [as_tensor(x).detach() for x in inputs]
     for i, x in enumerate(tensors):
-        if x.dtype.kind == "f" and x.dtype != np.float64:
+        if is_floating(x.dtype) and x.dtype != np.float64:
             raise DtypeError(f"gradcheck: input {i} is {x.dtype}; finite differences need float64")
     differentiable = [i for i, x in enumerate(tensors) if x.dtype == np.float64]
     if not differentiable:

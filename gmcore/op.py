@@ -22,17 +22,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError
-from gmcore.tensor import Array, Tensor, _grad_enabled, as_tensor, enable_grad
+from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, user_line
+from gmcore.tensor import FLOATING, Array, Tensor, _grad_enabled, as_tensor, enable_grad, is_floating
+from gmcore.watch import Meta, Note, called, kernel_ran, watching
 from gmkernels import KernelSpec, run
 
 Rule = Callable[..., Any]
@@ -44,16 +42,9 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 OPS: dict[str, Op] = {}
 """Every declared operation by name."""
 
-_PACKAGE = str(Path(__file__).parent) + os.sep
 _sequence = itertools.count()
-
-
-def user_line() -> str:
-    """``file:line`` of the innermost frame outside this package, for error messages."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back  # type: ignore[assignment]
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
+next_sequence = _sequence.__next__
+"""The number of the next node; numbers grow with time."""
 
 
 def _shares_memory(view: Array, array: Array) -> bool:
@@ -68,12 +59,14 @@ class Op:
     Parameters
     ----------
     name : unique; shown in errors and on the tape.
-    inputs, outputs : names separated by spaces. ``"*xs"`` alone: any number of inputs, whose shapes a joint rule
-        gets as ``xs_shape``.
+    inputs, outputs : names separated by spaces. ``"*xs"`` alone: any number of them; a joint rule gets the inputs
+        as ``xs`` and their shapes as ``xs_shape``.
     forward : ``forward(*arrays, **attrs)`` -> array, or a tuple of arrays for several outputs.
     vjp : the derivative (see the module's docstring). None where the outputs are not floating.
     broadcast : inputs broadcast and promote as in NumPy; gradients are summed and cast back to each input.
     view : the (one) output may share the (one) input's memory.
+    exact : nothing is rounded, so half types go through as they are; so it is for a `view`. Other operations compute
+        half types in float32 and round their results.
     partial : the rule takes None for the gradient of an output that nothing used; otherwise it is zeros.
     formula, source : the mathematics in a line, and where it comes from.
     examples : ``examples(rng)`` -> iterable of (args, kwargs) for `public`; the generated tests run them.
@@ -91,6 +84,7 @@ class Op:
         source: str = "",
         broadcast: bool = False,
         view: bool = False,
+        exact: bool = False,
         partial: bool = False,
         examples: Callable[[np.random.Generator], Iterable[Example]],
     ) -> None:
@@ -104,6 +98,7 @@ class Op:
         self.source = source
         self.broadcast = broadcast
         self.view = view
+        self.exact = exact or view
         self.partial = partial
         self.examples = examples
         self.public: Callable[..., Any] = self
@@ -123,6 +118,12 @@ class Op:
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.inputs)}) -> {', '.join(self.outputs)}>"
 
+    def show(self) -> str:
+        """The formula, the source of the derivative rules and the kernels, to print."""
+        from gmcore.explain import show  # explain looks at ops; an engine that nobody looks at does not need it
+
+        return show(self)
+
     def input_name(self, i: int) -> str:
         name = self.inputs[min(i, len(self.inputs) - 1)]
         return f"{name[1:]}[{i}]" if name.startswith("*") else name
@@ -141,27 +142,35 @@ class Op:
             inputs = self._coerce(inputs)
             arrays = [x._data for x in inputs]
         try:
-            result = self.forward(*arrays, **attrs) if attrs else self.forward(*arrays)
+            if arrays[0].itemsize == 2 and not self.exact:
+                result = self._in_single(arrays, attrs)
+            else:
+                result = self.forward(*arrays, **attrs) if attrs else self.forward(*arrays)
         except GmcoreError:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise self._input_error(inputs, attrs, error) from error
         outputs: tuple[Tensor, ...]
+        out: Any
         if type(result) is ndarray:
-            outputs = (Tensor(result),)
+            out = Tensor(result)
+            outputs = (out,)
         elif type(result) is tuple:
-            outputs = tuple([Tensor(array) for array in result])
+            out = outputs = tuple([Tensor(array) for array in result])
         else:
             # NumPy returns a scalar, not an array, from operations on arrays of no dimensions.
-            outputs = (Tensor(np.asarray(result) if isinstance(result, np.generic) else result),)
+            out = Tensor(np.asarray(result) if isinstance(result, np.generic) else result)
+            outputs = (out,)
         if _grad_enabled.get():
             for x in inputs:
                 if x._edge is not None:
                     self._record(inputs, outputs, attrs)
                     break
-        if self.view and _shares_memory(outputs[0]._data, arrays[0]):
-            outputs[0]._version = inputs[0]._counter()
-        return outputs if type(result) is tuple else outputs[0]
+        if self.view and _shares_memory(out._data, arrays[0]):
+            out._version = inputs[0]._counter()
+        if watching:
+            called(self, inputs, outputs)
+        return out
 
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Inputs as tensors; a Python number takes the dtype its tensor partners would give it (NEP 50)."""
@@ -169,17 +178,31 @@ class Op:
         tensors = []
         for x in inputs:
             if type(x) in (int, float, bool) and dtypes:
-                x = np.asarray(x, np.result_type(*dtypes, x))
+                x = np.asarray(x, _weak(x, dtypes))
             try:
                 tensors.append(as_tensor(x))
             except DtypeError as error:
                 raise DtypeError(f"{self.name}: {error} ({user_line()})") from None
         return tuple(tensors)
 
+    def _in_single(self, arrays: Sequence[Array], attrs: Mapping[str, Any]) -> Any:
+        """The forward function with half types as storage: computed in float32, results rounded to the half type.
+
+        So sums, products and losses accumulate in float32, and every kernel takes half types.
+        """
+        floats = {a.dtype for a in arrays if is_floating(a.dtype)}
+        half = next((dtype for dtype in floats if dtype.itemsize == 2), None)
+        if half is None or len(floats) > 1:  # two-byte integers; or a promotion, or an error, as for other dtypes
+            return self.forward(*arrays, **attrs)
+        result = self.forward(*[a.astype(np.float32) if a.dtype == half else a for a in arrays], **attrs)
+        if type(result) is tuple:
+            return tuple([np.asarray(y).astype(half) if y.dtype == np.float32 else y for y in result])
+        return np.asarray(result).astype(half) if result.dtype == np.float32 else result
+
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         given = ", ".join(f"{self.input_name(i)}: {x.dtype}{list(x.shape)}" for i, x in enumerate(inputs))
         options = "".join(f", {k}={v!r}" for k, v in attrs.items())
-        mixed = len({x.dtype for x in inputs if x.dtype.kind == "f"}) > 1
+        mixed = len({x.dtype for x in inputs if is_floating(x.dtype)}) > 1
         kind = DtypeError if mixed or isinstance(error, TypeError) else ShapeError
         return kind(f"{self.name}({given}{options}): {error} (called at {user_line()})")
 
@@ -188,11 +211,20 @@ class Op:
         node = None
         slot = 0
         for y in outputs:
-            if y._data.dtype.kind == "f":
+            if y._data.dtype.kind in FLOATING:
                 if node is None:
                     node = Node(self, inputs, outputs, attrs)
                 y._edge = (node, slot)
+            else:
+                y._cut = self
             slot += 1
+
+
+def _weak(x: bool | int | float, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype of a Python number among arrays of `dtypes`."""
+    common = np.result_type(*dtypes)
+    # NumPy's rule for Python numbers does not know that bfloat16 is floating.
+    return common if is_floating(common) else np.result_type(common, x)
 
 
 class _Plan:
@@ -204,12 +236,15 @@ class _Plan:
 
     def __init__(self, op: Op, mask: int, inputs: int) -> None:
         self.op = op
-        self.outputs = len(op.outputs)
+        self.outputs = 0 if op.outputs[0].startswith("*") else len(op.outputs)
+        """Number of outputs; 0 where it differs from call to call."""
         self.needs = asked = [mask >> i & 1 == 1 for i in range(inputs)]
         """Which inputs are on the tape."""
         wants = {i: names for i, names in enumerate(op._wants) if op._joint or asked[i]}
         wanted = {name for names in wants.values() for name in names}
         kept_inputs = [i for i, name in enumerate(op.inputs) if name in wanted]
+        if variadic := op.inputs[0].startswith("*"):
+            kept_inputs = list(range(inputs)) if op.inputs[0][1:] in wanted else []
         kept_outputs = [i for i, name in enumerate(op.outputs) if name in wanted]
         self.kept = [*kept_inputs, *(~i for i in kept_outputs)]
         """Which arrays are saved: inputs by number, outputs by ~number."""
@@ -220,15 +255,15 @@ class _Plan:
         ]  # fmt: skip
         """Inputs off the tape whose shape or dtype a rule asks for."""
 
-        sources = {name: f"saved[{k}]" for k, name in enumerate(
-            [op.inputs[i] for i in kept_inputs] + [op.outputs[i] for i in kept_outputs]
-        )}  # fmt: skip
+        kept_names = [op.input_name(i) for i in kept_inputs] + [op.outputs[i] for i in kept_outputs]
+        sources = {name: f"saved[{k}]" for k, name in enumerate(kept_names)}
         for i, name in enumerate(op.inputs):
             sources[f"{name}_shape"] = f"node.input_meta[{i}][0]"
             sources[f"{name}_dtype"] = f"node.input_meta[{i}][1]"
         for i, name in enumerate(op.outputs):
             sources["g_" + name if len(op.outputs) > 1 else "g"] = f"grads[{i}]"
-        if op.inputs[0].startswith("*"):
+        if variadic:
+            sources[op.inputs[0][1:]] = f"saved[:{inputs}]"
             sources[op.inputs[0][1:] + "_shape"] = "[shape for shape, _ in node.input_meta]"
         sources |= {"needs": "needs", "grads": "grads"}
         names: dict[str, Any] = {"refuse": _refuse, "one_each": _one_each}
@@ -270,7 +305,7 @@ def _refuse(node: Node, i: int) -> None:
 class Node:
     """One recorded call: its op, where its inputs came from, and the arrays its derivative rule wants."""
 
-    __slots__ = ("plan", "attrs", "edges", "input_meta", "output_meta", "saved", "sequence")
+    __slots__ = ("plan", "attrs", "edges", "input_meta", "output_meta", "saved", "sequence", "hooks", "note")
 
     plan: _Plan
     attrs: dict[str, Any]
@@ -282,6 +317,10 @@ class Node:
     saved: list[tuple[Array, list[int], int]] | None
     """(array, its version counter, what that said) for each of ``plan.kept``; None once freed."""
     sequence: int
+    hooks: dict[int, tuple[int, Callable[..., Any]]] | None
+    """(output, function) of the hooks; see `gmcore.hooks`."""
+    note: Note | None
+    """Where it was called, and how; only if a watch was open (`gmcore.watch`)."""
 
     def __init__(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
         edges: list[Edge | None] = []
@@ -312,9 +351,11 @@ class Node:
         self.attrs = attrs
         self.edges = edges
         self.input_meta = meta
-        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs] if plan.outputs > 1 else None
+        self.output_meta = [(y._data.shape, y._data.dtype) for y in outputs] if plan.outputs != 1 else None
         self.saved = saved
         self.sequence = next(_sequence)
+        self.hooks = None
+        self.note = None
 
     @property
     def op(self) -> Op:
@@ -363,7 +404,7 @@ class Node:
         plan, edges, metas = self.plan, self.edges, self.input_meta
         if needs is None:
             needs = plan.needs
-        if plan.outputs > 1 and not plan.op.partial:
+        if plan.outputs != 1 and not plan.op.partial:
             grads = [
                 Tensor(np.zeros(*meta)) if g is None else g
                 for g, meta in zip(grads, self.output_meta, strict=True)  # type: ignore[arg-type]
@@ -404,8 +445,11 @@ def kernel(spec: KernelSpec) -> Callable[..., Any]:
 
     def forward(*arrays: Array, **attrs: Any) -> Any:
         outputs = run(spec, arrays, attrs)
+        if watching:
+            kernel_ran(spec, arrays, attrs)
         return outputs[0] if single else outputs
 
+    forward.spec = spec  # type: ignore[attr-defined]
     return forward
 
 
@@ -445,4 +489,4 @@ def by_decomposition(op_inputs: str, function: Callable[..., Any], attrs: str = 
     return rule
 
 
-__all__ = ["OPS", "Node", "Op", "by_decomposition", "kernel", "user_line"]
+__all__ = ["OPS", "Edge", "Example", "Meta", "Node", "Op", "by_decomposition", "kernel", "next_sequence", "user_line"]

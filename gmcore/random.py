@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 import numpy as np
 
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, GraphError
 from gmcore.tensor import Tensor
 
 _WORD = 1 << 64
@@ -57,12 +59,67 @@ class Generator:
 
     def draw(self) -> Tensor:
         """Take one draw: the key of a random operation, uint64 (seed, draw, index offset 0)."""
-        key = np.array((self._seed, self._draw, 0), np.uint64)
+        log = _log.get()
+        return Tensor(np.array((*(self._take() if log is None else log.take(self)), 0), np.uint64))
+
+    def _take(self) -> tuple[int, int]:
+        taken = self.state
         self._draw = (self._draw + 1) % _WORD
-        return Tensor(key)
+        return taken
 
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, draw={self._draw})"
+
+
+class DrawLog:
+    """The draws of a piece of code, from whatever generators, to be taken once more when it is run again.
+
+    The generators are left alone then: what a checkpoint recomputes draws what it drew, and nobody else notices.
+    """
+
+    def __init__(self) -> None:
+        self._draws: list[tuple[int, int]] = []
+        self._outer: DrawLog | None = None
+        self._left: Iterator[tuple[int, int]] | None = None
+
+    def take(self, generator: Generator) -> tuple[int, int]:
+        if self._left is None:
+            # Nested: the code around may itself be running again.
+            draw = generator._take() if self._outer is None else self._outer.take(generator)
+            self._draws.append(draw)
+            return draw
+        try:
+            return next(self._left)
+        except StopIteration:
+            raise GraphError(
+                f"run again, the code draws more random numbers than the {len(self._draws)} of the first time; it must "
+                "do the same each time"
+            ) from None
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep the draws of the block."""
+        self._outer = _log.get()
+        token = _log.set(self)
+        try:
+            yield
+        finally:
+            _log.reset(token)
+            self._outer = None
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Hand out the same draws in the block, in the same order."""
+        again = DrawLog()
+        again._draws, again._left = self._draws, iter(self._draws)
+        token = _log.set(again)
+        try:
+            yield
+        finally:
+            _log.reset(token)
+
+
+_log: ContextVar[DrawLog | None] = ContextVar("gmcore.draw_log", default=None)
 
 
 def shift_key(key: Tensor, elements: int) -> Tensor:

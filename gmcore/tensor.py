@@ -15,15 +15,46 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmcore import hooks
 from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
+from gmcore.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from gmcore.op import Node
+    from gmcore.op import Node, Op
 
 Array = Any
 """A `numpy.ndarray`, or an array of another library on another device."""
+
+FLOATING = "fV"
+"""NumPy's kinds of the floating dtypes. bfloat16, an extension type of ml_dtypes, has the kind V, which no other
+tensor has."""
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether tensors of `dtype` hold real numbers, and so can carry a gradient."""
+    return dtype.kind in FLOATING
+
+
+def as_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype of a name or type.
+
+    Raises
+    ------
+    DtypeError : not a dtype of floats, integers or booleans.
+    MissingPackageError : bfloat16 where the package ml_dtypes is not installed.
+    """
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        dtype = require("ml_dtypes", "bfloat16").bfloat16
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise DtypeError(f"{dtype!r} is not a dtype") from None
+    if found.kind not in "fiub" and found.name != "bfloat16":
+        raise DtypeError(f"expected a dtype of floats, integers or booleans, got {found}")
+    return found
+
 
 _grad_enabled: ContextVar[bool] = ContextVar("gmcore.grad_enabled", default=True)
 
@@ -56,10 +87,15 @@ def enable_grad() -> Any:
 class Leaf:
     """The end of the tape at a leaf: where its gradient is added up. Refers to its tensor weakly."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("tensor", "hooks", "accumulated")
+
+    hooks: dict[int, tuple[int, Callable[[Tensor], Tensor | None]]] | None
+    accumulated: dict[int, Callable[[Tensor], None]] | None
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = weakref.ref(tensor)
+        self.hooks = None
+        self.accumulated = None
 
 
 class Tensor:
@@ -69,7 +105,7 @@ class Tensor:
     (``requires_grad=True``) or was computed from such a leaf while recording was on.
     """
 
-    __slots__ = ("_data", "_edge", "_version", "grad", "__weakref__")
+    __slots__ = ("_data", "_edge", "_version", "_cut", "grad", "__weakref__")
     __hash__ = object.__hash__
 
     _data: Array
@@ -77,6 +113,8 @@ class Tensor:
     """Its place on the tape: what computed it and which output of that it is; None off the tape."""
     _version: list[int] | None
     """How often its memory was written, shared with its views; made when somebody first wants to know."""
+    _cut: Op
+    """What computed it from tensors on the tape, where it carries no gradient; absent otherwise."""
     grad: Tensor | None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
@@ -125,7 +163,7 @@ class Tensor:
             return
         if not self.is_leaf:
             raise GraphError("only a leaf can stop requiring a gradient; use .detach() on a computed tensor")
-        if value and self._data.dtype.kind != "f":
+        if value and not is_floating(self._data.dtype):
             raise DtypeError(f"only floating tensors can require a gradient, this one is {self.dtype}")
         self._edge = (Leaf(self), 0) if value else None
 
@@ -158,7 +196,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(", threshold=100)
-        default = {"f": np.float32, "i": np.int64, "b": np.bool_}.get(self.dtype.kind)
+        default = _DEFAULT_DTYPES.get(self.dtype.kind)
         dtype = "" if self.dtype == default else f", dtype={self.dtype}"
         if self.is_leaf:
             tail = ", requires_grad=True" if self.requires_grad else ""
@@ -246,6 +284,49 @@ class Tensor:
             been changed, or an operation on the way has no derivative.
         """
         _backward(self, gradient, retain_graph)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> hooks.RemovableHandle:
+        """Call ``hook(gradient)`` whenever the gradient of this tensor has been computed.
+
+        It sees the sum over all paths, before it flows on or is added to `grad`; what it returns, unless None, takes
+        its place and must have its shape and dtype. Hooks run in the order they were registered. Those of a leaf
+        last until its ``requires_grad`` is switched off, those of a computed tensor as long as its tape.
+
+        Raises
+        ------
+        GraphError : the tensor does not require a gradient.
+        """
+        if self._edge is None:
+            raise GraphError("register_hook: this tensor does not require a gradient, so there is none to see")
+        return hooks.register(*self._edge, hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> hooks.RemovableHandle:
+        """Call ``hook(tensor)`` whenever a backward pass has added to the `grad` of this leaf.
+
+        Raises
+        ------
+        GraphError : the tensor is no leaf that requires a gradient.
+        """
+        if self._edge is None or not self.is_leaf:
+            raise GraphError("register_post_accumulate_grad_hook: only leaves that require a gradient accumulate one")
+        leaf = self._edge[0]
+        if leaf.accumulated is None:
+            leaf.accumulated = {}
+        return hooks.RemovableHandle(leaf.accumulated, hook)
+
+    def retain_grad(self) -> None:
+        """Add the gradient of this computed tensor to its `grad`, as if it were a leaf; nothing to do for a leaf.
+
+        Raises
+        ------
+        GraphError : the tensor does not require a gradient.
+        """
+        if self._edge is None:
+            raise GraphError("retain_grad: this tensor does not require a gradient, so there is none to keep")
+        place, slot = self._edge
+        retained = [h.tensor() for _, h in (place.hooks or {}).values() if isinstance(h, hooks.Retain)]
+        if not self.is_leaf and not any(tensor is self for tensor in retained):
+            hooks.register(place, slot, hooks.Retain(self))
 
     def detach(self) -> Tensor:
         """The same memory, off the tape."""
@@ -503,7 +584,8 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
     ----------
     x : number, (nested) sequence of numbers, array, or tensor. Python numbers become float32, int64 or bool;
         arrays keep their dtype.
-    dtype : NumPy dtype or its name; converts.
+    dtype : NumPy dtype or its name; converts. Half types (``"float16"``; ``"bfloat16"`` with the package
+        ml_dtypes) are storage: operations compute in float32 and round their results.
     device : ``"cpu"`` (the default).
     requires_grad : record what is computed from it.
 
@@ -521,10 +603,10 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
     from_python = not hasattr(x, "dtype")
     try:
-        data: np.ndarray = np.array(x, dtype=dtype)
+        data: np.ndarray = np.array(x, dtype=None if dtype is None else as_dtype(dtype))
     except (ValueError, TypeError) as error:
         raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}") from None
-    if data.dtype.kind not in "fiub":
+    if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
         raise DtypeError(f"cannot make a tensor of dtype {data.dtype}; expected floats, integers or booleans")
     if from_python and dtype is None:
         data = data.astype(_DEFAULT_DTYPES[data.dtype.kind])
@@ -542,6 +624,6 @@ def as_tensor(x: Any) -> Tensor:
     """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+    if isinstance(x, np.ndarray) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
         return Tensor(x)
     return tensor(x)

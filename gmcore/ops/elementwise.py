@@ -13,7 +13,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError
 from gmcore.op import Example, Op, Rule, user_line
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, is_floating
 
 _LN_2, _LN_10 = math.log(2.0), math.log(10.0)
 
@@ -315,6 +315,7 @@ _cast = Op(
     "x",
     forward=lambda x, dtype: x.astype(dtype),
     vjp=[lambda g, x_dtype: cast(g, x_dtype)],
+    exact=True,
     formula="x converted to another dtype",
     examples=_cast_examples,
 )
@@ -327,10 +328,12 @@ def cast(x: Any, dtype: Any) -> Tensor:
     ------
     DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers.
     """
-    x, dtype = as_tensor(x), np.dtype(dtype)
-    if dtype.kind not in "fiub":
-        raise DtypeError(f"cast: expected a dtype of floats, integers or booleans, got {dtype}")
-    if dtype.kind != "f" and x.requires_grad:
+    x = as_tensor(x)
+    try:
+        dtype = as_dtype(dtype)
+    except DtypeError as error:
+        raise DtypeError(f"cast: {error}") from None
+    if not is_floating(dtype) and x.requires_grad:
         raise DtypeError(f"cast: {dtype} carries no gradient; call .detach() first if that is meant")
     return x if x.dtype == dtype else _cast(x, dtype=dtype)
 
@@ -347,7 +350,7 @@ def to_device(x: Any, device: str) -> Tensor:
 
 def dtype_of(dtype: Any) -> np.dtype[Any]:
     """A floating dtype from its name. Raises `ArgumentError` for anything else."""
-    found = np.dtype(dtype)
-    if found.kind != "f":
+    found = as_dtype(dtype)
+    if not is_floating(found):
         raise ArgumentError(f"expected a floating dtype, got {dtype!r}")
     return found

@@ -329,6 +329,7 @@ def _binomial_quantile(u: float, n: float, p: float) -> float:
 
 
 FORMULAS: dict[str, Callable[..., Any]] = {
+    "checkpoint": lambda function, x, y: (np.tanh(x * y) * x, np.exp(y) + x**2),
     "identity": lambda x: x,
     "sigmoid": special.expit,
     "softplus": lambda x: np.logaddexp(0, x),

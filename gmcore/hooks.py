@@ -1,0 +1,79 @@
+"""Hooks on tensors: functions that see, and may replace, a gradient on its way back.
+
+They hang on the place of the tape that a tensor came from (`Node.hooks`, `Leaf.hooks`), so a tensor without hooks
+costs the backward pass one look.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gmcore.errors import DtypeError, ShapeError
+
+if TYPE_CHECKING:
+    from gmcore.tensor import Tensor
+
+_numbers = itertools.count()
+
+
+class RemovableHandle:
+    """What registering a hook returns: `remove` takes the hook out again."""
+
+    __slots__ = ("_table", "_number")
+
+    def __init__(self, table: dict[int, Any], hook: Any) -> None:
+        self._table = table
+        self._number = next(_numbers)
+        table[self._number] = hook
+
+    def remove(self) -> None:
+        """Take the hook out; nothing happens the second time."""
+        self._table.pop(self._number, None)
+
+
+class Retain:
+    """The hook of `Tensor.retain_grad`: adds the gradient to ``tensor.grad``. Refers to the tensor weakly."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = weakref.ref(tensor)
+
+    def __call__(self, g: Tensor) -> None:
+        tensor = self.tensor()
+        if tensor is not None:
+            total = g._data.copy() if tensor.grad is None else np.asarray(tensor.grad._data + g._data)
+            tensor.grad = type(g)(total)
+
+
+def register(place: Any, slot: int, hook: Callable[..., Any]) -> RemovableHandle:
+    """Run `hook` on the gradient of output `slot` of a `Node` or `Leaf`."""
+    if place.hooks is None:
+        place.hooks = {}
+    return RemovableHandle(place.hooks, (slot, hook))
+
+
+def run(place: Any, sums: list[Any]) -> None:
+    """Let the hooks of a `Node` or `Leaf` see and replace `sums`, the gradients of its outputs.
+
+    In the order they were registered, except that `retain_grad` keeps what the others made of it.
+    """
+    for slot, hook in sorted(place.hooks.values(), key=lambda entry: isinstance(entry[1], Retain)):
+        g = sums[slot]
+        if g is None:
+            continue
+        new = hook(g)
+        if new is None:
+            continue
+        name = getattr(hook, "__qualname__", type(hook).__name__)
+        if not isinstance(new, type(g)) or new.dtype != g.dtype:
+            given = new.dtype if isinstance(new, type(g)) else type(new).__name__
+            raise DtypeError(f"hook {name}: gave {given}, expected a tensor of {g.dtype}, like the gradient, or None")
+        if new.shape != g.shape:
+            raise ShapeError(f"hook {name}: gave shape {new.shape}, expected the gradient's shape {g.shape}, or None")
+        sums[slot] = new

@@ -1,0 +1,130 @@
+"""The tape made visible: what is shown is what was recorded and what runs, and looking changes nothing."""
+
+import re
+
+import numpy as np
+import pytest
+
+import gmcore
+from gmcore import engine, explain, ops
+from gmcore.errors import GraphError
+from gmcore.op import OPS
+from gmcore.tensor import Tensor
+from gmcore.watch import watching
+
+
+def leaf(shape: tuple[int, ...]) -> Tensor:
+    return gmcore.tensor(np.full(shape, 0.5, np.float32), requires_grad=True)
+
+
+def loss_of(x: Tensor, w: Tensor) -> Tensor:
+    h = ops.linear(x, w, activation="tanh")  # the line that the test looks for
+    z, kl, _ = ops.gaussian_sample(h, h * 0.1, key=gmcore.Generator(0).draw())
+    return ops.sum(z * z) + ops.sum(kl)
+
+
+def test_tape() -> None:
+    x, w = leaf((4, 3)), leaf((2, 3))
+    with explain.recording():
+        loss = loss_of(x, w)
+    assert watching == []
+    tape = explain.tape(loss)
+    assert tape.leaves == {"x1": x, "x2": w}
+    assert [e.node.op.name for e in tape.entries] == [
+        "linear", "multiply", "gaussian_sample", "multiply", "sum", "sum", "add"
+    ]  # fmt: skip
+    first, sample = tape.entries[0], tape.entries[2]
+    assert first.arguments == ("x1", "x2", "float32[2]") and first.outputs == (((4, 2), np.float32),)
+    assert first.note is not None and first.note.kernels[0].startswith("linear: ")
+    assert first.note.line == f"{__file__}:{loss_of.__code__.co_firstlineno + 1}"
+    assert sample.names == ("v3.z", "v3.kl", "v3.log_q") and sample.outputs[1] == ((4,), np.float32)
+    # linear keeps its output; x and w are the leaves' own memory
+    assert first.saved_bytes == 4 * 2 * 4
+    # beside it: h * 0.1 and the key, the constant 0.1, and z
+    assert tape.saved_bytes == 32 + (32 + 24) + 4 + 32
+    text = str(tape)
+    for part in ("linear(x1, x2, float32[2], activation='tanh')", "v3.kl", "test_explain.py:", "float32[4, 2]"):
+        assert part in text
+
+
+def test_tape_without_recording_and_after_backward() -> None:
+    x, w = leaf((4, 3)), leaf((2, 3))
+    loss = loss_of(x, w)
+    tape = explain.tape(loss)
+    assert all(e.note is None for e in tape.entries) and tape.entries[0].arguments == ("x1", "x2", "?")
+    assert tape.entries[0].outputs == (((4, 2), np.float32),)
+    loss.backward()
+    assert explain.tape(loss).saved_bytes == 0 and "freed" in str(explain.tape(loss))
+    with pytest.raises(GraphError, match="does not require a gradient"):
+        explain.tape(gmcore.tensor(1.0))
+    assert "x1" in str(explain.tape(x))
+
+
+def test_backward_prints_the_program_that_runs() -> None:
+    x, w = leaf((4, 3)), leaf((2, 3))
+    loss = loss_of(x, w)
+    program = explain.backward(loss)
+    assert x.grad is None and w.grad is None
+    loss.backward()  # the tape is still there
+    ops_run = [s.node.op.name for s in program.statements]
+    assert ops_run == ["add", "sum", "sum", "multiply", "gaussian_sample", "multiply", "linear"]
+    lines = str(program).splitlines()
+    assert lines[0] == "g_v7 = the gradient to start from"
+    assert "g_v3.z, g_v3.z = [rule_0(g_v4, v3.z), rule_1(g_v4, v3.z)]  # float32[4, 2], float32[4, 2]; " \
+           "ran multiply, multiply" in lines  # fmt: skip
+    assert any(re.match(r"g_x1, g_x2, _ = rule_0\(g_v1, x1, x2, v1, 'tanh', needs\)", line) for line in lines)
+    assert "# adds to g_v1" in lines
+
+
+def test_dot() -> None:
+    x, w = leaf((4, 3)), leaf((2, 3))
+    text = explain.to_dot(loss_of(x, w))
+    assert text.startswith("digraph") and text.endswith("}")
+    assert '"x1" -> "v1";' in text and '"v3" -> "v4";' in text and text.count("label=") == 2 + 7
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_show(name: str) -> None:
+    """The formula and the source of each rule, for every op."""
+    op = OPS[name]
+    text = op.show()
+    assert op.formula in text
+    assert ("vjp for" in text) == bool(op._rules)
+    for rule in op._rules:
+        assert not isinstance(rule, str) or rule in text
+    if hasattr(op.forward, "spec"):
+        assert f"kernels: {op.forward.spec.name}: reference" in text
+
+
+def test_show_has_the_source() -> None:
+    assert "lambda g, y: g * y" in ops.multiply.show() and "def _linear_rule(" in OPS["linear"].show()
+
+
+def test_step_ends_as_backward() -> None:
+    x, w = leaf((4, 3)), leaf((2, 3))
+    loss_of(x, w).backward()
+    assert x.grad is not None and w.grad is not None
+    expected = x.grad.tolist(), w.grad.tolist()
+    x.grad = w.grad = None
+    loss = loss_of(x, w)
+    steps = list(engine.step(loss, retain_graph=True))
+    assert (x.grad.tolist(), w.grad.tolist()) == expected  # type: ignore[attr-defined]
+    node, incoming, outgoing = steps[0]
+    assert node.op.name == "add" and [g.item() for g in incoming] == [1.0] and [g.item() for _, g in outgoing] == [1, 1]
+    assert [node.op.name for node, _, _ in steps] == [s.node.op.name for s in explain.backward(loss).statements]
+    # what goes out of one node comes in at another, or at a leaf
+    into = {id(node): incoming for node, incoming, _ in steps}
+    for _, _, outgoing in steps[:-1]:
+        for (place, slot), g in outgoing:
+            assert into[id(place)][slot].shape == g.shape
+    assert {place for (place, _), _ in steps[-1][2]} == {x._node, w._node} and gmcore.is_grad_enabled()
+
+
+def test_step_shows_what_came_before_an_error() -> None:
+    x = leaf((2,))
+    y = ops.sum(ops.bernoulli_sample(x) * 2.0)
+    seen = []
+    with pytest.raises(GraphError, match="bernoulli_sample has no derivative"):
+        for node, _, _ in engine.step(y):
+            seen.append(node.op.name)
+    assert seen == ["sum", "multiply"]

@@ -1,0 +1,162 @@
+"""float16 and bfloat16 are storage: results are those of float32, rounded once; gradients are of the same type."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gmcore
+from gmcore import Tensor, ops
+from gmcore.errors import DtypeError, GmcoreError
+from gmcore.op import OPS, Op
+
+HALVES = ["float16", "bfloat16"]
+
+
+@pytest.fixture(params=HALVES)
+def half(request: pytest.FixtureRequest) -> Any:
+    if request.param == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(request.param)
+
+
+def leaf(x: Any, dtype: Any) -> Tensor:
+    return gmcore.tensor(x, dtype, requires_grad=True)
+
+
+def bits(x: Tensor) -> bytes:
+    return x.detach().numpy().tobytes()
+
+
+def test_sums_products_and_losses_accumulate_in_float32(half: Any) -> None:
+    """In the half types 4096 + 1 = 4096 or less, so sums of ones would stop there."""
+    ones = gmcore.tensor(np.ones(20_000), half)
+    assert ops.sum(ones).item() == float(np.asarray(20_000.0, half)) == ops.sum(ones, axis=0).item()
+    assert ops.sum(ops.broadcast_to(ones, (3, 20_000)), axis=1).tolist() == [ops.sum(ones).item()] * 3
+    assert (ones @ ones).item() == ops.sum(ones).item()
+    assert ops.mean(ones).item() == 1.0
+    x = leaf(np.zeros((2, 20_000)), half)
+    loss = ops.bernoulli_log_prob(x, ops.broadcast_to(ones, x.shape))
+    np.testing.assert_array_equal(loss.astype("float32").detach().numpy(), np.float32(half.type(-20_000 * np.log(2))))
+
+
+def test_every_result_is_that_of_float32_rounded(half: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (gmcore.tensor(rng.uniform(0.5, 2.0, (5, 4)), half) for _ in range(2))
+    functions = {
+        "divide": lambda x, y: x / y,
+        "power": lambda x, y: x**y,
+        "logsumexp": lambda x, y: ops.logsumexp(x, axis=0),
+        "linear": lambda x, y: ops.linear(x, y, activation="tanh"),
+        "matmul": lambda x, y: x @ y.T,
+        "max": lambda x, y: ops.max(x, axis=1),
+        "where": lambda x, y: ops.where(x > y, x, y),
+        "scalar": lambda x, y: 1.5 - x * 3,
+        "iwae": lambda x, y: ops.iwae_bound(x)[0],
+    }
+    for name, f in functions.items():
+        found, single = f(x, y), f(x.astype("float32"), y.astype("float32"))
+        assert found.dtype == half, name
+        if name == "scalar":  # two operations, each rounded
+            single = 1.5 - (x * 3).astype("float32")
+        assert bits(found) == bits(single.astype(half)), name
+
+
+def test_gradients_are_of_the_same_type(half: Any) -> None:
+    rng = np.random.default_rng(0)
+    w, b, x = (leaf(rng.standard_normal(s), half) for s in ((3, 4), (3,), (5, 4)))
+    ops.mean(ops.square(ops.linear(x, w, b, activation="tanh")) * 2.0).backward()
+    exact = [gmcore.tensor(np.asarray(t.detach(), np.float64), requires_grad=True) for t in (w, b, x)]
+    ops.mean(ops.square(ops.linear(exact[2], exact[0], exact[1], activation="tanh")) * 2.0).backward()
+    for t, e in zip((w, b, x), exact, strict=True):
+        assert t.grad is not None and e.grad is not None and t.grad.dtype == half and t.grad.shape == t.shape
+        # Some ten roundings on the way, each of half an ulp: 2^-11 or 2^-8 relative to the largest element.
+        eps = 2.0 ** (-11 if half.name == "float16" else -8)
+        error = np.abs(np.asarray(t.grad, np.float64) - e.grad.numpy()).max()
+        assert error < 10 * eps * np.abs(e.grad.numpy()).max()
+
+
+def test_higher_derivatives(half: Any) -> None:
+    x = leaf([0.5, 2.0], half)
+    g = gmcore.grad(ops.sum(x * x * x), x, create_graph=True)
+    h = gmcore.grad(ops.sum(g), x)
+    assert g.dtype == h.dtype == half and h.tolist() == [3.0, 12.0]
+
+
+def test_casts_have_gradients_both_ways(half: Any) -> None:
+    x = leaf([1.0, 3.0], "float32")
+    y = x.astype(half)
+    assert y.dtype == half and y.requires_grad
+    ops.sum(y.astype("float64") * 0.1).backward()
+    assert x.grad is not None and x.grad.dtype == np.float32
+    np.testing.assert_array_equal(x.grad.numpy(), np.float32(np.asarray(0.1, half)))
+
+
+def test_mixing(half: Any) -> None:
+    """Promotion as NumPy's; a fused operation wants one dtype; two half types have no common one."""
+    x = leaf(np.ones((2, 2)), half)
+    y = x * np.ones(2, np.float32)
+    assert y.dtype == np.float32
+    ops.sum(y).backward()
+    assert x.grad is not None and x.grad.dtype == half
+    with pytest.raises(GmcoreError, match=f"linear.*{half.name}.*float32"):
+        ops.linear(x, np.ones((2, 2), np.float32))
+
+
+def test_bfloat16_and_float16_meet_in_float32() -> None:
+    pytest.importorskip("ml_dtypes")
+    x, y = leaf([1.5], "float16"), leaf([3.0], "bfloat16")
+    z = x * y
+    z.backward()
+    assert x.grad is not None and y.grad is not None
+    assert [t.dtype.name for t in (z, x.grad, y.grad)] == ["float32", "float16", "bfloat16"]
+
+
+def test_two_byte_integers_are_no_half_type() -> None:
+    x = gmcore.tensor(np.array([300, 400], np.int16))
+    assert (x + x).dtype == np.int16 and ops.sum(x).item() == 700
+
+
+def test_what_is_printed_and_taken(half: Any) -> None:
+    x = leaf([1.5, 2.0], half)
+    assert repr(x) == f"tensor({x.detach().numpy()}, dtype={half.name}, requires_grad=True)".replace(" 2", ", 2")
+    assert gmcore.as_tensor(np.ones(2, half)).dtype == half and (x > 1.75).tolist() == [False, True]
+    assert gmcore.nn.Parameter(np.ones(2, half)).requires_grad
+    for dtype in ("complex64", "V2", "nonsense"):
+        with pytest.raises(DtypeError):
+            gmcore.tensor([1.0], dtype)
+
+
+def test_exact_ops_keep_the_bits(half: Any) -> None:
+    """A NaN's payload, minus zero: what only moves elements does not go through float32."""
+    x = gmcore.tensor(np.array([0.0, -0.0, np.inf, 1e-7]), half)
+    for op in (o for o in OPS.values() if o.view):
+        assert op.exact
+    assert bits(ops.reshape(x, (2, 2))) == bits(x)
+
+
+def test_an_op_from_outside_is_given_float32(half: Any) -> None:
+    seen = []
+    op = Op("outside_half", "x n", "a b", forward=lambda x, n: (seen.append(x.dtype), (x * 2, n))[1],
+            vjp=None, formula="", examples=lambda rng: [])  # fmt: skip
+    try:
+        a, n = op(gmcore.tensor([1.0], half), np.array([3]))
+    finally:
+        del OPS["outside_half"]
+    assert seen == [np.float32] and a.dtype == half and n.dtype == np.int64
+
+
+def test_bfloat16_without_its_package() -> None:
+    root = Path(gmcore.__file__).parents[1]
+    code = (
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'kernels')!r}]; sys.modules['ml_dtypes'] = None\n"
+        "import gmcore\n"
+        "try: gmcore.tensor([1.0], 'bfloat16')\n"
+        "except gmcore.errors.MissingPackageError as error: print(error)\n"
+        "print((gmcore.tensor([1.0], 'float16') * 2.0).tolist())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 'bfloat16 needs ml_dtypes, which is not installed: pip install "gmcore[bfloat16]"' in out and "[2.0]" in out
