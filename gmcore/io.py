@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -60,11 +61,13 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     CheckpointError : the file is missing, is truncated or otherwise not what was written, holds a dtype that
-        NumPy lacks, or was written by `save` in another version of the format.
+        NumPy lacks (float8, or bfloat16 without the package ml_dtypes), or was written by `save` in another version of the format.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a safetensors file")
+    with contextlib.suppress(ImportError):
+        import ml_dtypes  # noqa: F401 (teaches NumPy bfloat16; without it such a file is refused below)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmcore import ops
 from gmcore.errors import ArgumentError
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, is_grad_enabled
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -20,6 +20,8 @@ def _gate(values: Sequence[Any], meet: Callable[[Gradients], Gradients]) -> tupl
     ones, then all the inner ones: the backward pass takes the newest operation first, so when it comes to an outer
     one, every gradient has passed its inner one.
     """
+    if not is_grad_enabled():
+        return tuple(values)
     places = [i for i, x in enumerate(values) if isinstance(x, Tensor) and x.requires_grad]
     outer = {i: ops.identity(values[i]) for i in places}
     inner = {i: ops.identity(outer[i]) for i in places}

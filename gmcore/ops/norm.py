@@ -72,6 +72,7 @@ _standardize = Op(
     forward=_standardize_forward,
     vjp=_standardize_rule,
     partial=True,
+    exact=True,  # it keeps the statistics of half types in float32 itself
     formula="out = (x - mean) / sqrt(var + eps), with mean and var = mean of (x - mean)^2 over axis",
     source="Ioffe & Szegedy 2015, algorithm 1",
     examples=_standardize_examples,

@@ -238,7 +238,7 @@ ELSEWHERE = {
     "ACTIVATIONS", "to_device", "straight_through",
     # tests/gmcore/ops
     "cosine_embedding_loss", "cosine_similarity", "cross_entropy", "diag", "dot", "einsum", "gaussian_nll_loss",
-    "hinge_embedding_loss", "hinge_loss", "huber_loss", "inner", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss",
+    "hinge_embedding_loss", "hinge_loss", "huber_loss", "inner", "batch_norm", "group_norm", "layer_norm", "rms_norm", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss",
     "multi_margin_loss", "nll_loss", "outer", "poisson_nll_loss", "smooth_l1_loss", "softmin", "tensordot", "trace",
 }  # fmt: skip
 

@@ -107,9 +107,19 @@ def test_files_of_other_libraries_load(tmp_path):
     assert same(arrays["w"], np.arange(4, dtype=np.float32))
     io.save(tmp_path / "b", arrays, {})
     assert torch.equal(safetensors.load_file(tmp_path / "b")["w"], torch.arange(4.0))
-    safetensors.save_file({"w": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "c")
+    safetensors.save_file({"w": torch.ones(2).to(torch.float8_e5m2)}, tmp_path / "c")
     with pytest.raises(CheckpointError, match="dtype that NumPy lacks"):
         io.load(tmp_path / "c")
+
+
+def test_bfloat16_of_other_libraries_loads(tmp_path):
+    pytest.importorskip("ml_dtypes")
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch = pytest.importorskip("torch")
+    safetensors.save_file({"w": torch.arange(4).to(torch.bfloat16)}, tmp_path / "a")
+    w = io.load(tmp_path / "a")[0]["w"]
+    assert w.dtype.name == "bfloat16"
+    assert w.astype(np.float64).tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
