@@ -8,9 +8,9 @@ neither, and load all the same.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import contextlib
 import os
 import threading
 from collections.abc import Mapping
