@@ -88,7 +88,20 @@ def default_generator() -> Generator:
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed the generator of this context; returns it."""
+    """Start the generator of this context anew.
+
+    Parameters
+    ----------
+    seed : integer in 0..2**64 - 1.
+
+    Returns
+    -------
+    The generator, a new `Generator`.
+
+    Raises
+    ------
+    ArgumentError : another seed.
+    """
     generator = Generator(seed)
     _default.set(generator)
     return generator

@@ -35,7 +35,16 @@ def is_grad_enabled() -> bool:
 
 @contextmanager
 def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Record operations inside the block, or do not; restored on leaving it, in this context only."""
+    """Record operations inside the block, or do not; restored on leaving it, in this context only.
+
+    Parameters
+    ----------
+    enabled : whether to record.
+
+    Yields
+    ------
+    None
+    """
     token = _grad_enabled.set(enabled)
     try:
         yield
@@ -67,6 +76,11 @@ class Tensor:
 
     Make one with `gmcore.tensor`. A tensor requires a gradient when it is a leaf that was asked to
     (``requires_grad=True``) or was computed from such a leaf while recording was on.
+
+    Parameters
+    ----------
+    data : array of floats, integers or booleans; its memory is taken over without a copy or a check.
+    requires_grad : whether to record what is computed from it.
     """
 
     __slots__ = ("_data", "_edge", "_version", "grad", "__weakref__")
@@ -507,6 +521,10 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
     device : ``"cpu"`` (the default).
     requires_grad : record what is computed from it.
 
+    Returns
+    -------
+    Tensor of the shape of `x`, with memory of its own.
+
     Raises
     ------
     DtypeError : not numbers, or a gradient asked of integers.
@@ -539,7 +557,16 @@ def check_device(device: str | None) -> None:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`."""
+    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`.
+
+    Returns
+    -------
+    Tensor of the shape of `x`.
+
+    Raises
+    ------
+    DtypeError : not numbers.
+    """
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":

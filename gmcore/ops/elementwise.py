@@ -240,9 +240,20 @@ minimum = _binary(
 
 
 def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
-    """`x` limited to `min` .. `max` (arrays that broadcast, numbers, or None for no limit).
+    """min(max(x, min), max). The gradient is 1 inside, 0 outside, and a half at a limit, which is a tie; NaN stays.
 
-    minimum(maximum(x, min), max): the gradient is 1 inside, 0 outside, and a half at a limit, which is a tie.
+    Parameters
+    ----------
+    x : any shape.
+    min, max : the limits, numbers or arrays that broadcast with `x`; None, the default, for no limit.
+
+    Returns
+    -------
+    The broadcast shape, in the dtype to which `x` and the limits promote.
+
+    Raises
+    ------
+    ShapeError : shapes that do not broadcast.
     """
     x = x if min is None else maximum(x, min)
     return as_tensor(x) if max is None else minimum(x, max)
@@ -270,14 +281,26 @@ _where: Op = Op(
 
 
 def where(condition: Any, x: Any = None, y: Any = None) -> Tensor:
-    """x where `condition` (boolean) holds, else y; all three broadcast.
+    """x where the condition holds, else y.
 
-    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf:
-    guard the input of a function outside its domain, not only its result.
+    Parameters
+    ----------
+    condition : boolean.
+    x, y : of shapes that broadcast with each other and the condition.
+
+    Returns
+    -------
+    The broadcast shape, in the dtype to which x and y promote.
 
     Raises
     ------
     ArgumentError : x and y are not given.  DtypeError : a condition that is not boolean.
+    ShapeError : shapes that do not broadcast.
+
+    Notes
+    -----
+    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf: guard the input
+    of a function outside its domain, not only its result.
     """
     if x is None or y is None:
         raise ArgumentError(
@@ -294,9 +317,17 @@ _where.public = where
 
 
 def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
-    """`x` with NaN and the infinities replaced; these by the largest numbers of the dtype, unless given.
+    """`x` with NaN and the infinities replaced; the gradient is 0 where something was.
 
-    The gradient is 0 where something was replaced.
+    Parameters
+    ----------
+    x : any shape.
+    nan : in place of NaN.
+    posinf, neginf : in place of the infinities; None, the default, for the largest and the least number of the dtype.
+
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64.
     """
     x = as_tensor(x)
     limits = np.finfo(x.dtype if x.dtype.kind == "f" else np.float64)
@@ -321,11 +352,20 @@ _cast = Op(
 
 
 def cast(x: Any, dtype: Any) -> Tensor:
-    """`x` converted to `dtype`; its gradient is converted back.
+    """`x` converted to another dtype; its gradient is converted back.
+
+    Parameters
+    ----------
+    x : any shape.
+    dtype : NumPy dtype of floats, integers or booleans, or its name.
+
+    Returns
+    -------
+    x.shape, in that dtype; `x` itself where it has it.
 
     Raises
     ------
-    DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers.
+    DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers or booleans.
     """
     x, dtype = as_tensor(x), np.dtype(dtype)
     if dtype.kind not in "fiub":
@@ -339,7 +379,21 @@ _cast.public = cast
 
 
 def to_device(x: Any, device: str) -> Tensor:
-    """`x` on `device`. Raises `ArgumentError` for a device that is not there."""
+    """`x` on a device.
+
+    Parameters
+    ----------
+    x : any shape.
+    device : ``"cpu"``.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`; `x` itself where it is there.
+
+    Raises
+    ------
+    ArgumentError : a device that is not there.
+    """
     x = as_tensor(x)
     check_device(device)
     return x

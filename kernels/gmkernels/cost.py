@@ -19,7 +19,14 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one call: `bytes` moved, product `flops`, scalar instruction `slots`."""
+    """Work of one call: `bytes` moved, product `flops`, scalar instruction `slots`.
+
+    Parameters
+    ----------
+    bytes : moved from and to memory.
+    flops : multiplications and additions of matrix products.
+    slots : other scalar instructions.
+    """
 
     bytes: float = 0.0
     flops: float = 0.0

@@ -182,6 +182,7 @@ def total_norm(grads: Arrays, *, norm_type: float = 2.0, backend: str | None = N
     Parameters
     ----------
     norm_type : a positive number, or inf for the largest magnitude
+    grads : arrays of one floating dtype, of any shapes
 
     Returns
     -------
