@@ -299,8 +299,8 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Tensor:
 
     Notes
     -----
-    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf: guard the input
-    of a function outside its domain, not only its result.
+    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf: guard the
+    input of a function outside its domain, not only its result.
     """
     if x is None or y is None:
         raise ArgumentError(
