@@ -82,7 +82,12 @@ class LRScheduler:
         return list(self._last_lr)
 
     def step(self) -> None:
-        """Set the rates of the next epoch."""
+        """Set the rates of the next epoch.
+
+        Raises
+        ------
+        ArgumentError : a rate that something else has changed since this schedule set it.
+        """
         for i, (group, lr) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=False)):
             if group["lr"] != lr:
                 raise ArgumentError(
