@@ -45,7 +45,16 @@ def __getattr__(name: str) -> Any:
 
 
 def set_num_threads(threads: int) -> None:
-    """Let kernels use at most `threads` threads; results do not depend on it."""
+    """Let kernels use at most so many threads; results do not depend on it.
+
+    Parameters
+    ----------
+    threads : from 1 to Numba's ``NUMBA_NUM_THREADS``, as a rule the number of cores.
+
+    Raises
+    ------
+    ValueError : another number.
+    """
     from gmkernels import pool
 
     pool.set_num_threads(threads)

@@ -20,6 +20,10 @@ def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = Non
     copy : True for memory of its own, None or False for that of `x`. What the other library writes into memory that
         is shared, the version of the tensor does not count: do not write between a computation and its gradient.
 
+    Returns
+    -------
+    Tensor of the shape and dtype of `x`, which requires no gradient.
+
     Raises
     ------
     ArgumentError : not such an array, or not on the CPU.  DtypeError : not floats, integers or booleans.

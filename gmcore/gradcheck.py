@@ -74,6 +74,7 @@ def gradcheck(
     order : highest order checked.
     rtol, atol : tolerance on each directional derivative, relative to the sum of the sizes of its terms.
     directions : random directions per order.
+    seed : of the random weights and directions.
 
     Returns
     -------

@@ -26,13 +26,30 @@ class Generator:
     Parameters
     ----------
     seed : integer in 0..2**64 - 1; from the operating system's entropy if None.
+
+    Raises
+    ------
+    ArgumentError : another seed.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self.manual_seed(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
 
     def manual_seed(self, seed: int) -> Generator:
-        """Start the stream of `seed` at its first draw. Raises `ArgumentError` outside 0..2**64 - 1."""
+        """Start the stream of a seed at its first draw.
+
+        Parameters
+        ----------
+        seed : integer in 0..2**64 - 1.
+
+        Returns
+        -------
+        The generator itself.
+
+        Raises
+        ------
+        ArgumentError : another seed.
+        """
         try:
             seed = operator.index(seed)
         except TypeError:
@@ -145,7 +162,20 @@ def default_generator() -> Generator:
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed the generator of this context; returns it."""
+    """Start the generator of this context anew.
+
+    Parameters
+    ----------
+    seed : integer in 0..2**64 - 1.
+
+    Returns
+    -------
+    The generator, a new `Generator`.
+
+    Raises
+    ------
+    ArgumentError : another seed.
+    """
     generator = Generator(seed)
     _default.set(generator)
     return generator

@@ -179,6 +179,10 @@ def load(run: Run | str | os.PathLike[str], model: GenerativeModel | None = None
     model : read the parameters into this one, for a model with an encoder or decoder of one's own; by default
         the model is built anew from its class and arguments.
 
+    Returns
+    -------
+    The model: `model`, or a new one.
+
     Raises
     ------
     CheckpointError : missing, damaged, of another format version, of another model, or parameters that do not fit.

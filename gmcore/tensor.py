@@ -66,7 +66,16 @@ def is_grad_enabled() -> bool:
 
 @contextmanager
 def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Record operations inside the block, or do not; restored on leaving it, in this context only."""
+    """Record operations inside the block, or do not; restored on leaving it, in this context only.
+
+    Parameters
+    ----------
+    enabled : whether to record.
+
+    Yields
+    ------
+    None
+    """
     token = _grad_enabled.set(enabled)
     try:
         yield
@@ -103,6 +112,11 @@ class Tensor:
 
     Make one with `gmcore.tensor`. A tensor requires a gradient when it is a leaf that was asked to
     (``requires_grad=True``) or was computed from such a leaf while recording was on.
+
+    Parameters
+    ----------
+    data : array of floats, integers or booleans; its memory is taken over without a copy or a check.
+    requires_grad : whether to record what is computed from it.
     """
 
     __slots__ = ("_data", "_edge", "_version", "_cut", "grad", "__weakref__")
@@ -229,12 +243,18 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> Any:
-        """The Python number in a tensor of one element."""
+        """The Python number in a tensor of one element.
+
+        Raises
+        ------
+        ShapeError : not one element.
+        """
         if self.size != 1:
             raise ShapeError(f"item() needs a tensor of one element, this one has shape {self.shape}")
         return self._data.item()
 
     def tolist(self) -> Any:
+        """The elements as nested lists of Python numbers."""
         return self._data.tolist()
 
     def __float__(self) -> float:
@@ -335,11 +355,26 @@ class Tensor:
         return out
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Record what is computed from this tensor, or do not; returns it.
+
+        Raises
+        ------
+        GraphError : a tensor that was computed.  DtypeError : one that is not floating.
+        """
         self.requires_grad = requires_grad
         return self
 
     def copy_(self, source: Any) -> Tensor:
-        """Write `source` into this leaf's memory and bump its version. Shapes must be equal; returns self."""
+        """Write into this leaf's memory and bump its version; returns the leaf.
+
+        Parameters
+        ----------
+        source : tensor or array of this shape, of a dtype that converts without a change of kind.
+
+        Raises
+        ------
+        GraphError : a tensor that was computed.  ShapeError : another shape.  DtypeError : another kind of dtype.
+        """
         value = source._data if isinstance(source, Tensor) else np.asarray(source)
         if not self.is_leaf:
             raise GraphError(f"copy_ writes into leaves only; this tensor was computed by {self._node.op.name}")  # type: ignore[union-attr]
@@ -369,104 +404,136 @@ class Tensor:
     # `gmcore.ops` and `gmcore.engine` are written in terms of tensors, so they import this module; the methods
     # reach them through what they leave in `_ops` and `_backward`.
     def astype(self, dtype: Any) -> Tensor:
+        """Converted to another dtype: `gmcore.ops.cast`."""
         return _ops.cast(self, dtype)
 
     def to(self, device: str) -> Tensor:
-        """This tensor on `device`; an operation with a gradient."""
+        """This tensor on `device`, an operation with a gradient: `gmcore.ops.to_device`."""
         return _ops.to_device(self, device)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Sum over `axis`: `gmcore.ops.sum`."""
         return _ops.sum(self, axis, keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Mean over `axis`: `gmcore.ops.mean`."""
         return _ops.mean(self, axis, keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Largest element over `axis`: `gmcore.ops.max`."""
         return _ops.max(self, axis, keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Smallest element over `axis`: `gmcore.ops.min`."""
         return _ops.min(self, axis, keepdims)
 
     def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Product over `axis`: `gmcore.ops.prod`."""
         return _ops.prod(self, axis, keepdims)
 
     def var(self, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
+        """Variance over `axis`: `gmcore.ops.var`."""
         return _ops.var(self, axis, ddof, keepdims)
 
     def std(self, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
+        """Standard deviation over `axis`: `gmcore.ops.std`."""
         return _ops.std(self, axis, ddof, keepdims)
 
     def norm(self, ord: float = 2, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Vector norm over `axis`: `gmcore.ops.norm`."""
         return _ops.norm(self, ord, axis, keepdims)
 
     def logsumexp(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Logarithm of the sum of exponentials over `axis`: `gmcore.ops.logsumexp`."""
         return _ops.logsumexp(self, axis, keepdims)
 
     def any(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Whether any element over `axis` is true: `gmcore.ops.any`."""
         return _ops.any(self, axis, keepdims)
 
     def all(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Whether all elements over `axis` are true: `gmcore.ops.all`."""
         return _ops.all(self, axis, keepdims)
 
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """Index of the first largest element: `gmcore.ops.argmax`."""
         return _ops.argmax(self, axis, keepdims)
 
     def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """Index of the first smallest element: `gmcore.ops.argmin`."""
         return _ops.argmin(self, axis, keepdims)
 
     def argsort(self, axis: int = -1) -> Tensor:
+        """Indices that sort along `axis`: `gmcore.ops.argsort`."""
         return _ops.argsort(self, axis)
 
     def cumsum(self, axis: int | None = None) -> Tensor:
+        """Running sums: `gmcore.ops.cumsum`."""
         return _ops.cumsum(self, axis)
 
     def cumprod(self, axis: int | None = None) -> Tensor:
+        """Running products: `gmcore.ops.cumprod`."""
         return _ops.cumprod(self, axis)
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
+        """Limited to `min` .. `max`: `gmcore.ops.clip`."""
         return _ops.clip(self, min, max)
 
     def take(self, indices: Any, axis: int | None = None) -> Tensor:
+        """Elements at integer indices: `gmcore.ops.take`."""
         return _ops.take(self, indices, axis)
 
     def repeat(self, repeats: Any, axis: int | None = None) -> Tensor:
+        """Elements repeated where they stand: `gmcore.ops.repeat`."""
         return _ops.repeat(self, repeats, axis)
 
     def squeeze(self, axis: Any = None) -> Tensor:
+        """Without axes of length 1: `gmcore.ops.squeeze`."""
         return _ops.squeeze(self, axis)
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
+        """Two axes exchanged: `gmcore.ops.swapaxes`."""
         return _ops.swapaxes(self, axis1, axis2)
 
     def ravel(self) -> Tensor:
+        """The elements in C order: `gmcore.ops.ravel`."""
         return _ops.ravel(self)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Axes merged into one: `gmcore.ops.flatten`."""
         return _ops.flatten(self, start_dim, end_dim)
 
     def reshape(self, *shape: Any) -> Tensor:
+        """Another shape, as lengths or as one sequence: `gmcore.ops.reshape`."""
         return _ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
 
     def transpose(self, *axes: int) -> Tensor:
+        """Axes permuted, reversed if none are given: `gmcore.ops.transpose`."""
         return _ops.transpose(self, axes or None)
 
     @property
     def T(self) -> Tensor:
+        """All axes reversed: `gmcore.ops.transpose`."""
         return _ops.transpose(self, None)
 
     def exp(self) -> Tensor:
+        """e^x: `gmcore.ops.exp`."""
         return _ops.exp(self)
 
     def log(self) -> Tensor:
+        """log x: `gmcore.ops.log`."""
         return _ops.log(self)
 
     def sqrt(self) -> Tensor:
+        """sqrt x: `gmcore.ops.sqrt`."""
         return _ops.sqrt(self)
 
     def tanh(self) -> Tensor:
+        """tanh x: `gmcore.ops.tanh`."""
         return _ops.tanh(self)
 
     def sigmoid(self) -> Tensor:
+        """1 / (1 + e^-x): `gmcore.ops.sigmoid`."""
         return _ops.sigmoid(self)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -589,6 +656,10 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
     device : ``"cpu"`` (the default).
     requires_grad : record what is computed from it.
 
+    Returns
+    -------
+    Tensor of the shape of `x`, with memory of its own.
+
     Raises
     ------
     DtypeError : not numbers, or a gradient asked of integers.
@@ -621,7 +692,16 @@ def check_device(device: str | None) -> None:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`."""
+    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`.
+
+    Returns
+    -------
+    Tensor of the shape of `x`.
+
+    Raises
+    ------
+    DtypeError : not numbers.
+    """
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):

@@ -50,7 +50,16 @@ _concatenate = Op(
 
 
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors along an existing axis; the other lengths must be equal.
+    """Join tensors along an existing axis.
+
+    Parameters
+    ----------
+    xs : one or more tensors of one dtype, whose lengths differ along `axis` only.
+    axis : where to join.
+
+    Returns
+    -------
+    The lengths along `axis` added up, in the dtype of `xs`.
 
     Raises
     ------
@@ -71,12 +80,36 @@ _concatenate.public = concatenate
 
 
 def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis."""
+    """Join tensors along a new axis.
+
+    Parameters
+    ----------
+    xs : n >= 1 tensors of one shape and dtype.
+    axis : position of the new axis in the result.
+
+    Returns
+    -------
+    (..., n, ...), in the dtype of `xs`.
+
+    Raises
+    ------
+    ShapeError : no tensors, or several shapes.  ArgumentError : an axis out of range.  DtypeError : several dtypes.
+    """
     return concatenate([expand_dims(x, axis) for x in xs], axis)
 
 
 def array_split(x: Any, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """`x` cut along `axis` into that many parts, the first ones longer by one if need be, or before those indices.
+    """`x` cut along an axis into parts that need not be of one length.
+
+    Parameters
+    ----------
+    x : any shape.
+    indices_or_sections : a number of parts, the first ones longer by one if need be; or the indices to cut before.
+    axis : where to cut.
+
+    Returns
+    -------
+    list of tensors, in the dtype of `x`, without copies.
 
     Raises
     ------
@@ -97,7 +130,17 @@ def array_split(x: Any, indices_or_sections: int | Sequence[int], axis: int = 0)
 
 
 def split(x: Any, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """`x` cut along `axis` into that many equal parts, or before the indices given.
+    """`x` cut along an axis into equal parts, or at given places.
+
+    Parameters
+    ----------
+    x : any shape.
+    indices_or_sections : a number of equal parts, or the indices to cut before.
+    axis : where to cut.
+
+    Returns
+    -------
+    list of tensors, in the dtype of `x`, without copies.
 
     Raises
     ------
@@ -130,9 +173,14 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: float =
         last element; ``"symmetric"``, mirrored after it; ``"wrap"``, from the other end (PyTorch's circular).
     constant_values : the constant, one number.
 
+    Returns
+    -------
+    (before + n + after, ...), in the dtype of `x`. An element repeated by the mode adds up the gradients of its copies.
+
     Raises
     ------
-    ArgumentError : an unknown mode, or widths that are negative or do not fit the axes.
+    ArgumentError : an unknown mode, widths that are negative or do not fit the axes, or an empty axis to extend by
+        anything but a constant.
     """
     x = as_tensor(x)
     try:
@@ -165,7 +213,17 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: float =
 
 
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Tensor:
-    """Each element (of the flattened `x`) or slice along `axis` repeated, all as often or each its own number.
+    """Each element, or each slice along an axis, repeated where it stands.
+
+    Parameters
+    ----------
+    x : any shape.
+    repeats : how often, one number or one for each element along `axis`; not negative.
+    axis : along which; None, the default, repeats the elements in C order.
+
+    Returns
+    -------
+    x.shape with sum(repeats) along `axis`, or one axis if that is None; in the dtype of `x`.
 
     Raises
     ------
@@ -183,7 +241,21 @@ def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Ten
 
 
 def tile(x: Any, reps: int | Sequence[int]) -> Tensor:
-    """`x` laid side by side `reps` times along each of the last axes; missing axes are added in front."""
+    """`x` laid side by side along its last axes.
+
+    Parameters
+    ----------
+    x : any shape; missing axes are added in front.
+    reps : how often along each of the last axes, or one number for the last; not negative.
+
+    Returns
+    -------
+    Each length times its number, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : a negative number.
+    """
     x = as_tensor(x)
     times = (reps,) if isinstance(reps, int) else tuple(reps)
     ndim = max(x.ndim, len(times))
@@ -198,20 +270,42 @@ def tile(x: Any, reps: int | Sequence[int]) -> Tensor:
 
 # -- reversing, rolling, masks, grids -------------------------------------------------------------------------
 def flip(x: Any, axis: Axis = None) -> Tensor:
-    """`x` in reverse order along `axis`, by default along all. Raises `ArgumentError`."""
+    """`x` in reverse order, without a copy.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reverse; None, the default, for all.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.
+    """
     x = as_tensor(x)
     axes = several_axes(x.ndim, axis, "flip", x.shape)
     return _getitem(x, index=tuple([slice(None, None, -1) if i in axes else slice(None) for i in range(x.ndim)]))
 
 
 def roll(x: Any, shift: int | tuple[int, ...], axis: Axis = None) -> Tensor:
-    """`x` moved on by `shift` along `axis`; what leaves at the end comes in at the start.
+    """`x` moved on along an axis; what leaves at the end comes in at the start.
 
-    Without `axis` the elements move in C order.
+    Parameters
+    ----------
+    x : any shape.
+    shift : by how many places, one number or one for each axis; negative moves back.
+    axis : axis or axes; None, the default, moves the elements in C order.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
 
     Raises
     ------
-    ArgumentError : `axis` out of range, or not as many shifts as axes.
+    ArgumentError : `axis` out of range or repeated, or not as many shifts as axes.
     """
     x = as_tensor(x)
     if axis is None:
@@ -235,21 +329,54 @@ def _triangle(x: Any, mask: Any, k: int, name: str) -> Tensor:
 
 
 def tril(x: Any, k: int = 0) -> Tensor:
-    """Matrices (..., m, n) with zeros above diagonal number `k`. Raises `ShapeError`."""
+    """Matrices with zeros above a diagonal.
+
+    Parameters
+    ----------
+    x : (..., m, n).
+    k : the last diagonal kept; 0 is the main one, above it positive.
+
+    Returns
+    -------
+    (..., m, n), in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : not matrices.
+    """
     return _triangle(x, np.tril, k, "tril")
 
 
 def triu(x: Any, k: int = 0) -> Tensor:
-    """Matrices (..., m, n) with zeros below diagonal number `k`. Raises `ShapeError`."""
+    """Matrices with zeros below a diagonal.
+
+    Parameters
+    ----------
+    x : (..., m, n).
+    k : the first diagonal kept; 0 is the main one, above it positive.
+
+    Returns
+    -------
+    (..., m, n), in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : not matrices.
+    """
     return _triangle(x, np.triu, k, "triu")
 
 
 def meshgrid(*xs: Any, indexing: str = "xy") -> list[Tensor]:
     """Each of the vectors spread over the grid that they span.
 
+    Parameters
+    ----------
+    xs : vectors of lengths n_1, n_2, n_3, ...; a number is one of length 1.
+    indexing : ``"xy"``, the first two axes exchanged (of a picture: rows are y), or ``"ij"``.
+
     Returns
     -------
-    Tensors of shape (n_1, n_2, n_3, ...) with ``indexing="ij"``, of (n_2, n_1, n_3, ...) with ``"xy"``.
+    Tensors of shape (n_1, n_2, n_3, ...) with ``"ij"``, of (n_2, n_1, n_3, ...) with ``"xy"``; without copies.
 
     Raises
     ------

@@ -67,7 +67,17 @@ _diag_embed: Op = Op(
 
 
 def diagonal(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
-    """Elements (i, i + offset) of the matrices in the axes `axis1` and `axis2`, along a new last axis.
+    """Elements (i, i + offset) of the matrices in two axes, without a copy.
+
+    Parameters
+    ----------
+    x : at least two axes.
+    offset : the diagonal; 0 is the main one, above it positive.
+    axis1, axis2 : the axes of the rows and of the columns; unlike PyTorch's defaults, the first two.
+
+    Returns
+    -------
+    x.shape without these axes, then the length of the diagonal (0 outside the matrix); in the dtype of `x`.
 
     Raises
     ------
@@ -114,7 +124,16 @@ _diagonal.public, _diag_embed.public = diagonal, diag_embed
 
 
 def diag(x: Any, k: int = 0) -> Tensor:
-    """The matrix with the vector `x` on its diagonal (i, i + k), or that diagonal of the matrix `x`.
+    """The matrix with a vector on a diagonal, or a diagonal of a matrix.
+
+    Parameters
+    ----------
+    x : (n,) or (m, n).
+    k : the diagonal (i, i + k).
+
+    Returns
+    -------
+    (n + abs(k), n + abs(k)) of a vector, the length of the diagonal of a matrix; in the dtype of `x`.
 
     Raises
     ------
@@ -127,7 +146,22 @@ def diag(x: Any, k: int = 0) -> Tensor:
 
 
 def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
-    """Sum of the diagonal (i, i + offset) of the matrices in the axes `axis1` and `axis2`."""
+    """Sum of a diagonal (i, i + offset) of the matrices in two axes.
+
+    Parameters
+    ----------
+    x : at least two axes.
+    offset : the diagonal; 0 is the main one, above it positive.
+    axis1, axis2 : the axes of the rows and of the columns.
+
+    Returns
+    -------
+    x.shape without these axes.
+
+    Raises
+    ------
+    ArgumentError : not two axes of `x`.
+    """
     x = as_tensor(x)
     _matrix_axes("trace", x.shape, x.ndim, axis1, axis2)
     return sum(diagonal(x, offset, axis1, axis2), axis=-1)

@@ -99,14 +99,18 @@ power: Op = _binary(
         # d/dy 0^y = 0 for y > 0; log is only taken where x > 0.
         lambda g, x, out: g * out * log(where(greater(x, 0.0), x, 1.0)),
     ],
-    "x ** y",
+    "x^y; its derivative in y is taken as 0 for x <= 0",
     x=positive,
 )
 square = _unary("square", np.square, lambda g, x: g * (2.0 * x), "x^2")
-absolute = _unary("absolute", np.absolute, lambda g, x: g * sign(x), "|x|")
+absolute = _unary("absolute", np.absolute, lambda g, x: g * sign(x), "|x|; derivative 0 at 0")
 reciprocal = _unary("reciprocal", np.reciprocal, lambda g, out: -g * out * out, "1 / x")
-sqrt = _unary("sqrt", np.sqrt, lambda g, out: g * (0.5 / out), "sqrt(x)", positive)
-cbrt = _unary("cbrt", np.cbrt, lambda g, out: g / (3.0 * out * out), "the real cube root of x")
+sqrt = _unary(
+    "sqrt", np.sqrt, lambda g, out: g * (0.5 / out), "sqrt(x); NaN for x < 0, infinite derivative at 0", positive
+)
+cbrt = _unary(
+    "cbrt", np.cbrt, lambda g, out: g / (3.0 * out * out), "the real cube root of x; infinite derivative at 0"
+)
 hypot = _binary(
     "hypot",
     np.hypot,
@@ -119,13 +123,20 @@ hypot = _binary(
 )
 
 # -- steps: their derivative is 0 wherever they have one ------------------------------------------------------
-sign: Op = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1")
-floor = _unary("floor", np.floor, lambda g: g * 0.0, "the largest integer <= x", between_integers)
-ceil = _unary("ceil", np.ceil, lambda g: g * 0.0, "the smallest integer >= x", between_integers)
-trunc = _unary("trunc", np.trunc, lambda g: g * 0.0, "x without its fraction", between_integers)
-rint = _unary("rint", np.rint, lambda g: g * 0.0, "the nearest integer, the even one of two", between_integers)
+sign: Op = _unary("sign", np.sign, lambda g: g * 0.0, "-1, 0 or 1, as x is negative, 0 or positive; NaN stays")
+floor = _unary("floor", np.floor, lambda g: g * 0.0, "the largest integer <= x; derivative 0", between_integers)
+ceil = _unary("ceil", np.ceil, lambda g: g * 0.0, "the smallest integer >= x; derivative 0", between_integers)
+trunc = _unary("trunc", np.trunc, lambda g: g * 0.0, "x without its fraction; derivative 0", between_integers)
+rint = _unary(
+    "rint", np.rint, lambda g: g * 0.0, "the nearest integer, the even one of two; derivative 0", between_integers
+)
 floor_divide: Op = _binary(
-    "floor_divide", np.floor_divide, [lambda g: g * 0.0, lambda g: g * 0.0], "floor(x / y)", between_integers, positive
+    "floor_divide",
+    np.floor_divide,
+    [lambda g: g * 0.0, lambda g: g * 0.0],
+    "floor(x / y); derivative 0",
+    between_integers,
+    positive,
 )
 remainder = _binary(
     "remainder",
@@ -140,7 +151,7 @@ remainder = _binary(
 exp = _unary("exp", np.exp, lambda g, out: g * out, "e^x")
 exp2 = _unary("exp2", np.exp2, lambda g, out: g * (out * _LN_2), "2^x")
 expm1 = _unary("expm1", np.expm1, lambda g, out: g * (out + 1.0), "e^x - 1")
-log: Op = _unary("log", np.log, lambda g, x: g / x, "log x", positive)
+log: Op = _unary("log", np.log, lambda g, x: g / x, "log x; minus infinity at 0, NaN below", positive)
 log2 = _unary("log2", np.log2, lambda g, x: g / (x * _LN_2), "log of x to base 2", positive)
 log10 = _unary("log10", np.log10, lambda g, x: g / (x * _LN_10), "log of x to base 10", positive)
 log1p = _unary("log1p", np.log1p, lambda g, x: g / (x + 1.0), "log(1 + x)", positive)
@@ -156,8 +167,8 @@ def _softplus(x: Any) -> Any:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.absolute(x)))
 
 
-sigmoid = _unary("sigmoid", _sigmoid, lambda g, out: g * (out * (1.0 - out)), "1 / (1 + e^-x)")
-softplus = _unary("softplus", _softplus, lambda g, x: g * sigmoid(x), "log(1 + e^x)")
+sigmoid = _unary("sigmoid", _sigmoid, lambda g, out: g * (out * (1.0 - out)), "1 / (1 + e^-x) without overflow")
+softplus = _unary("softplus", _softplus, lambda g, x: g * sigmoid(x), "log(1 + e^x) without overflow")
 relu = _unary(
     "relu", lambda x: np.maximum(x, 0), lambda g, x: where(greater(x, 0.0), g, 0.0), "max(x, 0); derivative 0 at 0"
 )
@@ -226,7 +237,7 @@ maximum = _binary(
         lambda g, x, y: where(greater(x, y), g, where(equal(x, y), 0.5 * g, 0.0)),
         lambda g, x, y: where(less(x, y), g, where(equal(x, y), 0.5 * g, 0.0)),
     ],
-    "max(x, y); a tie splits its gradient evenly",
+    "max(x, y); a tie splits its gradient evenly, NaN stays",
 )
 minimum = _binary(
     "minimum",
@@ -235,14 +246,25 @@ minimum = _binary(
         lambda g, x, y: where(less(x, y), g, where(equal(x, y), 0.5 * g, 0.0)),
         lambda g, x, y: where(greater(x, y), g, where(equal(x, y), 0.5 * g, 0.0)),
     ],
-    "min(x, y); a tie splits its gradient evenly",
+    "min(x, y); a tie splits its gradient evenly, NaN stays",
 )
 
 
 def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
-    """`x` limited to `min` .. `max` (arrays that broadcast, numbers, or None for no limit).
+    """min(max(x, min), max). The gradient is 1 inside, 0 outside, and a half at a limit, which is a tie; NaN stays.
 
-    minimum(maximum(x, min), max): the gradient is 1 inside, 0 outside, and a half at a limit, which is a tie.
+    Parameters
+    ----------
+    x : any shape.
+    min, max : the limits, numbers or arrays that broadcast with `x`; None, the default, for no limit.
+
+    Returns
+    -------
+    The broadcast shape, in the dtype to which `x` and the limits promote.
+
+    Raises
+    ------
+    ShapeError : shapes that do not broadcast.
     """
     x = x if min is None else maximum(x, min)
     return as_tensor(x) if max is None else minimum(x, max)
@@ -270,14 +292,26 @@ _where: Op = Op(
 
 
 def where(condition: Any, x: Any = None, y: Any = None) -> Tensor:
-    """x where `condition` (boolean) holds, else y; all three broadcast.
+    """x where the condition holds, else y.
 
-    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf:
-    guard the input of a function outside its domain, not only its result.
+    Parameters
+    ----------
+    condition : boolean.
+    x, y : of shapes that broadcast with each other and the condition.
+
+    Returns
+    -------
+    The broadcast shape, in the dtype to which x and y promote.
 
     Raises
     ------
     ArgumentError : x and y are not given.  DtypeError : a condition that is not boolean.
+    ShapeError : shapes that do not broadcast.
+
+    Notes
+    -----
+    A NaN or infinity in the branch not taken still reaches the gradient of what computed it, as 0 * inf: guard the
+    input of a function outside its domain, not only its result.
     """
     if x is None or y is None:
         raise ArgumentError(
@@ -294,9 +328,17 @@ _where.public = where
 
 
 def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
-    """`x` with NaN and the infinities replaced; these by the largest numbers of the dtype, unless given.
+    """`x` with NaN and the infinities replaced; the gradient is 0 where something was.
 
-    The gradient is 0 where something was replaced.
+    Parameters
+    ----------
+    x : any shape.
+    nan : in place of NaN.
+    posinf, neginf : in place of the infinities; None, the default, for the largest and the least number of the dtype.
+
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64.
     """
     x = as_tensor(x)
     limits = np.finfo(x.dtype if x.dtype.kind == "f" else np.float64)
@@ -322,11 +364,20 @@ _cast = Op(
 
 
 def cast(x: Any, dtype: Any) -> Tensor:
-    """`x` converted to `dtype`; its gradient is converted back.
+    """`x` converted to another dtype; its gradient is converted back.
+
+    Parameters
+    ----------
+    x : any shape.
+    dtype : NumPy dtype of floats, integers or booleans, or its name.
+
+    Returns
+    -------
+    x.shape, in that dtype; `x` itself where it has it.
 
     Raises
     ------
-    DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers.
+    DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers or booleans.
     """
     x = as_tensor(x)
     try:
@@ -342,7 +393,21 @@ _cast.public = cast
 
 
 def to_device(x: Any, device: str) -> Tensor:
-    """`x` on `device`. Raises `ArgumentError` for a device that is not there."""
+    """`x` on a device.
+
+    Parameters
+    ----------
+    x : any shape.
+    device : ``"cpu"``.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`; `x` itself where it is there.
+
+    Raises
+    ------
+    ArgumentError : a device that is not there.
+    """
     x = as_tensor(x)
     check_device(device)
     return x

@@ -94,12 +94,41 @@ def _plain_index(index: Any) -> Any:
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """``x[index]`` with NumPy's basic, integer and boolean indexing; repeated elements add their gradients."""
+    """``x[index]``; elements read several times add up their gradients.
+
+    Parameters
+    ----------
+    x : any shape.
+    index : NumPy's basic, integer or boolean index, of numbers, slices, arrays, integer or boolean tensors.
+
+    Returns
+    -------
+    The shape that NumPy gives, in the dtype of `x`; without a copy for a basic index.
+
+    Raises
+    ------
+    ShapeError : an index out of bounds, or that does not fit the shape.  DtypeError : a floating index.
+    """
     return _getitem(x, index=_plain_index(index))
 
 
 def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
-    """Zeros of `shape` with `x` added at `index`: the adjoint of ``getitem(_, index)``."""
+    """Zeros with `x` added at an index, repeated places added up: the adjoint of ``getitem(_, index)``.
+
+    Parameters
+    ----------
+    x : of a shape that broadcasts to that of ``zeros[index]``.
+    index : as for `getitem`.
+    shape : of the result.
+
+    Returns
+    -------
+    `shape`, in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : an index that does not fit `shape`, or `x` that does not fit the index.  DtypeError : a floating index.
+    """
     return _scatter_add(x, index=_plain_index(index), shape=tuple(shape))
 
 
@@ -109,9 +138,21 @@ _scatter_add.public = scatter_add
 
 # -- along an axis --------------------------------------------------------------------------------------------
 def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
-    """The elements of `x` at integer `indices` along `axis`, which the axes of `indices` replace.
+    """The elements of `x` at integer indices along an axis.
 
-    ``axis=None`` counts the elements in C order.
+    Parameters
+    ----------
+    x : any shape.
+    indices : integers of any shape; negative ones count from the end.
+    axis : which axis the axes of `indices` replace; None, the default, counts the elements in C order.
+
+    Returns
+    -------
+    x.shape with `axis` replaced by the shape of `indices`, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  ShapeError : an index out of bounds.  DtypeError : floating indices.
     """
     x = as_tensor(x)
     if axis is None:
@@ -145,10 +186,11 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     ----------
     x : (..., n, ...).
     indices : integers, (..., k, ...); the lengths of the other axes are those of `x`, or 1.
+    axis : the axis of n and k.
 
     Returns
     -------
-    (..., k, ...)
+    (..., k, ...), in the dtype of `x`.
 
     Raises
     ------
@@ -159,19 +201,44 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
 
 
 def add_at(x: Any, index: Any, values: Any) -> Tensor:
-    """`x` with `values`, which broadcast, added at ``x[index]``; repeated places add up. `x` does not change."""
+    """`x` with `values` added at ``x[index]``, repeated places added up, as a new tensor.
+
+    Parameters
+    ----------
+    x : any shape.
+    index : as for `getitem`.
+    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.  DtypeError : a floating index.
+    """
     x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
     return x + _scatter_add(_fitted(values, x, index, "add_at"), index=index, shape=x.shape)
 
 
 def set_at(x: Any, index: Any, values: Any) -> Tensor:
-    """`x` with ``x[index]`` replaced by `values`, which broadcast: ``x[index] = values`` as a new tensor.
+    """`x` with ``x[index]`` replaced by `values`: ``x[index] = values`` as a new tensor.
 
     Where a place is repeated, the last of its values stays, and takes the whole gradient.
 
+    Parameters
+    ----------
+    x : any shape.
+    index : as for `getitem`.
+    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
     Raises
     ------
-    ShapeError : an index outside `x`, or `values` that do not broadcast to ``x[index]``.
+    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.  DtypeError : a floating index.
     """
     x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
     values = _fitted(values, x, index, "set_at")
@@ -200,7 +267,23 @@ def _fitted(values: Tensor, x: Tensor, index: Any, name: str) -> Tensor:
 
 
 def put_along_axis(x: Any, indices: Any, values: Any, axis: int) -> Tensor:
-    """`x` with the elements that ``take_along_axis(x, indices, axis)`` reads replaced by `values`, as a new tensor."""
+    """`x` with the elements that ``take_along_axis(x, indices, axis)`` reads replaced by `values`, as a new tensor.
+
+    Parameters
+    ----------
+    x : (..., n, ...).
+    indices : integers, (..., k, ...); the lengths of the other axes are those of `x`, or 1.
+    values : of a shape that broadcasts to (..., k, ...).
+    axis : the axis of n and k.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  DtypeError : `indices` not integers.  ShapeError : lengths that do not fit.
+    """
     x = as_tensor(x)
     return set_at(x, _along_axis(x.shape, indices, axis, "put_along_axis"), values)
 
@@ -222,7 +305,21 @@ _argsort = Op(
 
 
 def argsort(x: Any, axis: int = -1) -> Tensor:
-    """The indices (int64) that sort `x` along `axis`; equal elements keep their order, NaN comes last."""
+    """The indices that sort `x` along an axis; equal elements keep their order, NaN comes last.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : which one; the last by default.
+
+    Returns
+    -------
+    int64, x.shape.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.
+    """
     x = as_tensor(x)
     return _argsort(x, axis=one_axis(x.ndim, axis, "argsort", x.shape))
 
@@ -231,17 +328,33 @@ _argsort.public = argsort
 
 
 def sort(x: Any, axis: int = -1) -> Tensor:
-    """`x` sorted along `axis`; the gradient goes back to where each element came from."""
+    """`x` in ascending order along an axis, NaN last; the gradient goes back to where each element came from.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : which one; the last by default.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.
+    """
     return take_along_axis(x, argsort(x, axis), axis)
 
 
 def topk(x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """The `k` largest (or smallest) elements along `axis`, and their indices.
+    """The `k` largest (or smallest) elements along an axis, and their indices; NaN counts as the largest.
 
     Parameters
     ----------
     x : (..., n, ...).
     k : 0 to n.
+    axis : the axis of n; the last by default.
+    largest : whether the largest; else the smallest.
     sorted : the largest (smallest) first; they always are.
 
     Returns
@@ -263,9 +376,16 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = Tr
 
 
 def one_hot(x: Any, num_classes: int = -1) -> Tensor:
-    """Integers (...) as rows (..., num_classes) of int64 that are 1 at the integer and 0 elsewhere.
+    """Integers as rows that are 1 at the integer and 0 elsewhere.
 
-    ``num_classes=-1``: one more than the largest.
+    Parameters
+    ----------
+    x : integers from 0 to num_classes - 1, (...).
+    num_classes : -1, the default, for one more than the largest.
+
+    Returns
+    -------
+    int64, (..., num_classes).
 
     Raises
     ------
@@ -284,13 +404,22 @@ def one_hot(x: Any, num_classes: int = -1) -> Tensor:
 
 
 def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """The number below which a share `q` of the elements along `axis` lies, linear between neighbours.
+    """The number below which a share `q` of the elements lies, linear between neighbours; NaN counts as the largest.
 
-    By default over all elements. A NaN counts as the largest.
+    Parameters
+    ----------
+    x : any shape.
+    q : the share, in [0, 1].
+    axis : one axis; None, the default, for all elements.
+    keepdims : whether the reduced axis stays, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
 
     Raises
     ------
-    ArgumentError : `axis` out of range, no elements, or q outside 0..1.
+    ArgumentError : `axis` out of range, no elements, or q outside [0, 1].
     """
     x = as_tensor(x)
     shape = (1,) * x.ndim if axis is None else None
@@ -312,7 +441,17 @@ def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) 
 
 
 def median(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """The middle element along `axis`, by default of all, or the mean of the two middle ones.
+    """The middle element along `axis`, or the mean of the two middle ones: ``quantile(x, 0.5)``.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : one axis; None, the default, for all elements.
+    keepdims : whether the reduced axis stays, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
 
     Raises
     ------

@@ -108,6 +108,7 @@ def iwae_bound(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     Parameters
     ----------
     log_w : log p(x, z_i) - log q(z_i | x), with the k samples along `axis`.
+    axis : of the samples; the first by default.
 
     Returns
     -------

@@ -261,6 +261,7 @@ def solve_triangular(a: Any, b: Any, *, upper: bool, left: bool = True, unitrian
     b : (..., n, k); the leading axes broadcast. One `a` with a stack of b is one system of many columns.
     left : whether `a` stands at the left of x; if not, solve ``x @ a = b`` with b (..., k, n).
     unitriangular : take the diagonal of `a` for ones, without reading it.
+    upper : whether `a` is upper triangular.
 
     Returns
     -------
@@ -304,7 +305,20 @@ _slogdet = Op(
 
 
 def det(a: Any) -> Tensor:
-    """Determinants (...) of matrices (..., n, n); the derivative at a singular matrix is an error of `inv`."""
+    """Determinants of matrices.
+
+    Parameters
+    ----------
+    a : (..., n, n), floating.
+
+    Returns
+    -------
+    (...), in the dtype of `a`; 1 for n = 0. The derivative at a singular matrix is an error of `inv`.
+
+    Raises
+    ------
+    ShapeError : not square.  DtypeError : not floating.
+    """
     return _det(_matrix("det", a))
 
 

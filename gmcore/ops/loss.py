@@ -187,6 +187,11 @@ def binary_cross_entropy_with_logits(
     input, target : of one shape.
     weight : of each element; broadcasts to the input.
     pos_weight : of the positive part, t log s; broadcasts to the input.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape: pos_weight t softplus(-x) + (1 - t) softplus(x), times `weight`.
 
     Raises
     ------
@@ -199,7 +204,17 @@ def binary_cross_entropy_with_logits(
 
 
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reduction: str = "mean") -> Tensor:
-    """As `binary_cross_entropy_with_logits`, of a probability `input`, with logarithms of at least -100.
+    """-(t log p + (1 - t) log(1 - p)) of probabilities p, each logarithm at least -100 as in PyTorch.
+
+    Parameters
+    ----------
+    input, target : p and t, of one shape, in [0, 1]; the slope in p is (p - t) / max(p (1 - p), 1e-12).
+    weight : of each element; broadcasts to the input.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
@@ -303,6 +318,11 @@ def nll_loss(
     target : class indices, integers of shape (), (N,) or (N, d1, ...).
     weight : (C,). The mean is the weighted one: divided by the sum of the weights of the targets.
     ignore_index : elements with this target count for nothing.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the target's shape; 0 where it is ignored.
 
     Raises
     ------
@@ -331,6 +351,11 @@ def cross_entropy(
     ignore_index : as in `nll_loss`; for indices only.
     label_smoothing : in [0, 1]: q becomes (1 - label_smoothing) q + label_smoothing / C (Szegedy, Vanhoucke, Ioffe,
         Shlens & Wojna, Rethinking the Inception architecture, 2016, section 7).
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape without the classes; 0 where the target is ignored.
 
     Raises
     ------
@@ -363,6 +388,13 @@ def multi_margin_loss(
     input : (C,) or (N, C).
     target : class indices, () or (N,).
     weight : (C,).
+    p : 1 or 2.
+    margin : what the target's score should exceed the others by.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the target's shape. The derivative at the margin is 0.
 
     Raises
     ------
@@ -386,14 +418,42 @@ def multi_margin_loss(
 
 # -- regression -----------------------------------------------------------------------------------------------------
 def mse_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
-    """(input - target)^2. Raises `ShapeError` unless the shapes are equal."""
+    """(input - target)^2.
+
+    Parameters
+    ----------
+    input, target : of one shape.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
+
+    Raises
+    ------
+    ShapeError : shapes that differ.  ArgumentError : an unknown reduction, or a mean of nothing.
+    """
     x, t = _same_shape("mse_loss", input=input, target=target)
     difference = x - t
     return _reduce("mse_loss", difference * difference, reduction)
 
 
 def l1_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
-    """abs(input - target). Raises `ShapeError` unless the shapes are equal."""
+    """abs(input - target), with derivative 0 where they are equal.
+
+    Parameters
+    ----------
+    input, target : of one shape.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
+
+    Raises
+    ------
+    ShapeError : shapes that differ.  ArgumentError : an unknown reduction, or a mean of nothing.
+    """
     x, t = _same_shape("l1_loss", input=input, target=target)
     return _reduce("l1_loss", absolute(x - t), reduction)
 
@@ -401,11 +461,23 @@ def l1_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """d^2 / 2 where abs(d) < delta, else delta (abs(d) - delta / 2), for d = input - target.
 
-    Huber, Robust estimation of a location parameter (Ann. Math. Statist. 35, 1964).
+    Parameters
+    ----------
+    input, target : of one shape.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+    delta : where the parabola goes over into lines; positive.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
-    ArgumentError : delta not positive, or an unknown reduction.  ShapeError : shapes that differ.
+    ArgumentError : delta not positive, an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+
+    References
+    ----------
+    Huber, Robust estimation of a location parameter, Ann. Math. Statist. 35, 1964.
     """
     if not delta > 0:
         raise ArgumentError(f"huber_loss: delta must be positive, got {delta} (called at {user_line()})")
@@ -416,11 +488,21 @@ def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 
 
 
 def smooth_l1_loss(input: Any, target: Any, *, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where abs(d) < beta, else abs(d) - beta / 2: `huber_loss` / beta, and `l1_loss` at beta = 0.
+    """d^2 / (2 beta) where abs(d) < beta, else abs(d) - beta / 2, for d = input - target: `huber_loss` / beta.
+
+    Parameters
+    ----------
+    input, target : of one shape.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+    beta : where the parabola goes over into lines; 0 for `l1_loss`.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
-    ArgumentError : beta negative, or an unknown reduction.  ShapeError : shapes that differ.
+    ArgumentError : beta negative, an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
     """
     if not beta >= 0:
         raise ArgumentError(f"smooth_l1_loss: beta must not be negative, got {beta} (called at {user_line()})")
@@ -440,6 +522,11 @@ def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool
     target : probabilities t, or their logarithms with `log_target`. A term with t = 0 is 0.
     reduction : also ``"batchmean"``, the sum divided by the first length: the divergence itself of (N, C). The
         ``"mean"`` over all elements is PyTorch's default, and no divergence.
+    log_target : whether `target` holds logarithms.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
@@ -465,6 +552,13 @@ def gaussian_nll_loss(
     input, target : means and data, of one shape.
     var : variances, of that shape, or with a last axis of 1, or without the last axis: one for each row. Where
         eps takes its place, the gradient is still passed to it, as in PyTorch.
+    full : whether to add the constant.
+    eps : the least variance, positive.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
@@ -498,6 +592,13 @@ def poisson_nll_loss(
     input : the logarithm of the rate; the rate r itself without `log_input`: r - target log(r + eps).
     target : counts.
     full : add Stirling's approximation of log target!, t log t - t + log(2 pi t) / 2, where t > 1.
+    log_input : whether `input` is the logarithm of the rate.
+    eps : added under the logarithm of a rate.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
@@ -514,21 +615,47 @@ def poisson_nll_loss(
 
 # -- margins and angles -----------------------------------------------------------------------------------------------
 def hinge_loss(input: Any, target: Any, *, reduction: str = "mean") -> Tensor:
-    """max(0, 1 - target input) of scores and labels -1 or 1: the margin loss of a support vector machine.
+    """max(0, 1 - target input): the margin loss of a support vector machine, with derivative 0 at the margin.
 
-    A discriminator with the hinge loss of Lim & Ye (Geometric GAN, 2017, equation 16) minimises it on data with
-    label 1 plus the same on samples with label -1. PyTorch has no function for it.
+    Parameters
+    ----------
+    input, target : scores, and labels -1 or 1, of one shape.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
 
     Raises
     ------
     ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+
+    Notes
+    -----
+    A discriminator with the hinge loss of Lim & Ye (Geometric GAN, 2017, equation 16) minimises it on data with label 1
+    plus the same on samples with label -1. PyTorch has no function for it.
     """
     x, y = _same_shape("hinge_loss", input=input, target=target)
     return _reduce("hinge_loss", relu(1.0 - y * x), reduction)
 
 
 def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, *, reduction: str = "mean") -> Tensor:
-    """input where target is 1, max(0, margin - input) where it is -1. Raises `ShapeError` for shapes that differ."""
+    """input where target is 1, max(0, margin - input) where it is -1, 0 where it is neither.
+
+    Parameters
+    ----------
+    input, target : distances, and labels -1 or 1, of one shape.
+    margin : the distance from which a pair with target -1 costs nothing.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the input's shape.
+
+    Raises
+    ------
+    ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
+    """
     x, y = _same_shape("hinge_embedding_loss", input=input, target=target)
     zero = Tensor(np.zeros((), x.dtype))
     loss = where(equal(y, 1.0), x, zero) + where(equal(y, -1.0), relu(margin - x), zero)
@@ -540,6 +667,16 @@ def margin_ranking_loss(
 ) -> Tensor:
     """max(0, margin - target (input1 - input2)): input1 should be larger where target is 1, smaller where -1.
 
+    Parameters
+    ----------
+    input1, input2, target : of one shape.
+    margin : by how much.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else the inputs' shape.
+
     Raises
     ------
     ShapeError : shapes that differ.  ArgumentError : an unknown reduction, or a mean of nothing.
@@ -549,11 +686,21 @@ def margin_ranking_loss(
 
 
 def cosine_similarity(x1: Any, x2: Any, axis: int = 1, eps: float = 1e-8) -> Tensor:
-    """x1 . x2 / (max(norm of x1, eps) max(norm of x2, eps)) along `axis`; x1 and x2 broadcast.
+    """x1 . x2 / (max(norm of x1, eps) max(norm of x2, eps)) along an axis.
+
+    Parameters
+    ----------
+    x1, x2 : of shapes that broadcast.
+    axis : of the vectors; the second by default, as in PyTorch.
+    eps : the least norm, which keeps a vector of zeros out of the denominator.
+
+    Returns
+    -------
+    The broadcast shape without `axis`.
 
     Raises
     ------
-    ArgumentError : axis out of range.  ShapeError : shapes that do not broadcast.
+    ArgumentError : `axis` out of range.  ShapeError : shapes that do not broadcast.
     """
     a, b = as_tensor(x1), as_tensor(x2)
     products = multiply(a, b)
@@ -572,6 +719,12 @@ def cosine_embedding_loss(
     ----------
     input1, input2 : (N, D) or (D,). Their squared norms have 1e-12 added, as in PyTorch.
     target : (N,) or ().
+    margin : the cosine up to which a pair with target -1 costs nothing.
+    reduction : ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns
+    -------
+    () for a mean or sum, else (N,). A target that is neither 1 nor -1 costs nothing.
 
     Raises
     ------

@@ -141,10 +141,17 @@ def layer_norm(
     ----------
     input : (..., *normalized_shape).
     weight, bias : of shape `normalized_shape`, or None.
+    normalized_shape : the last lengths of the input; an int for one axis.
+    eps : added to the variance under the root.
+
+    Returns
+    -------
+    (..., *normalized_shape), in the dtype of `input`.
 
     Raises
     ------
     ShapeError : an input with other last axes, a weight or bias of another size.
+    ArgumentError : rows of no elements.
     """
     x = as_tensor(input)
     shape = _trailing("layer_norm", x, normalized_shape)
@@ -158,10 +165,17 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     ----------
     input : (..., *normalized_shape).
     eps : by default the distance from 1 to the next number of the dtype.
+    normalized_shape : the last lengths of the input; an int for one axis.
+    weight : of shape `normalized_shape`, or None.
+
+    Returns
+    -------
+    (..., *normalized_shape), in the dtype of `input`.
 
     Raises
     ------
     ShapeError : an input with other last axes, a weight of another size.
+    ArgumentError : rows of no elements.
     """
     x = as_tensor(input)
     shape = _trailing("rms_norm", x, normalized_shape)
@@ -177,10 +191,17 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     ----------
     input : (N, C, ...), with C a multiple of `num_groups`.
     weight, bias : (C,), or None.
+    num_groups : number of groups, at least 1; each is of C / num_groups channels.
+    eps : added to the variance under the root.
+
+    Returns
+    -------
+    (N, C, ...), in the dtype of `input`.
 
     Raises
     ------
     ShapeError : an input without channels, or channels that do not fit.
+    ArgumentError : groups of no elements.
     """
     x = as_tensor(input)
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
@@ -211,6 +232,13 @@ def batch_norm(
     running_mean, running_var : (C,), or both None. In training they move by a share `momentum` towards the
         batch's mean and its variance (here with n - 1), through `copy_`; otherwise they take the batch's place.
     weight, bias : (C,), or None.
+    training : whether to take the batch's statistics and move the running ones.
+    momentum : the share of the batch in the running statistics.
+    eps : added to the variance under the root.
+
+    Returns
+    -------
+    The shape and dtype of `input`.
 
     Raises
     ------

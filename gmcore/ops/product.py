@@ -56,11 +56,20 @@ _matmul: Op = Op(
 
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """Matrix product with NumPy's rules for vectors and for stacks of matrices.
+    """Matrix product over the last two axes, with NumPy's rules for vectors and for stacks of matrices.
+
+    Parameters
+    ----------
+    x : (..., m, k), or (k,) for one row.
+    y : (..., k, n), or (k,) for one column; the leading axes broadcast.
+
+    Returns
+    -------
+    (..., m, n), without the axis of a vector, in the dtype to which both promote; zeros for k = 0.
 
     Raises
     ------
-    ShapeError : a number, or inner lengths that differ.
+    ShapeError : a number, inner lengths that differ, or leading axes that do not broadcast.
     """
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
@@ -224,7 +233,16 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
 
 # -- other products -----------------------------------------------------------------------------------------------
 def tensordot(x: Any, y: Any, axes: int | Sequence[Any] = 2) -> Tensor:
-    """Product summed over several axes: the last `axes` of x with the first of y, or the pairs (of x, of y).
+    """Product summed over several axes of both.
+
+    Parameters
+    ----------
+    x, y : of equal lengths along the axes summed over.
+    axes : a number, for the last ones of x and the first ones of y; or a pair, those of x and those of y.
+
+    Returns
+    -------
+    The other lengths of x, then those of y, in the dtype to which both promote.
 
     Raises
     ------
@@ -258,6 +276,15 @@ def tensordot(x: Any, y: Any, axes: int | Sequence[Any] = 2) -> Tensor:
 def dot(x: Any, y: Any) -> Tensor:
     """Sum of products over the last axis of x and the last but one (the only one) of y; a number multiplies.
 
+    Parameters
+    ----------
+    x : (..., k), or a number.
+    y : (..., k, n) or (k,), or a number.
+
+    Returns
+    -------
+    The other lengths of x, then those of y.
+
     Raises
     ------
     ShapeError : lengths that differ.
@@ -271,7 +298,20 @@ def dot(x: Any, y: Any) -> Tensor:
 
 
 def inner(x: Any, y: Any) -> Tensor:
-    """Sum of products over the last axes; a number multiplies. Raises `ShapeError` for lengths that differ."""
+    """Sum of products over the last axes; a number multiplies.
+
+    Parameters
+    ----------
+    x, y : (..., k), or numbers.
+
+    Returns
+    -------
+    The other lengths of x, then those of y.
+
+    Raises
+    ------
+    ShapeError : lengths that differ.
+    """
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim:
         return x * y
@@ -281,7 +321,16 @@ def inner(x: Any, y: Any) -> Tensor:
 
 
 def outer(x: Any, y: Any) -> Tensor:
-    """Products of all elements of x with all elements of y: shape (x.size, y.size)."""
+    """Products of all elements of x with all elements of y.
+
+    Parameters
+    ----------
+    x, y : any shape; taken in C order.
+
+    Returns
+    -------
+    (x.size, y.size), in the dtype to which both promote.
+    """
     x, y = as_tensor(x), as_tensor(y)
     return reshape(x, (x.size, 1)) * reshape(y, (1, y.size))
 

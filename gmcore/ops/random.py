@@ -64,14 +64,44 @@ _uniform = Op(
 def normal(
     shape: int | Sequence[int], *, dtype: Any = "float32", generator: Generator | None = None, key: Tensor | None = None
 ) -> Tensor:
-    """Standard normal numbers of `shape`; takes one draw, or uses `key`."""
+    """Standard normal numbers: Box & Muller's on the words of the stream.
+
+    Parameters
+    ----------
+    shape : of the result; an int for one axis.
+    dtype : floating.
+    generator, key : as in `gaussian_sample`.
+
+    Returns
+    -------
+    `shape`, in `dtype`.
+
+    Raises
+    ------
+    ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
+    """
     return _normal(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
 
 
 def uniform(
     shape: int | Sequence[int], *, dtype: Any = "float32", generator: Generator | None = None, key: Tensor | None = None
 ) -> Tensor:
-    """Uniform numbers in (0, 1] of `shape`; takes one draw, or uses `key`."""
+    """Uniform numbers in (0, 1]: (word + 1/2) / 2^32 of the words of the stream.
+
+    Parameters
+    ----------
+    shape : of the result; an int for one axis.
+    dtype : floating.
+    generator, key : as in `gaussian_sample`.
+
+    Returns
+    -------
+    `shape`, in `dtype`.
+
+    Raises
+    ------
+    ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
+    """
     return _uniform(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
 
 
@@ -206,6 +236,14 @@ def bernoulli_sample(
     probs : any shape, in [0, 1].
     samples : number of samples on a new leading axis; None for one sample without the axis.
     generator, key : as in `gaussian_sample`.
+
+    Returns
+    -------
+    (...) or (samples, ...), in the dtype of `probs`. It has no derivative: asking for one raises `GraphError`.
+
+    Raises
+    ------
+    ArgumentError : samples below 1.  ShapeError : `probs` not float32 or float64.
     """
     _check_samples(samples)
     return _bernoulli_sample(probs, _key(generator, key), samples=samples)
@@ -214,7 +252,22 @@ def bernoulli_sample(
 def bernoulli_sample_logits(
     logits: Any, *, samples: int | None = None, generator: Generator | None = None, key: Tensor | None = None
 ) -> Tensor:
-    """Samples in {0, 1} with probability sigmoid(`logits`); as `bernoulli_sample`."""
+    """Samples in {0, 1} with probability sigmoid(logits); NaN where the logit is NaN.
+
+    Parameters
+    ----------
+    logits : any shape.
+    samples : number of samples on a new leading axis; None for one sample without the axis.
+    generator, key : as in `gaussian_sample`.
+
+    Returns
+    -------
+    (...) or (samples, ...), in the dtype of `logits`. It has no derivative: asking for one raises `GraphError`.
+
+    Raises
+    ------
+    ArgumentError : samples below 1.  ShapeError : `logits` not float32 or float64.
+    """
     _check_samples(samples)
     return _bernoulli_sample_logits(logits, _key(generator, key), samples=samples)
 
@@ -255,6 +308,10 @@ def dropout(
     p : in [0, 1]. At 1 the result is 0.
     training : whether to drop anything, and to take a draw.
     generator, key : as in `gaussian_sample`.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`: x / (1 - p), or 0.
 
     Raises
     ------

@@ -70,7 +70,22 @@ _sum = Op(
 
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Sum over `axis` (all axes by default); float32 stays float32."""
+    """Sum over `axis`, in the dtype of `x` (booleans and small integers as NumPy sums them); 0 over no elements.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.
+    """
     x = as_tensor(x)
     return _sum(x, axis=normalize_axis(x, axis, "sum"), keepdims=keepdims)
 
@@ -79,7 +94,22 @@ _sum.public = sum
 
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Mean over `axis` (all axes by default). Raises `ArgumentError` for no elements."""
+    """Mean over `axis`: sum x / n.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated, or no elements.
+    """
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "mean")
     return _sum(x, axis=axes, keepdims=keepdims) * (1.0 / _count(x, axes, 0, "mean"))
@@ -95,11 +125,22 @@ def _count(x: Tensor, axes: tuple[int, ...], ddof: float, name: str) -> float:
 
 
 def var(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
-    """Variance over `axis` (all axes by default): sum (x - mean)^2 / (n - ddof).
+    """Variance over `axis`: sum (x - mean)^2 / (n - ddof).
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    ddof : what is taken off the number n of elements; 1 for the unbiased estimate.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
 
     Raises
     ------
-    ArgumentError : `axis` out of range, or n - ddof not positive.
+    ArgumentError : `axis` out of range or repeated, or n - ddof not positive.
     """
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "var")
@@ -108,7 +149,23 @@ def var(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> T
 
 
 def std(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
-    """Standard deviation over `axis`: the root of `var`. Where it is 0, so is its gradient."""
+    """Standard deviation over `axis`, sqrt(sum (x - mean)^2 / (n - ddof)); where it is 0, so is its gradient.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    ddof : what is taken off the number n of elements; 1 for the unbiased estimate.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated, or n - ddof not positive.
+    """
     return _root(var(x, axis, ddof, keepdims))
 
 
@@ -145,13 +202,43 @@ _min = Op(
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Largest element over `axis` (all axes by default); equal ones share the gradient evenly."""
+    """Largest element over `axis`; NaN where there is one. Equal ones, or the NaNs, share the gradient evenly.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.  ShapeError : no elements.
+    """
     x = as_tensor(x)
     return _max(x, axis=normalize_axis(x, axis, "max"), keepdims=keepdims)
 
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Smallest element over `axis` (all axes by default); equal ones share the gradient evenly."""
+    """Smallest element over `axis`; NaN where there is one. Equal ones, or the NaNs, share the gradient evenly.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.  ShapeError : no elements.
+    """
     x = as_tensor(x)
     return _min(x, axis=normalize_axis(x, axis, "min"), keepdims=keepdims)
 
@@ -184,13 +271,43 @@ _argmin = Op(
 
 
 def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """Index (int64) of the first largest element along `axis`; by default of all elements in C order."""
+    """Index of the first largest element along `axis`, of the first NaN if there is one.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : one axis; None, the default, counts all elements in C order.
+    keepdims : whether the reduced axis stays, with length 1.
+
+    Returns
+    -------
+    int64, x.shape without `axis`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  ShapeError : no elements.
+    """
     x = as_tensor(x)
     return _argmax(x, axis=None if axis is None else one_axis(x.ndim, axis, "argmax", x.shape), keepdims=keepdims)
 
 
 def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """Index (int64) of the first smallest element along `axis`; by default of all elements in C order."""
+    """Index of the first smallest element along `axis`, of the first NaN if there is one.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : one axis; None, the default, counts all elements in C order.
+    keepdims : whether the reduced axis stays, with length 1.
+
+    Returns
+    -------
+    int64, x.shape without `axis`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  ShapeError : no elements.
+    """
     x = as_tensor(x)
     return _argmin(x, axis=None if axis is None else one_axis(x.ndim, axis, "argmin", x.shape), keepdims=keepdims)
 
@@ -218,13 +335,43 @@ _all = Op(
 
 
 def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Whether any element over `axis` (all axes by default) is true."""
+    """Whether any element over `axis` is true (not 0; NaN is true); false of no elements.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    bool, x.shape without `axis`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.
+    """
     x = as_tensor(x)
     return _any(x, axis=normalize_axis(x, axis, "any"), keepdims=keepdims)
 
 
 def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Whether all elements over `axis` (all axes by default) are true."""
+    """Whether all elements over `axis` are true (not 0; NaN is true); true of no elements.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    bool, x.shape without `axis`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.
+    """
     x = as_tensor(x)
     return _all(x, axis=normalize_axis(x, axis, "all"), keepdims=keepdims)
 
@@ -234,13 +381,23 @@ _any.public, _all.public = any, all
 
 # -- norms ----------------------------------------------------------------------------------------------------
 def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The vector norm (sum |x|^ord)^(1/ord) over `axis`, by default over all elements; inf: the largest |x|.
+    """The vector norm (sum |x|^ord)^(1/ord), as numpy.linalg.vector_norm; where it is 0, so is its gradient.
 
-    As numpy.linalg.vector_norm. Where the norm is 0, so is its gradient.
+    Parameters
+    ----------
+    x : any shape.
+    ord : a positive number; inf for the largest |x|.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`; float32 stays float32.
 
     Raises
     ------
-    ArgumentError : `axis` out of range, or `ord` not a positive number (matrix norms are not here).
+    ArgumentError : `axis` out of range or repeated, or `ord` not a positive number (matrix norms are not here).
+    ShapeError : no elements, for ord inf.
     """
     x = as_tensor(x)
     if not (isinstance(ord, (int, float)) and ord > 0):
@@ -287,7 +444,22 @@ _logsumexp = Op(
 
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log of the sum of exponentials over `axis`, without overflow; minus infinity where all are."""
+    """log sum e^x over `axis` without overflow; minus infinity, with gradient 0, where every x is minus infinity.
+
+    Parameters
+    ----------
+    x : any shape, floating.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.  ShapeError : no elements.
+    """
     x = as_tensor(x)
     return _logsumexp(x, axis=normalize_axis(x, axis, "logsumexp"), keepdims=keepdims)
 
@@ -322,7 +494,22 @@ _prod = Op(
 
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Product over `axis` (all axes by default); its derivatives of any order hold where elements are 0."""
+    """Product over `axis`; 1 of no elements. Derivatives of any order hold where elements are 0.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : axis or axes to reduce; None, the default, for all.
+    keepdims : whether reduced axes stay, with length 1.
+
+    Returns
+    -------
+    x.shape without `axis`, in the dtype of `x` (small integers as NumPy multiplies them).
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range or repeated.
+    """
     x = as_tensor(x)
     return _prod(x, axis=normalize_axis(x, axis, "prod"), keepdims=keepdims)
 

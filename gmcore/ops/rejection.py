@@ -123,18 +123,33 @@ _binomial = _count(spec.BINOMIAL, _binomial_examples)
 
 
 def poisson(rate: Any, *, generator: Generator | None = None, key: Tensor | None = None) -> Tensor:
-    """Poisson counts of the given rates, in their dtype; NaN where the rate is negative or not finite.
+    """Poisson counts.
 
-    Arguments as in `standard_gamma`; the samples have no derivative.
+    Parameters
+    ----------
+    rate : any shape; float32 or float64.
+    generator, key : as in `standard_gamma`.
+
+    Returns
+    -------
+    The shape and dtype of `rate`; NaN where it is negative or not finite. Without a derivative: asking for one raises
+    `GraphError`.
     """
     return _poisson(rate, _key(generator, key))
 
 
 def binomial(n: Any, p: Any, *, generator: Generator | None = None, key: Tensor | None = None) -> Tensor:
-    """Numbers of successes in `n` trials of probability `p`; NaN unless n is a natural number and p in [0, 1].
+    """Numbers of successes in n trials of probability p.
 
-    `n` and `p` are of one floating dtype and one shape. Other arguments as in `standard_gamma`; the samples have no
-    derivative.
+    Parameters
+    ----------
+    n, p : of one shape; float32 or float64, of one dtype.
+    generator, key : as in `standard_gamma`.
+
+    Returns
+    -------
+    The shape and dtype of `n`; NaN unless n is a natural number and p in [0, 1]. Without a derivative: asking for one
+    raises `GraphError`.
     """
     return _binomial(n, p, _key(generator, key))
 

@@ -96,7 +96,21 @@ _cumprod: Op = Op(
 
 
 def cumsum(x: Any, axis: int | None = None) -> Tensor:
-    """Sums of the elements up to each one along `axis`; by default of the flattened `x`."""
+    """Sums of the elements up to each one: out_i = x_0 + ... + x_i.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : along which; None, the default, goes through the elements in C order.
+
+    Returns
+    -------
+    x.shape, or (x.size,) without `axis`; in the dtype of `x` (small integers as NumPy sums them).
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.
+    """
     x = as_tensor(x)
     if axis is None:
         return _cumsum(ravel(x), axis=0)
@@ -104,7 +118,21 @@ def cumsum(x: Any, axis: int | None = None) -> Tensor:
 
 
 def cumprod(x: Any, axis: int | None = None) -> Tensor:
-    """Products of the elements up to each one along `axis`; by default of the flattened `x`."""
+    """Products of the elements up to each one: out_i = x_0 ... x_i. Derivatives of any order hold where elements are 0.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : along which; None, the default, goes through the elements in C order.
+
+    Returns
+    -------
+    x.shape, or (x.size,) without `axis`; in the dtype of `x` (small integers as NumPy multiplies them).
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.
+    """
     x = as_tensor(x)
     if axis is None:
         return _cumprod(ravel(x), axis=0)

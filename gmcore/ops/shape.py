@@ -34,7 +34,21 @@ _reshape: Op = Op(
 
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
-    """The elements of `x` in C order in `shape`; one length may be -1."""
+    """The elements of `x` in C order in another shape, without a copy where the memory allows.
+
+    Parameters
+    ----------
+    x : any shape.
+    shape : lengths, or one length; one of them may be -1, which is then found.
+
+    Returns
+    -------
+    `shape`, in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : a shape of another number of elements.
+    """
     return _reshape(x, shape=(shape,) if isinstance(shape, int) else tuple(shape))
 
 
@@ -58,7 +72,21 @@ _transpose: Op = Op(
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
-    """Permute the axes; by default reverse them."""
+    """`x` with its axes permuted, without a copy.
+
+    Parameters
+    ----------
+    x : any shape.
+    axes : the axes of `x` in their new order; None, the default, reverses them.
+
+    Returns
+    -------
+    (x.shape[axes[0]], x.shape[axes[1]], ...), in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axes` is no permutation.
+    """
     x = as_tensor(x)
     given = range(x.ndim)[::-1] if axes is None else axes
     order = tuple([operator.index(a) + (x.ndim if a < 0 else 0) for a in given])
@@ -88,7 +116,21 @@ _broadcast_to = Op(
 
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
-    """`x` broadcast to `shape` by NumPy's rules, without a copy."""
+    """`x` broadcast by NumPy's rules, without a copy; the gradient is summed back (`sum_to`).
+
+    Parameters
+    ----------
+    x : any shape that broadcasts to `shape`.
+    shape : lengths of the result.
+
+    Returns
+    -------
+    `shape`, in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : `x` does not broadcast to `shape`.
+    """
     x, shape = as_tensor(x), tuple(shape)
     return x if x.shape == shape else _broadcast_to(x, shape=shape)
 
@@ -118,7 +160,21 @@ _sum_to = Op(
 
 
 def sum_to(x: Any, shape: Sequence[int]) -> Tensor:
-    """Sum `x` down to `shape`, the adjoint of ``broadcast_to(_, x.shape)``."""
+    """Sum over the axes along which `shape` broadcasts to that of `x`: the adjoint of ``broadcast_to(_, x.shape)``.
+
+    Parameters
+    ----------
+    x : any shape.
+    shape : lengths of the result.
+
+    Returns
+    -------
+    `shape`, in the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError : `shape` does not broadcast to x.shape.
+    """
     x, shape = as_tensor(x), tuple(shape)
     if x.shape == shape:
         return x
@@ -158,7 +214,21 @@ def several_axes(ndim: int, axis: Axis, name: str, shape: Sequence[int]) -> tupl
 
 # -- axes of length 1 -----------------------------------------------------------------------------------------
 def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
-    """New axes of length 1, at the positions `axis` of the result."""
+    """New axes of length 1.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : position or positions of the new axes in the result.
+
+    Returns
+    -------
+    x.shape with a 1 at each `axis`, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : a position out of range or repeated.
+    """
     x = as_tensor(x)
     shape = list(x.shape)
     if isinstance(axis, (tuple, list)):
@@ -170,11 +240,20 @@ def expand_dims(x: Any, axis: int | tuple[int, ...]) -> Tensor:
 
 
 def squeeze(x: Any, axis: Axis = None) -> Tensor:
-    """Without the axes `axis` of length 1, by default all such.
+    """Without axes of length 1.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis : the axis or axes to drop; None, the default, drops all of length 1.
+
+    Returns
+    -------
+    x.shape without them, in the dtype of `x`.
 
     Raises
     ------
-    ArgumentError : an axis out of range, or longer than 1.
+    ArgumentError : an axis out of range, repeated, or longer than 1.
     """
     x = as_tensor(x)
     dropped = [i for i, n in enumerate(x.shape) if n == 1]
@@ -188,32 +267,66 @@ def squeeze(x: Any, axis: Axis = None) -> Tensor:
 
 
 def atleast_1d(x: Any) -> Tensor:
-    """`x`, a number as one element."""
+    """`x`, a number as one element.
+
+    Returns
+    -------
+    x.shape, (1,) for (), in the dtype of `x`.
+    """
     x = as_tensor(x)
     return x if x.ndim >= 1 else _reshape(x, shape=(1,))
 
 
 def atleast_2d(x: Any) -> Tensor:
-    """`x`, a vector as one row."""
+    """`x`, a vector as one row.
+
+    Returns
+    -------
+    x.shape, (1, n) for (n,), (1, 1) for (), in the dtype of `x`.
+    """
     x = atleast_1d(x)
     return x if x.ndim >= 2 else _reshape(x, shape=(1, *x.shape))
 
 
 def atleast_3d(x: Any) -> Tensor:
-    """`x`, a matrix with an axis of length 1 after its two, a vector with one on either side."""
+    """`x`, a matrix with an axis of length 1 after its two, a vector with one on either side.
+
+    Returns
+    -------
+    x.shape, (m, n, 1) for (m, n), (1, n, 1) for (n,), (1, 1, 1) for (), in the dtype of `x`.
+    """
     x = atleast_2d(x)
     return x if x.ndim >= 3 else _reshape(x, shape=(*x.shape, 1))
 
 
 # -- axes merged and moved ------------------------------------------------------------------------------------
 def ravel(x: Any) -> Tensor:
-    """The elements in C order along one axis."""
+    """The elements of `x` in C order along one axis.
+
+    Returns
+    -------
+    (x.size,), in the dtype of `x`.
+    """
     x = as_tensor(x)
     return _reshape(x, shape=(x.size,))
 
 
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """The axes from `start_dim` to `end_dim`, both included, merged into one. Raises `ArgumentError`."""
+    """The axes from `start_dim` to `end_dim`, both included, merged into one.
+
+    Parameters
+    ----------
+    x : any shape; a number is taken for one element.
+    start_dim, end_dim : the first and the last axis merged; all by default.
+
+    Returns
+    -------
+    (..., product of the merged lengths, ...), in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : an axis out of range, or `start_dim` after `end_dim`.
+    """
     x = atleast_1d(x)
     start, end = (one_axis(x.ndim, axis, "flatten", x.shape) for axis in (start_dim, end_dim))
     if start > end:
@@ -225,7 +338,17 @@ def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...]) -> Tensor:
-    """The axes `source` moved to the positions `destination`; the others keep their order.
+    """Axes moved to other positions; the others keep their order.
+
+    Parameters
+    ----------
+    x : any shape.
+    source : axis or axes of `x`.
+    destination : the position of each in the result.
+
+    Returns
+    -------
+    x.shape permuted, in the dtype of `x`.
 
     Raises
     ------
@@ -244,7 +367,21 @@ def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int
 
 
 def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
-    """`x` with two axes exchanged. Raises `ArgumentError` for one out of range."""
+    """`x` with two axes exchanged, without a copy.
+
+    Parameters
+    ----------
+    x : any shape.
+    axis1, axis2 : the axes.
+
+    Returns
+    -------
+    x.shape with two lengths exchanged, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : an axis out of range.
+    """
     x = as_tensor(x)
     i, j = (one_axis(x.ndim, axis, "swapaxes", x.shape) for axis in (axis1, axis2))
     order = list(range(x.ndim))

@@ -64,29 +64,61 @@ _log_softmax = Op(
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
-    """Weights e^x_i / sum_j e^x_j along `axis`, without overflow; all 0 where every x is minus infinity.
+    """Weights e^x_i / sum_j e^x_j; all 0 where every x is minus infinity, NaN where one is NaN or plus infinity.
+
+    Parameters
+    ----------
+    x : any shape, floating.
+    axis : along which; the last by default.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
 
     Raises
     ------
-    ArgumentError : axis out of range.
+    ArgumentError : `axis` out of range.
     """
     x = as_tensor(x)
     return _softmax(x, axis=normalize_axis(x, axis, "softmax")[0])
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """x_i - log sum_j e^x_j along `axis`: the logarithm of `softmax`, exact also where that is tiny.
+    """x_i - log sum_j e^x_j: the logarithm of `softmax`, exact also where that is tiny.
+
+    Parameters
+    ----------
+    x : any shape, floating.
+    axis : along which; the last by default.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`; minus infinity where every x is.
 
     Raises
     ------
-    ArgumentError : axis out of range.
+    ArgumentError : `axis` out of range.
     """
     x = as_tensor(x)
     return _log_softmax(x, axis=normalize_axis(x, axis, "log_softmax")[0])
 
 
 def softmin(x: Any, axis: int = -1) -> Tensor:
-    """softmax(-x) along `axis`."""
+    """e^-x_i / sum_j e^-x_j, which is softmax(-x).
+
+    Parameters
+    ----------
+    x : any shape, floating.
+    axis : along which; the last by default.
+
+    Returns
+    -------
+    x.shape, in the dtype of `x`.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.
+    """
     return softmax(-as_tensor(x), axis)
 
 

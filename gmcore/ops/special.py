@@ -69,13 +69,24 @@ ndtri = _unary(
 
 
 def ndtr(x: Any) -> Tensor:
-    """Phi(x) = erfc(-x / sqrt 2) / 2, the standard normal distribution function."""
+    """Phi(x) = erfc(-x / sqrt 2) / 2, the standard normal distribution function.
+
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64.
+    """
     return 0.5 * erfc(-_ROOT_HALF * as_tensor(x))
 
 
 def log_ndtr(x: Any) -> Tensor:
     """log Phi(x), also where Phi(x) is too small for a number.
 
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64.
+
+    Notes
+    -----
     Below -1 it is log(erfcx(-x / sqrt 2) / 2) - x^2 / 2. Its derivatives of order n lose digits as x^2n does.
     """
     x = as_tensor(x)
@@ -107,9 +118,17 @@ _polygamma: Op = Op(
 
 
 def polygamma(n: int, x: Any) -> Tensor:
-    """The n-th derivative of `digamma`, n >= 0.
+    """The n-th derivative of `digamma`: d^(n+1)/dx^(n+1) log Gamma(x).
 
-    At the poles 0, -1, -2, ... it is inf for odd n; for even n, -inf at 0 and NaN at the others.
+    Parameters
+    ----------
+    n : order, 0 or more.
+    x : any shape.
+
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64. At the poles 0, -1, -2, ... it is inf for odd n; for even
+    n, -inf at 0 and NaN at the others.
 
     Raises
     ------
@@ -124,7 +143,12 @@ _polygamma.public = polygamma
 
 
 def digamma(x: Any) -> Tensor:
-    """d/dx log Gamma(x)."""
+    """d/dx log Gamma(x); at the poles, -inf at 0 and NaN at -1, -2, ...
+
+    Returns
+    -------
+    x.shape; float32 stays float32, integers become float64.
+    """
     return _polygamma(x, n=0)
 
 

@@ -115,7 +115,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    As for `Adam`; `weight_decay` is the share of the parameter, per unit of `lr`, that a step takes away.
+    params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused : as for `Adam`.
+    weight_decay : the share of the parameter, per unit of `lr`, that a step takes away.
 
     Raises
     ------

@@ -82,7 +82,12 @@ class LRScheduler:
         return list(self._last_lr)
 
     def step(self) -> None:
-        """Set the rates of the next epoch."""
+        """Set the rates of the next epoch.
+
+        Raises
+        ------
+        ArgumentError : a rate that something else has changed since this schedule set it.
+        """
         for i, (group, lr) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=False)):
             if group["lr"] != lr:
                 raise ArgumentError(
@@ -312,10 +317,19 @@ class SequentialLR(LRScheduler):
 
 
 def iwae_schedule(epoch: int) -> float:
-    """Factor on the learning rate: 10^(-i/7) in stage i = 0..7, which lasts 3^i epochs.
+    """Factor on the learning rate: 10^(-i/7) in stage i = 0..7, which lasts 3^i epochs, 3280 in all.
 
-    Burda, Grosse & Salakhutdinov 2016, section 5: 3280 epochs in all. Epochs count from 1; later ones stay at the
-    last stage's rate.
+    Parameters
+    ----------
+    epoch : counted from 1; later ones stay at the last stage's rate.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, ICLR 2016, section 5.
     """
     stage, end = 0, 1
     while stage < 7 and epoch > end:

@@ -103,7 +103,16 @@ class Optimizer(ABC):
             raise ArgumentError(f"{type(self).__name__}: {name} must be a number in [0, {below}), got {value!r}")
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Optimise more parameters, with hyperparameters of their own; raises as the constructor."""
+        """Optimise more parameters, with hyperparameters of their own.
+
+        Parameters
+        ----------
+        param_group : ``"params"``, a tensor or several, and the hyperparameters that differ from the defaults.
+
+        Raises
+        ------
+        ArgumentError, UnknownNameError : as the constructor.
+        """
         kind = type(self).__name__
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise ArgumentError(f"{kind}: a parameter group is a mapping with 'params', got {param_group!r}")
@@ -135,7 +144,12 @@ class Optimizer(ABC):
         return [p for group in self.param_groups for p in group["params"]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, or set those that there are to zero."""
+        """Forget the gradients.
+
+        Parameters
+        ----------
+        set_to_none : False to keep those that there are, as zeros.
+        """
         for p in self._parameters():
             if set_to_none:
                 p.grad = None

@@ -3,6 +3,7 @@
 Every operation is a spec (`registry.KernelSpec`) with kernels on several backends registered against it. Call
 the thin wrappers (``gmkernels.gaussian_sample(mu, logvar, key=(seed, draw))``), or `run` with buffers of your own.
 `explain(op, *arrays)` says which kernel a call runs and why; ``with use("reference"):`` prefers a backend.
+Each wrapper takes ``backend=``: the name of the one to use, the cheapest that accepts if None.
 """
 
 from gmkernels.cost import Cost

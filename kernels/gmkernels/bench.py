@@ -33,6 +33,12 @@ def median_time(call: Call, *, seconds: float = 0.2, synchronize: Call = _no_wai
     Parameters
     ----------
     synchronize : waits until the work that `call` started is done; part of the time measured.
+    call : what to time, without arguments.
+    seconds : length of the measurement.
+
+    Returns
+    -------
+    Seconds of one call.
     """
 
     _times(call, seconds / 5, 1, synchronize)
@@ -91,6 +97,10 @@ def measure_cpu() -> Device:
     The copy rate counts bytes read and bytes written, of arrays beyond the caches: a kernel whose arrays fit
     into a cache can beat it. The product rate is that of `matmul` as the registry runs it. The slot rate counts
     multiplications and additions of a vectorised loop in the L1 cache, with the compiler's registers.
+
+    Returns
+    -------
+    A `Device`.
     """
     from gmkernels.dense.spec import MATMUL
 
@@ -198,6 +208,10 @@ def compare(
     pause : seconds between blocks, in which spinning thread pools go to sleep.
     synchronize : as in `median_time`.
 
+    Returns
+    -------
+    A `Comparison`, which prints as a table.
+
     Raises
     ------
     KernelError : no contenders, a baseline that is not among them, or no blocks.
@@ -285,6 +299,10 @@ def report_kernel(
     spec, inputs, attrs, backend : as for `registry.run`.
     outputs : must be given for a spec that updates them in place; allocated once if None.
     seconds, synchronize : as in `median_time`.
+
+    Returns
+    -------
+    A `KernelReport`, which prints as a line.
 
     Raises
     ------

@@ -19,7 +19,14 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one call: `bytes` moved, product `flops`, scalar instruction `slots`."""
+    """Work of one call: `bytes` moved, product `flops`, scalar instruction `slots`.
+
+    Parameters
+    ----------
+    bytes : moved from and to memory.
+    flops : multiplications and additions of matrix products.
+    slots : other scalar instructions.
+    """
 
     bytes: float = 0.0
     flops: float = 0.0
@@ -31,6 +38,12 @@ class Device:
     """Rates of a device: bytes/s copied, product flop/s and instruction slots/s in float32.
 
     float64 halves the product and the slot rates on a vector unit (`wide_factor`).
+
+    Parameters
+    ----------
+    name : for people.
+    copy_rate, product_rate, slot_rate : the rates; `floor` says of what.
+    wide_factor : what is left of the product and slot rates with elements of more than 4 bytes.
     """
 
     name: str
@@ -40,7 +53,17 @@ class Device:
     wide_factor: float = 0.5
 
     def floor(self, cost: Cost, itemsize: int = 4) -> float:
-        """Least time in seconds in which this device can do `cost` on elements of `itemsize` bytes."""
+        """Least time in seconds in which this device can do `cost` on elements of `itemsize` bytes.
+
+        Parameters
+        ----------
+        cost : the work of a call.
+        itemsize : bytes of an element.
+
+        Returns
+        -------
+        max(bytes / copy_rate, flops / product_rate, slots / slot_rate), the latter rates times `wide_factor` if wide.
+        """
         factor = 1.0 if itemsize <= 4 else self.wide_factor
         return max(
             cost.bytes / self.copy_rate,

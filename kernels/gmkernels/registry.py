@@ -44,7 +44,14 @@ class KernelError(ValueError):
 
 
 class Example(NamedTuple):
-    """One call that exercises a spec: its inputs and attributes (a generated test runs it on every kernel)."""
+    """One call that exercises a spec: its inputs and attributes (a generated test runs it on every kernel).
+
+    Parameters
+    ----------
+    inputs : arrays in the spec's order.
+    attrs : attributes by name.
+    updated : initial contents of the outputs, for a spec that updates them in place.
+    """
 
     inputs: tuple[Any, ...]
     attrs: dict[str, Any]
@@ -98,7 +105,17 @@ class KernelSpec:
 
 
 class Signature(NamedTuple):
-    """All that a kernel may look at to accept or refuse a call."""
+    """All that a kernel may look at to accept or refuse a call.
+
+    Parameters
+    ----------
+    op : name of the spec.
+    device : ``"cpu"``, or ``"cuda:90"`` with the compute capability.
+    dtypes : names of the inputs' dtypes, each once.
+    contiguous : whether every input is C-contiguous.
+    size_class : bit length of the size of the call.
+    attrs : the attributes as pairs (name, value).
+    """
 
     op: str
     device: str
@@ -201,6 +218,8 @@ def register(
     overhead : seconds that a call costs before any work, for the cost model.
     efficiency : share of the floor reached on large calls, in (0, 1].
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
+    spec : the operation; registered under its name with its first kernel.
+    backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
     Raises
     ------
@@ -217,7 +236,17 @@ def register(
 
 
 def unregister(spec: KernelSpec, backend: str) -> None:
-    """Remove the kernel of `spec` on `backend`, and the spec with its last kernel."""
+    """Remove the kernel of `spec` on `backend`, and the spec with its last kernel.
+
+    Parameters
+    ----------
+    spec : the operation.
+    backend : whose kernel is removed.
+
+    Raises
+    ------
+    KeyError : no such kernel.
+    """
     del _entries[spec.name][backend]
     if not _entries[spec.name]:
         del _entries[spec.name], _specs[spec.name]
@@ -230,7 +259,20 @@ def specs() -> dict[str, KernelSpec]:
 
 
 def entries(spec: KernelSpec | str) -> dict[str, Entry]:
-    """The kernels registered for a spec, by backend."""
+    """The kernels registered for a spec, by backend.
+
+    Parameters
+    ----------
+    spec : a spec, or the name of one that is registered.
+
+    Returns
+    -------
+    dict: backend -> `Entry`.
+
+    Raises
+    ------
+    KernelError : a name that is not registered.
+    """
     return dict(_entries[_resolve(spec).name])
 
 
@@ -244,7 +286,16 @@ def _resolve(spec: KernelSpec | str) -> KernelSpec:
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Prefer `backend` for the calls inside the block; a kernel that refuses a call leaves it to the others."""
+    """Prefer `backend` for the calls inside the block; a kernel that refuses a call leaves it to the others.
+
+    Parameters
+    ----------
+    backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+
+    Raises
+    ------
+    KernelError : an unknown backend.
+    """
     if backend not in BACKENDS:
         raise KernelError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     token = _preferred.set(backend)
@@ -311,6 +362,17 @@ def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> 
 def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None = None) -> Entry:
     """The kernel that a call will run (see the module's docstring for the order).
 
+    Parameters
+    ----------
+    spec : the operation.
+    inputs : arrays in the spec's order.
+    attrs : its attributes by name.
+    backend : ask for one backend; None leaves the choice to the rules above.
+
+    Returns
+    -------
+    The `Entry` of the kernel.
+
     Raises
     ------
     KernelError : the `backend` asked for by argument has no kernel or refuses, or no kernel takes the call.
@@ -347,6 +409,9 @@ def run(
     ----------
     inputs : arrays in the spec's order; read only.
     outputs : caller-owned, C-contiguous arrays of the inferred shapes and dtypes; allocated if absent.
+    spec : the operation.
+    attrs : its attributes by name; none by default.
+    backend : ask for one backend; None, the default, leaves the choice to `select`.
 
     Returns
     -------
@@ -413,7 +478,17 @@ def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which kernel a call runs and why; `str()` prints it."""
+    """Which kernel a call runs and why; `str()` prints it.
+
+    Parameters
+    ----------
+    spec, signature : the operation, and what the kernels looked at.
+    chosen : the backend of the kernel that runs.
+    why : the reason in words.
+    floor : least seconds of the call at nominal rates.
+    estimates : predicted seconds by backend, of those that accept.
+    refusals : reason by backend, of those that do not.
+    """
 
     spec: KernelSpec
     signature: Signature
@@ -436,7 +511,23 @@ class Explanation:
 
 
 def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **attrs: Any) -> Explanation:
-    """Say which kernel a call of `op` on these inputs would run, why, and why not the others. Runs nothing."""
+    """Say which kernel a call of `op` on these inputs would run, why, and why not the others. Runs nothing.
+
+    Parameters
+    ----------
+    op : a spec, or the name of one that is registered.
+    inputs : arrays in the spec's order.
+    backend : as in `run`.
+    attrs : the attributes of the call.
+
+    Returns
+    -------
+    An `Explanation`, which prints as a table.
+
+    Raises
+    ------
+    KernelError : an unknown name, inputs that do not fit the spec, or no kernel that takes the call.
+    """
     spec = _resolve(op)
     spec.infer(*inputs, **attrs)
     sig = signature(spec, inputs, attrs)

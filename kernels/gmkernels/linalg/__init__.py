@@ -32,6 +32,7 @@ def solve_triangular(
     a : (..., n, n) float32 or float64; only its lower (`upper`: upper) triangle is read.
     b : (..., n, k) of the same dtype and leading axes
     unitriangular : take the diagonal of `a` for ones, without reading it
+    upper : whether `a` is upper triangular
 
     Returns
     -------

@@ -51,11 +51,30 @@ def sgd(
     step: int,
     backend: str | None = None,
 ) -> None:
-    """One step of stochastic gradient descent; the first fills ``momentum_buffer``, needed with momentum only.
+    """One step of stochastic gradient descent, in place.
+
+        g <- (-g if maximize else g) + weight_decay p
+        b <- momentum b + (1 - dampening) g        (b <- g at the first step)
+        p <- p - lr (g + momentum b)  if nesterov, else  p - lr b;  p - lr g without momentum
+
+    Parameters
+    ----------
+    params, grads : sequences of arrays of one floating dtype, in pairs of one shape; params are C-contiguous.
+    momentum_buffer : b, arrays like params; needed with momentum only.
+    lr : learning rate.
+    momentum, dampening : weights of the decaying sum b.
+    nesterov : whether to look ahead along the sum.
+    weight_decay : factor of the L2 penalty's gradient.
+    maximize : whether to climb instead.
+    step : number of this step; 1 fills b.
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other, or a state that is needed and not given.
 
     References
     ----------
-    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum, ICML 2013.
+    Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum in deep learning, ICML 2013.
     """
     hyper = np.array([lr, momentum, dampening, nesterov, weight_decay, maximize, step], np.float64)
     outputs = (tuple(params), _state("momentum_buffer", momentum_buffer, momentum != 0, params))
@@ -79,7 +98,30 @@ def adam(
     step: int,
     backend: str | None = None,
 ) -> None:
-    """One step of Adam, or of AdamW (``decoupled_weight_decay``); ``max_exp_avg_sq`` is needed with amsgrad only.
+    """One step of Adam, or of AdamW, in place.
+
+        g <- (-g if maximize else g) + weight_decay p          (decoupled: p <- (1 - lr weight_decay) p)
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr / (1 - beta1^t) m / (sqrt(w / (1 - beta2^t)) + eps),   w = v, or the largest v so far (amsgrad)
+
+    Parameters
+    ----------
+    params, grads : sequences of arrays of one floating dtype, in pairs of one shape; params are C-contiguous.
+    exp_avg, exp_avg_sq : m and v, arrays like params; zeros before the first step.
+    max_exp_avg_sq : w, arrays like params; needed with amsgrad only.
+    lr : learning rate.
+    betas : (beta1, beta2), the decays of the two means.
+    eps : added to the root.
+    weight_decay : factor of the L2 penalty's gradient, or of the shrinking.
+    decoupled_weight_decay : whether to shrink the parameters instead of the penalty (AdamW).
+    amsgrad : whether to divide by the root of the largest v so far.
+    maximize : whether to climb instead.
+    step : number t of this step, from 1.
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other, or a state that is needed and not given.
 
     References
     ----------
@@ -104,7 +146,26 @@ def adagrad(
     step: int,
     backend: str | None = None,
 ) -> None:
-    """One step of Adagrad.
+    """One step of Adagrad, in place.
+
+        g <- (-g if maximize else g) + weight_decay p
+        s <- s + g^2
+        p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params, grads : sequences of arrays of one floating dtype, in pairs of one shape; params are C-contiguous.
+    sum : s, arrays like params.
+    lr : learning rate.
+    lr_decay : how fast the rate falls with the number of steps.
+    eps : added to the root.
+    weight_decay : factor of the L2 penalty's gradient.
+    maximize : whether to climb instead.
+    step : number t of this step, from 1.
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other.
 
     References
     ----------
@@ -130,7 +191,31 @@ def rmsprop(
     maximize: bool = False,
     backend: str | None = None,
 ) -> None:
-    """One step of RMSprop; ``grad_avg`` is needed where centered, ``momentum_buffer`` with momentum.
+    """One step of RMSprop, in place.
+
+        g <- (-g if maximize else g) + weight_decay p
+        v <- alpha v + (1 - alpha) g^2
+        m <- alpha m + (1 - alpha) g;  w = max(v - m^2, 0)  if centered, else  w = v
+        b <- momentum b + g / (sqrt(w) + eps)
+        p <- p - lr b
+
+    Parameters
+    ----------
+    params, grads : sequences of arrays of one floating dtype, in pairs of one shape; params are C-contiguous.
+    square_avg : v, arrays like params; zeros before the first step.
+    grad_avg : m, likewise; needed where centered only.
+    momentum_buffer : b, likewise; needed with momentum only.
+    lr : learning rate.
+    alpha : decay of the running means.
+    eps : added to the root.
+    weight_decay : factor of the L2 penalty's gradient.
+    momentum : decay of the sum of the scaled gradients.
+    centered : whether to scale by the running standard deviation.
+    maximize : whether to climb instead.
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other, or a state that is needed and not given.
 
     References
     ----------
@@ -160,7 +245,27 @@ def adadelta(
     maximize: bool = False,
     backend: str | None = None,
 ) -> None:
-    """One step of Adadelta.
+    """One step of Adadelta, in place.
+
+        g <- (-g if maximize else g) + weight_decay p
+        v <- rho v + (1 - rho) g^2
+        d = sqrt(u + eps) / sqrt(v + eps) g
+        u <- rho u + (1 - rho) d^2
+        p <- p - lr d
+
+    Parameters
+    ----------
+    params, grads : sequences of arrays of one floating dtype, in pairs of one shape; params are C-contiguous.
+    square_avg, acc_delta : v and u, arrays like params; zeros before the first step.
+    lr : factor on the step.
+    rho : decay of the running means.
+    eps : added inside the roots.
+    weight_decay : factor of the L2 penalty's gradient.
+    maximize : whether to climb instead.
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other.
 
     References
     ----------
@@ -172,7 +277,17 @@ def adadelta(
 
 
 def average(averages: Arrays, params: Arrays, *, decay: float, backend: str | None = None) -> None:
-    """Move running averages to the parameters: ``a += (1 - decay) (p - a)``."""
+    """Move running averages towards the parameters, in place: ``a += (1 - decay) (p - a)``.
+
+    Parameters
+    ----------
+    averages, params : sequences of arrays of one floating dtype, in pairs of one shape; averages are C-contiguous.
+    decay : in [0, 1].
+
+    Raises
+    ------
+    KernelError : arrays that do not fit each other.
+    """
     run(spec.AVERAGE, (tuple(params), np.array([decay], np.float64)), outputs=(tuple(averages),), backend=backend)
 
 
@@ -182,6 +297,7 @@ def total_norm(grads: Arrays, *, norm_type: float = 2.0, backend: str | None = N
     Parameters
     ----------
     norm_type : a positive number, or inf for the largest magnitude
+    grads : arrays of one floating dtype, of any shapes
 
     Returns
     -------

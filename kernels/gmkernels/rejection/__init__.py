@@ -45,30 +45,73 @@ def standard_gamma(a: Array, *, key: Any, log: bool = False, backend: str | None
 
 
 def standard_gamma_grad(a: Array, x: Array, *, log: bool = False, backend: str | None = None) -> Array:
-    """The derivative in `a` of the sample `x` of `standard_gamma`, its probability held fixed.
+    """The derivative in `a` of the sample `x` of `standard_gamma`: dx/da = -(dP(a, x)/da) / (dP(a, x)/dx).
 
-    dx/da = -(dP(a, x)/da) / (dP(a, x)/dx): Figurnov, Mohamed & Mnih, Implicit reparameterization gradients
-    (NeurIPS 2018). If `log`, x is the logarithm of the sample, and the result that logarithm's derivative.
+    Parameters
+    ----------
+    a : float32 or float64, of any shape.
+    x : the sample, or its logarithm, of that dtype and shape.
+    log : whether `x` is the logarithm; the result is then that logarithm's derivative.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    Array like `a`.
 
     Raises
     ------
     KernelError : arrays that are not floating, or not of one dtype and shape.
+
+    References
+    ----------
+    Figurnov, Mohamed & Mnih, Implicit reparameterization gradients, NeurIPS 2018.
     """
     return run(spec.STANDARD_GAMMA_GRAD, (a, x), {"log": log}, backend=backend)[0]
 
 
 def poisson(rate: Array, *, key: Any, backend: str | None = None) -> Array:
-    """Poisson numbers of the given rates, in their dtype; NaN where not 0 <= rate < inf.
+    """Poisson numbers, by transformed rejection, or by inversion for rates below 10.
 
-    Hormann's transformed rejection (1993), or inversion for rates below 10. Arguments as in `standard_gamma`.
+    Parameters
+    ----------
+    rate : float32 or float64, of any shape.
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    Array like `rate`; NaN where not 0 <= rate < inf.
+
+    Raises
+    ------
+    KernelError : a dtype or a key of another form.
+
+    References
+    ----------
+    Hormann, The transformed rejection method for generating Poisson random variables, 1993.
     """
     return run(spec.POISSON, (rate, as_key(key)), backend=backend)[0]
 
 
 def binomial(n: Array, p: Array, *, key: Any, backend: str | None = None) -> Array:
-    """Numbers of successes in `n` trials of probability `p`; NaN unless n is a natural number and p in [0, 1].
+    """Numbers of successes in n trials of probability p.
 
-    Hormann's transformed rejection (1993), or inversion where n p or n (1 - p) is below 10. Arrays of one dtype and
-    one shape; other arguments as in `standard_gamma`.
+    Parameters
+    ----------
+    n, p : float32 or float64, of one dtype and shape.
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    Array like `n`; NaN unless n is a natural number and p in [0, 1].
+
+    Notes
+    -----
+    Hormann's transformed rejection (1993), or inversion where n p or n (1 - p) is below 10.
+
+    Raises
+    ------
+    KernelError : arrays or a key of another form.
     """
     return run(spec.BINOMIAL, (n, p, as_key(key)), backend=backend)[0]

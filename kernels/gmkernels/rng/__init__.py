@@ -28,6 +28,16 @@ for _spec in (spec.RANDOM_WORDS, spec.UNIFORM, spec.NORMAL):
 def key_array(seed: int, draw: int = 0, offset: int = 0) -> np.ndarray:
     """The key of a draw: uint64 array (seed, draw, offset).
 
+    Parameters
+    ----------
+    seed : of the stream.
+    draw : number of the draw in the stream.
+    offset : number of the first element in the draw, for a part of it.
+
+    Returns
+    -------
+    uint64 array of 3 elements.
+
     Raises
     ------
     KernelError : a number that is not in [0, 2^64).
@@ -77,6 +87,10 @@ def uniform(shape: tuple[int, ...], *, key: Any, dtype: str = "float32", backend
     dtype : "float32" or "float64"; both take one word an element.
     backend : name of the backend; the cheapest if None.
 
+    Returns
+    -------
+    Array of `shape` and `dtype`, the same bits on all backends.
+
     Raises
     ------
     KernelError : a key, a shape or a dtype of another form.
@@ -94,14 +108,18 @@ def normal(shape: tuple[int, ...], *, key: Any, dtype: str = "float32", backend:
     dtype : "float32" or "float64"; both take one word an element.
     backend : name of the backend; the cheapest if None.
 
+    Returns
+    -------
+    Array of `shape` and `dtype`.
+
+    Raises
+    ------
+    KernelError : a key, a shape or a dtype of another form.
+
     Notes
     -----
     Box & Muller, A note on the generation of random normal deviates (1958), on the words of a group of four:
     elements 0 and 1 are r cos t and r sin t, with r = sqrt(-2 log u) from word 0 and t = 2 pi w / 2^32 from
     word 1; elements 2 and 3 likewise from words 2 and 3.
-
-    Raises
-    ------
-    KernelError : a key, a shape or a dtype of another form.
     """
     return run(spec.NORMAL, (as_key(key),), {"shape": shape, "dtype": dtype}, backend=backend)[0]

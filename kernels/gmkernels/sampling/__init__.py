@@ -110,10 +110,27 @@ def bernoulli_sample(probs: Any, *, key: Any, samples: int | None = None, backen
 
 
 def bernoulli_sample_logits(logits: Any, *, key: Any, samples: int | None = None, backend: str | None = None) -> Any:
-    """`bernoulli_sample` of probabilities sigmoid(logits). NaN where the logit is NaN.
+    """`bernoulli_sample` of probabilities sigmoid(logits).
 
+    Parameters
+    ----------
+    logits : float32 or float64 of any shape.
+    key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
+    samples : number of samples along a new leading axis; None for one without that axis.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    The shape of `logits`, or (samples, ...), in its dtype; NaN where the logit is NaN.
+
+    Notes
+    -----
     float32 and float64 run the same words, and differ where the word falls between the two roundings of the
-    probability: less than once in a million draws. See `bernoulli_sample` for the arguments.
+    probability: less than once in a million draws.
+
+    Raises
+    ------
+    KernelError : a dtype or key of another form.
     """
     return run(spec.BERNOULLI_SAMPLE_LOGITS, (logits, as_key(key)), {"samples": samples}, backend=backend)[0]
 
