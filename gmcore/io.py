@@ -61,7 +61,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     CheckpointError : the file is missing, is truncated or otherwise not what was written, holds a dtype that
-        NumPy lacks (float8, or bfloat16 without the package ml_dtypes), or was written by `save` in another version of the format.
+        NumPy lacks (float8, or bfloat16 without the package ml_dtypes), or was written by `save` in another version
+        of the format.
     """
     path = Path(path)
     if not path.is_file():
