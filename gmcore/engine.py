@@ -7,7 +7,8 @@ With `create_graph` the derivative rules are recorded themselves, which gives de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+import inspect
+from collections.abc import Callable, Iterator, Sequence, Set
 from heapq import heappop, heappush
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ import numpy as np
 from gmcore import hooks
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
-from gmcore.op import Edge, Node
-from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, no_grad, set_grad_enabled
+from gmcore.op import OPS, Edge, Node, Rule
+from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, enable_grad, no_grad, set_grad_enabled
 from gmcore.watch import Watch, run_rule, watch, watching
 
 _NOTHING: frozenset[Any] = frozenset()
@@ -270,6 +271,38 @@ def grad_between(
     needs = _towards([edge[0] for edge, _ in roots], set(targets), since)
     sums = _sweep(roots, needs, {node for node, _ in targets}, create_graph, create_graph)
     return [sums[node][slot] if node in sums else None for node, slot in targets]
+
+
+def by_decomposition(op_inputs: str, function: Callable[..., Any], attrs: str = "") -> Rule:
+    """A joint rule that differentiates `function`, a formula in plain operations equal to the op.
+
+    For fused operations whose own derivative is seldom asked for: the first derivative of a gradient op is
+    the second derivative of the fused op. `function` takes the op's inputs, then the attributes.
+    """
+    names, attr_names = op_inputs.split(), attrs.split()
+
+    def rule(*values: Any) -> list[Tensor | None]:
+        *rest, needs, grads = values
+        tensors, options = rest[: len(names)], rest[len(names) :]
+        create_graph = _grad_enabled.get()
+        with enable_grad():
+            if create_graph:
+                # Each input behind an identity of its own: one that is used twice, or computed from another,
+                # would otherwise collect the other's gradient as well.
+                tensors = [OPS["identity"](x) for x in tensors]
+            else:
+                tensors = [Tensor(x._data, requires_grad=need) for x, need in zip(tensors, needs, strict=True)]
+            outputs = function(*tensors, *options)
+        outputs = outputs if type(outputs) is tuple else (outputs,)
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+        wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
+        found = iter(grad([y for y, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, fill=True))
+        return [next(found) if need else None for need in needs]
+
+    parameters = [*names, *attr_names, "needs", "grads"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    rule.__signature__ = inspect.Signature([inspect.Parameter(p, kind) for p in parameters])  # type: ignore[attr-defined]
+    return rule
 
 
 _tensor._backward = backward

@@ -16,9 +16,7 @@ import numpy as np
 
 from gmcore.engine import grad
 from gmcore.errors import DtypeError, GraphError, ShapeError
-from gmcore.ops.arrange import stack
-from gmcore.ops.elementwise import identity
-from gmcore.ops.shape import reshape
+from gmcore.ops import identity, reshape, stack
 from gmcore.tensor import Tensor, as_tensor, enable_grad
 
 Function = Callable[..., Any]

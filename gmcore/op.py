@@ -29,7 +29,7 @@ import numpy as np
 from numpy import ndarray
 
 from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, user_line
-from gmcore.tensor import FLOATING, Array, Tensor, _grad_enabled, as_tensor, enable_grad, is_floating
+from gmcore.tensor import FLOATING, Array, Tensor, _grad_enabled, as_tensor, is_floating
 from gmcore.watch import Meta, Note, called, kernel_ran, watching
 from gmkernels import KernelSpec, run
 
@@ -454,40 +454,4 @@ def kernel(spec: KernelSpec) -> Callable[..., Any]:
     return forward
 
 
-def by_decomposition(op_inputs: str, function: Callable[..., Any], attrs: str = "") -> Rule:
-    """A joint rule that differentiates `function`, a formula in plain operations equal to the op.
-
-    For fused operations whose own derivative is seldom asked for: the first derivative of a gradient op is
-    the second derivative of the fused op. `function` takes the op's inputs, then the attributes.
-    """
-    from gmcore import engine
-
-    names, attr_names = op_inputs.split(), attrs.split()
-
-    def rule(*values: Any) -> list[Tensor | None]:
-        *rest, needs, grads = values
-        tensors, options = rest[: len(names)], rest[len(names) :]
-        create_graph = _grad_enabled.get()
-        with enable_grad():
-            if create_graph:
-                # Each input behind an identity of its own: one that is used twice, or computed from another,
-                # would otherwise collect the other's gradient as well.
-                tensors = [OPS["identity"](x) for x in tensors]
-            else:
-                tensors = [Tensor(x._data, requires_grad=need) for x, need in zip(tensors, needs, strict=True)]
-            outputs = function(*tensors, *options)
-        outputs = outputs if type(outputs) is tuple else (outputs,)
-        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-        wanted = [x for x, need in zip(tensors, needs, strict=True) if need]
-        found = iter(
-            engine.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, fill=True)
-        )
-        return [next(found) if need else None for need in needs]
-
-    parameters = [*names, *attr_names, "needs", "grads"]
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    rule.__signature__ = inspect.Signature([inspect.Parameter(p, kind) for p in parameters])  # type: ignore[attr-defined]
-    return rule
-
-
-__all__ = ["OPS", "Edge", "Example", "Meta", "Node", "Op", "by_decomposition", "kernel", "next_sequence", "user_line"]
+__all__ = ["OPS", "Edge", "Example", "Meta", "Node", "Op", "kernel", "next_sequence", "user_line"]

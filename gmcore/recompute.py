@@ -112,6 +112,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     function : gives a tensor or a tuple of tensors, and does the same each time it is run. Tensors it uses without
         their being arguments, such as the parameters of a module, get their gradients too. It draws the same random
         numbers again, from whatever generators.
+    args, kwargs : handed to the function.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from gmcore.distributions.constraints import Constraint, unit_interval
 from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, no_grad, tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating, no_grad, tensor
 
 Shape = tuple[int, ...]
 
@@ -232,7 +232,7 @@ def _as_float(x: Any, dtype: Any) -> Tensor:
     if not hasattr(x, "dtype"):
         return tensor(x, dtype=dtype)
     x = as_tensor(x)
-    return x if x.dtype.kind == "f" else ops.cast(x, dtype)
+    return x if is_floating(x.dtype) else ops.cast(x, dtype)
 
 
 def as_parameters(**parameters: Any) -> list[Tensor]:
@@ -244,7 +244,7 @@ def as_parameters(**parameters: Any) -> list[Tensor]:
     """
     arrays = {name: as_tensor(x) for name, x in parameters.items() if hasattr(x, "dtype")}
     for name, x in arrays.items():
-        if x.dtype.kind != "f":
+        if not is_floating(x.dtype):
             raise DtypeError(f"{name} is {x.dtype}, expected floating numbers")
     dtype = np.result_type(*[x.dtype for x in arrays.values()]) if arrays else np.dtype(np.float32)
     return [ops.cast(_as_float(x, dtype), dtype) for x in parameters.values()]

@@ -20,7 +20,7 @@ from gmcore.distributions.trials import Trials
 from gmcore.errors import ArgumentError, DtypeError
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating
 
 
 def _check_temperature(name: str, temperature: Any) -> Any:
@@ -68,7 +68,7 @@ def gumbel_softmax(
     distribution (ICLR 2017).
     """
     logits = as_tensor(logits)
-    if logits.dtype.kind != "f":
+    if not is_floating(logits.dtype):
         raise DtypeError(f"gumbel_softmax: expected floating logits, got {logits.dtype} (called at {user_line()})")
     _check_temperature("gumbel_softmax", tau)
     u = ops.uniform(logits.shape, dtype="float64", generator=generator, key=key)

@@ -13,7 +13,7 @@ from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
-from gmcore.tensor import Tensor, check_device
+from gmcore.tensor import Tensor, check_device, is_floating
 
 _hook_number = itertools.count()
 
@@ -414,7 +414,7 @@ class Module:
             return self
         dtype = dtype_of(dtype)
         for tensor in itertools.chain(self.parameters(), self.buffers()):
-            if tensor.dtype.kind == "f" and tensor.dtype != dtype:
+            if is_floating(tensor.dtype) and tensor.dtype != dtype:
                 tensor._data = tensor._data.astype(dtype)
                 tensor._written()
                 if tensor.grad is not None:

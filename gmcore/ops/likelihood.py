@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError
-from gmcore.op import Example, Op, by_decomposition, kernel, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real, sigmoid
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, sum_to

@@ -38,7 +38,7 @@ from gmcore.ops.random import straight_through
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -67,8 +67,8 @@ def _same_shape(name: str, **tensors: Any) -> list[Tensor]:
     """The arguments as tensors, integers in the dtype of the others. Raises `ShapeError` unless they have one shape."""
     found = {key: as_tensor(x) for key, x in tensors.items()}
     for x in found.values():
-        if x.dtype.kind == "f":
-            found = {key: y if y.dtype.kind == "f" else cast(y, x.dtype) for key, y in found.items()}
+        if is_floating(x.dtype):
+            found = {key: y if is_floating(y.dtype) else cast(y, x.dtype) for key, y in found.items()}
             break
     if len({x.shape for x in found.values()}) > 1:
         shapes = ", ".join(f"{key} {x.shape}" for key, x in found.items())
@@ -366,7 +366,7 @@ def cross_entropy(
         raise ArgumentError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing} ({user_line()})")
     x, q = as_tensor(input), as_tensor(target)
     log_probs = log_softmax(x, axis=min(1, x.ndim - 1)) if x.ndim else x
-    if q.dtype.kind != "f":
+    if not is_floating(q.dtype):
         return _negative_log_likelihood(name, log_probs, q, weight, ignore_index, reduction, label_smoothing)
     _same_shape(name, input=x, target=q)
     rows, shape = _rows(name, log_probs)

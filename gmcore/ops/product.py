@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.op import Example, Op, by_decomposition, kernel, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.diagonal import diagonal
 from gmcore.ops.elementwise import exp, greater, real, where
 from gmcore.ops.reduce import sum

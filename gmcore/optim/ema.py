@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, is_floating
 from gmkernels import average
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class EMA:
         if not self._params:
             raise ArgumentError("EMA: params is empty; give the parameters to average")
         for name, p in self._params.items():
-            if not isinstance(p, Tensor) or p.dtype.kind != "f":
+            if not isinstance(p, Tensor) or not is_floating(p.dtype):
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__
                 raise ArgumentError(f"EMA: parameter {name} is a {kind}, expected a floating tensor")
         self.decay: float = decay

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError, DtypeError, ShapeError, unknown_name
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, is_floating
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -125,8 +125,13 @@ class Optimizer(ABC):
         for i, p in enumerate(params):
             if not isinstance(p, Tensor):
                 raise ArgumentError(f"{kind}: parameter {i} is a {type(p).__name__}, expected a tensor")
-            if not p.is_leaf or p.dtype.kind != "f":
+            if not p.is_leaf or not is_floating(p.dtype):
                 raise ArgumentError(f"{kind}: parameter {i} is no floating leaf; optimise what it is computed from")
+            if p.dtype.itemsize == 2:
+                raise ArgumentError(
+                    f"{kind}: parameter {i} is {p.dtype}, in which small steps are lost; optimise a float32 parameter "
+                    f"and use .astype({p.dtype.name!r}) of it, an operation with a gradient"
+                )
             if not (p._data.flags.c_contiguous and p._data.flags.writeable):
                 raise ArgumentError(
                     f"{kind}: the memory of parameter {i} is read-only or not C-contiguous; make it a "

@@ -12,8 +12,9 @@ import pytest
 
 import gmcore
 from gmcore import Tensor, grad, gradcheck, no_grad, ops
+from gmcore.engine import by_decomposition
 from gmcore.errors import DtypeError, GraphError, ShapeError, UnknownNameError
-from gmcore.op import OPS, Node, Op, by_decomposition
+from gmcore.op import OPS, Node, Op
 from gmcore.tensor import Leaf
 
 

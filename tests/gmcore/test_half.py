@@ -10,7 +10,7 @@ import pytest
 
 import gmcore
 from gmcore import Tensor, ops
-from gmcore.errors import DtypeError, GmcoreError
+from gmcore.errors import ArgumentError, DtypeError, GmcoreError
 from gmcore.op import OPS, Op
 
 HALVES = ["float16", "bfloat16"]
@@ -118,6 +118,19 @@ def test_bfloat16_and_float16_meet_in_float32() -> None:
 def test_two_byte_integers_are_no_half_type() -> None:
     x = gmcore.tensor(np.array([300, 400], np.int16))
     assert (x + x).dtype == np.int16 and ops.sum(x).item() == 700
+
+
+def test_training_keeps_float32_parameters(half: Any) -> None:
+    """A step of 1e-4 of the parameter: lost in a half type, kept by its float32 master."""
+    with pytest.raises(ArgumentError, match=f"parameter 0 is {half.name}, .*optimise a float32 parameter"):
+        gmcore.optim.SGD([leaf([1.0], half)], lr=1e-4)
+    master = leaf([1.0], "float32")
+    optimizer = gmcore.optim.SGD([master], lr=1e-4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ops.sum(master.astype(half) * gmcore.tensor([1.0], half)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(master.detach().numpy(), [1.0 - 3e-4], rtol=1e-6)
 
 
 def test_what_is_printed_and_taken(half: Any) -> None:
