@@ -173,6 +173,9 @@ class Op:
             called(self, inputs, outputs)
         return out
 
+    apply = __call__
+    """The same; calling a method is quicker than calling an instance, and operators of small tensors feel it."""
+
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Inputs as tensors; a Python number takes the dtype its tensor partners would give it (NEP 50)."""
         dtypes = [x.dtype for x in inputs if isinstance(x, (Tensor, np.ndarray, np.generic))]

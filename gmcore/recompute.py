@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ class _Segment:
         self.edges: tuple[Edge, ...] = ()
         self.arrays: tuple[Any, ...] = ()
         """The results of the first run, until the operation has taken them."""
+        self.checksums: list[int] = []
+        """Of those results: running it again must give the same bits, or the gradients would be those of another."""
 
     def run(self) -> tuple[Any, tuple[Tensor, ...], dict[Edge, Meta], int]:
         """The result; its tensors; the places on the tape that it used from outside; the number of its first node."""
@@ -52,6 +55,10 @@ class _Segment:
         return result, outputs, outside, since
 
 
+def _checksums(tensors: Sequence[Tensor]) -> list[int]:
+    return [zlib.crc32(np.ascontiguousarray(y._data).reshape(-1).view(np.uint8).data) for y in tensors]
+
+
 def _first_results(*arrays: Any, segment: _Segment) -> tuple[Any, ...]:
     results, segment.arrays = segment.arrays, ()
     return results
@@ -66,10 +73,11 @@ def _rule(xs: list[Tensor], segment: _Segment, needs: Sequence[bool], grads: Seq
         same = len(outputs) == len(grads) and all(
             g is None or (g.shape == y.shape and g.dtype == y.dtype) for y, g in zip(outputs, grads, strict=True)
         )
-        if not (same and set(outside) <= set(segment.edges)):
+        if not (same and set(outside) <= set(segment.edges) and _checksums(outputs) == segment.checksums):
             raise GraphError(
-                "checkpoint: run again, the function used other tensors, or gave other shapes, than the first time; it "
-                "must do the same each time (pass what changes between the passes as an argument)"
+                "checkpoint: run again, the function used other tensors, or gave other shapes or numbers, than the "
+                "first time; it must do the same each time (pass what changes between the passes as an argument, and "
+                "draw noise from gmcore's generators)"
             )
         roots = [(y._edge, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y._edge is not None]
         wanted = [edge for edge, need in zip(segment.edges, needs, strict=True) if need]
@@ -137,6 +145,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return result
     segment.edges = tuple(outside)
     segment.arrays = tuple([y._data for y in outputs])
+    segment.checksums = _checksums(outputs)
     tensors = []
     for edge, (shape, dtype) in outside.items():
         x = edge[0].tensor() if isinstance(edge[0], Leaf) else None

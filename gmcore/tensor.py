@@ -540,28 +540,28 @@ class Tensor:
         return _ops.getitem(self, index)
 
     def __add__(self, other: Any) -> Tensor:
-        return _ops.add(self, other)
+        return _ops.add.apply(self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return _ops.add(other, self)
+        return _ops.add.apply(other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return _ops.subtract(self, other)
+        return _ops.subtract.apply(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return _ops.subtract(other, self)
+        return _ops.subtract.apply(other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return _ops.multiply(self, other)
+        return _ops.multiply.apply(self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return _ops.multiply(other, self)
+        return _ops.multiply.apply(other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return _ops.divide(self, other)
+        return _ops.divide.apply(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return _ops.divide(other, self)
+        return _ops.divide.apply(other, self)
 
     def __floordiv__(self, other: Any) -> Tensor:
         return _ops.floor_divide(self, other)
@@ -576,10 +576,10 @@ class Tensor:
         return _ops.remainder(other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return _ops.power(self, other)
+        return _ops.power.apply(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return _ops.power(other, self)
+        return _ops.power.apply(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return _ops.matmul(self, other)
@@ -588,10 +588,10 @@ class Tensor:
         return _ops.matmul(other, self)
 
     def __neg__(self) -> Tensor:
-        return _ops.negative(self)
+        return _ops.negative.apply(self)
 
     def __abs__(self) -> Tensor:
-        return _ops.absolute(self)
+        return _ops.absolute.apply(self)
 
     def __pos__(self) -> Tensor:
         return self

@@ -148,3 +148,17 @@ def test_nothing_survives() -> None:
     finally:
         gc.unfreeze()
         gc.enable()
+
+
+def test_other_numbers_the_second_time_are_refused() -> None:
+    """A variable assigned anew between the passes, or noise that is not ours: wrong gradients if it went on."""
+    scale = 2.0
+    x = leaf([1.0, 2.0])
+    y = ops.sum(checkpoint(lambda a: a * a * scale, x))
+    scale = 3.0
+    with pytest.raises(GraphError, match="gave other shapes or numbers"):
+        y.backward()
+    noise = np.random.default_rng(0)
+    y = ops.sum(checkpoint(lambda a: a * a * noise.standard_normal(2), x))
+    with pytest.raises(GraphError, match="gave other shapes or numbers"):
+        y.backward()
