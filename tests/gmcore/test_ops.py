@@ -423,7 +423,7 @@ def test_examples_reach_the_op(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = op.forward
     monkeypatch.setattr(op, "forward", lambda *arrays, **attrs: (calls.append(1), forward(*arrays, **attrs))[1])
     for case in cases(op):
-        case(*[x.astype(np.float32) for x in case.inputs])
+        case(*[Tensor(x.astype(np.float32), requires_grad=True) for x in case.inputs])
     assert calls
 
 
