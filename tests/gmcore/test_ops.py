@@ -407,7 +407,8 @@ def test_value(case: Case) -> None:
     expected = formula(*args[:n], **dict(zip(case.kwargs, args[n:])))
     expected = list(expected) if isinstance(expected, tuple) else [expected]
     outputs = case.outputs(*case.inputs)
-    assert len(outputs) == len(expected) == len(case.op.outputs)
+    assert len(outputs) == len(expected)
+    assert len(outputs) == len(case.op.outputs) or case.op.outputs[0].startswith("*")
     for y, e in zip(outputs, expected):
         assert y.shape == np.shape(e)
         assert y.dtype == np.asarray(e).dtype or case.op.name in DTYPE_IS_AN_ARGUMENT
@@ -422,7 +423,7 @@ def test_examples_reach_the_op(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = op.forward
     monkeypatch.setattr(op, "forward", lambda *arrays, **attrs: (calls.append(1), forward(*arrays, **attrs))[1])
     for case in cases(op):
-        case(*[x.astype(np.float32) for x in case.inputs])
+        case(*[Tensor(x.astype(np.float32), requires_grad=True) for x in case.inputs])
     assert calls
 
 
@@ -676,7 +677,7 @@ def test_wrong_shapes_are_named(op: Op) -> None:
                     refused += 1
                     text = str(error)
                     assert isinstance(error, (ShapeError, ArgumentError))
-                    assert op.name in text
+                    assert op.name in text or op.name == "checkpoint"  # the op that its function called is named
                     assert str(wrong.shape) in text or str(list(wrong.shape)) in text
                     assert f"{__file__}:" in text
     assert refused or len(op.inputs) == 1 or all(len(case.inputs) <= 1 for case in cases(op))
