@@ -387,8 +387,8 @@ class Tensor:
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise GraphError("tensors do not change in place; use gmcore.ops.where(mask, value, x) or "
-                         "gmcore.ops.concatenate, or copy_ for a whole leaf")  # fmt: skip
+        raise GraphError("tensors do not change in place; use gmcore.ops.set_at(x, index, value), which "
+                         "gives a new one, gmcore.ops.where, or copy_ for a whole leaf")  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
