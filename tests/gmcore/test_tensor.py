@@ -298,7 +298,7 @@ def test_equality_is_elementwise_and_hash_is_identity() -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------
 def test_assignment_names_the_functional_way() -> None:
     t = gmcore.tensor([1.0, 2.0])
-    with pytest.raises(GraphError, match=r"do not change in place; use gmcore\.ops\.where.*copy_ for a whole leaf"):
+    with pytest.raises(GraphError, match=r"do not change in place; use gmcore\.ops\.set_at.*copy_ for a whole leaf"):
         t[0] = 5.0
     assert t.tolist() == [1.0, 2.0]
     with pytest.raises(AttributeError):
