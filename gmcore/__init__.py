@@ -53,11 +53,15 @@ def set_num_threads(threads: int) -> None:
 
     Raises
     ------
-    ValueError : another number.
+    ArgumentError : another number.
     """
+    from gmcore.errors import ArgumentError
     from gmkernels import pool
 
-    pool.set_num_threads(threads)
+    try:
+        pool.set_num_threads(threads)
+    except ValueError as error:
+        raise ArgumentError(f"set_num_threads: {error}") from None
 
 
 def get_num_threads() -> int:

@@ -44,29 +44,6 @@ def public() -> Iterator[tuple[str, Any]]:
 
 PUBLIC = dict(public())
 
-_PARENT = "sends to its base class without saying where the parameters are explained"
-_ATTRIBUTES = "made by the library; its fields have no explanation yet"
-_SUMMARY = "explains its parameters in the summary, not in a section"
-_ANYTHING = "takes any arguments, which the text explains"
-WAITING = {
-    "gmcore.distributions.ExpRelaxedCategorical": _PARENT,
-    "gmcore.distributions.InverseGamma": _PARENT,
-    "gmcore.distributions.LogitRelaxedBernoulli": _PARENT,
-    "gmcore.distributions.OneHotCategoricalStraightThrough": _PARENT,
-    "gmcore.distributions.kl_divergence": _SUMMARY,
-    "gmcore.distributions.register_kl": _SUMMARY,
-    "gmcore.nn.Embedding": "norm_type, which means nothing here, is named with the argument that it belongs to",
-    "gmcore.nn.Flatten": _SUMMARY,
-    "gmcore.nn.Functional": _ANYTHING,
-    "gmcore.nn.Hardtanh": _PARENT,
-    "gmcore.nn.HookHandle": _ATTRIBUTES,
-    "gmcore.nn.Identity": _ANYTHING,
-    "gmcore.nn.IncompatibleKeys": _ATTRIBUTES,
-    "gmcore.nn.LayerNorm": "bias is named with the argument that it belongs to",
-    "gmcore.nn.Unflatten": _SUMMARY,
-}
-"""What does not comply yet, and why. Once it does, its test fails until the line goes."""
-
 
 def sections(doc: str) -> dict[str, str]:
     """The text of a numpydoc docstring by the title of its section; what comes first has the title ""."""
@@ -141,9 +118,6 @@ def problems(thing: Any) -> list[str]:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_function_and_class_explains_itself(name: str) -> None:
     found = problems(PUBLIC[name])
-    if name in WAITING:
-        assert found, f"{name} complies: take it off the list WAITING"
-        pytest.xfail(WAITING[name])
     assert found == []
 
 

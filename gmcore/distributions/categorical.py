@@ -173,6 +173,15 @@ class OneHotCategoricalStraightThrough(OneHotCategorical):
 
     The straight-through estimator of Bengio, Leonard & Courville (2013), biased by design: see
     `gmcore.ops.straight_through`.
+
+    Parameters
+    ----------
+    probs, logits : probabilities of the classes, or their logarithms up to a constant: one of the two, (..., classes).
+    validate_args : check parameters and values (the default).
+
+    Raises
+    ------
+    ArgumentError : both or neither of probs and logits, or values outside.
     """
 
     has_rsample = True

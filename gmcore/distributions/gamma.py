@@ -97,7 +97,17 @@ class Chi2(Gamma):
 
 
 class InverseGamma(Distribution):
-    """1 / x for x of Gamma(concentration, rate); parameters as there."""
+    """1 / x for x of Gamma(concentration, rate).
+
+    Parameters
+    ----------
+    concentration, rate : positive, broadcast to the shape of the batch.
+    validate_args : check parameters and values (the default).
+
+    Raises
+    ------
+    ArgumentError : a parameter that is not positive.
+    """
 
     arg_constraints = Gamma.arg_constraints
     support = constraints.positive

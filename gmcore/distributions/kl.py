@@ -36,6 +36,14 @@ def register_kl(type_p: type[Distribution], type_q: type[Distribution]) -> Calla
         @register_kl(Normal, Normal)
         def kl_normal_normal(p, q): ...
 
+    Parameters
+    ----------
+    type_p, type_q : subclasses of `Distribution`.
+
+    Returns
+    -------
+    The decorator, which gives the function back.
+
     Raises
     ------
     ArgumentError : types that are no distributions, or a pair that has a function already.
@@ -57,6 +65,14 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     """KL(p || q) = E_p[log p(x) - log q(x)], of the shape of both batches broadcast.
 
     The function registered for the nearest base classes of p, then of q, is used.
+
+    Parameters
+    ----------
+    p, q : distributions whose batch shapes broadcast.
+
+    Returns
+    -------
+    Tensor of the broadcast batch shape, in nats.
 
     Raises
     ------

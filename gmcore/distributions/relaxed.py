@@ -82,7 +82,17 @@ def gumbel_softmax(
 class LogitRelaxedBernoulli(Trials):
     """The logit of a `RelaxedBernoulli` number: (logits + z) / temperature with z of the standard logistic.
 
-    Parameters: see there. Maddison, Mnih & Teh (2017), appendix C.3.
+    Maddison, Mnih & Teh (2017), appendix C.3.
+
+    Parameters
+    ----------
+    temperature : a positive number.
+    probs, logits : probability of 1, or its log odds: one of the two.
+    validate_args : check parameters and values (the default).
+
+    Raises
+    ------
+    ArgumentError : a temperature that is not positive, both or neither of probs and logits, or values outside.
     """
 
     arg_constraints = {"probs": constraints.open_unit_interval, "logits": constraints.real}
@@ -135,7 +145,17 @@ class RelaxedBernoulli(TransformedDistribution):
 class ExpRelaxedCategorical(Classes):
     """The logarithm of a `RelaxedOneHotCategorical` vector: log_softmax((logits + g) / temperature), g Gumbel noise.
 
-    Parameters: see there. Maddison, Mnih & Teh (2017), appendix C.4.
+    Maddison, Mnih & Teh (2017), appendix C.4.
+
+    Parameters
+    ----------
+    temperature : a positive number.
+    probs, logits : probabilities of the classes, or their logarithms up to a constant: one of the two, (..., classes).
+    validate_args : check parameters and values (the default).
+
+    Raises
+    ------
+    ArgumentError : a temperature that is not positive, both or neither of probs and logits, or values outside.
     """
 
     support = Constraint("a vector of logarithms of probabilities", lambda x: (x <= 1e-5).all(-1), 1)

@@ -14,7 +14,12 @@ _IN_PLACE = {"inplace": False}
 
 
 class Identity(Module):
-    """x. Takes any arguments and ignores them, so that it can stand in for another layer."""
+    """x itself.
+
+    Parameters
+    ----------
+    args, kwargs : anything, ignored, so that it can stand in for another layer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -64,7 +69,12 @@ class GELU(Functional, function=ops.gelu):
 
 
 class Hardtanh(Functional, function=ops.hardtanh, refused=_IN_PLACE):
-    """x limited to min_val .. max_val."""
+    """x limited to an interval.
+
+    Parameters
+    ----------
+    min_val, max_val : its ends.
+    """
 
 
 class Softmax(Functional, function=ops.softmax, renamed={"dim": "axis"}):

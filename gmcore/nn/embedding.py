@@ -24,7 +24,8 @@ class Embedding(Module):
     ----------
     num_embeddings, embedding_dim : number and length of the rows, at least 1.
     padding_idx : a row that is zeros at first and gets no gradient; counted from the end if negative.
-    max_norm, scale_grad_by_freq, sparse : only as None, False and False, for which `norm_type` means nothing.
+    max_norm, scale_grad_by_freq, sparse : only as None, False and False.
+    norm_type : of max_norm, so it means nothing here.
     device : ``"cpu"`` (the default).
     dtype : floating; float32 by default.
 

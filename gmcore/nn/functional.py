@@ -29,8 +29,16 @@ class Functional(Module):
 
     Class arguments: `function`; `inputs`, how many of its arguments are those of `forward`; `renamed`, the names of
     the others where PyTorch's differ, as ``{"dim": "axis"}``, and these have no defaults; `refused`, further
-    arguments of PyTorch's with the only value that is taken. The function's other arguments are those of the
-    constructor, with their order and defaults, and become attributes; arrays among them become buffers.
+    arguments of PyTorch's with the only value that is taken.
+
+    Parameters
+    ----------
+    args, kwargs : the function's other arguments, in their order and with their defaults. They become attributes;
+        arrays among them become buffers.
+
+    Raises
+    ------
+    ArgumentError : an argument that is not supported, by name.
     """
 
     _function: ClassVar[Callable[..., Any]]

@@ -19,14 +19,25 @@ _hook_number = itertools.count()
 
 
 class IncompatibleKeys(NamedTuple):
-    """Names that did not match in a `load_state_dict` with ``strict=False``."""
+    """Names that did not match in a `load_state_dict` with ``strict=False``.
+
+    Parameters
+    ----------
+    missing_keys : names of the module that the state dict lacks.
+    unexpected_keys : names of the state dict that the module lacks.
+    """
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
 class HookHandle:
-    """A registered hook; `remove` takes it away, and so does leaving a ``with`` block."""
+    """A registered hook; `remove` takes it away, and so does leaving a ``with`` block.
+
+    Parameters
+    ----------
+    module, kind, key : where the hook is: its module, the table there, its key in the table.
+    """
 
     def __init__(self, module: Module, kind: str, key: int) -> None:
         self._module, self._kind, self._key = module, kind, key

@@ -49,7 +49,8 @@ class LayerNorm(_Affine):
     ----------
     normalized_shape : the lengths of the axes; an int for one.
     eps : added to the variance.
-    elementwise_affine : whether there are a weight and, with `bias`, a bias, of `normalized_shape`.
+    elementwise_affine : whether there are a weight and a bias, of `normalized_shape`.
+    bias : whether the bias is among them.
     device, dtype : ``"cpu"``; floating, float32 by default.
 
     Raises

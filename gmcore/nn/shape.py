@@ -14,7 +14,16 @@ from gmcore.tensor import Tensor, as_tensor
 
 
 class Flatten(Module):
-    """The axes from `start_dim` to `end_dim`, both included, merged into one; by default all but the first."""
+    """The axes from `start_dim` to `end_dim` merged into one.
+
+    Parameters
+    ----------
+    start_dim, end_dim : first and last axis, both included; by default all but the first.
+
+    Raises
+    ------
+    ArgumentError : (called) axes that the input does not have, or in the other order.
+    """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim, self.end_dim = start_dim, end_dim
@@ -27,7 +36,12 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """The axis `dim` split into axes of lengths `unflattened_size`, of which one may be -1.
+    """The axis `dim` split into several.
+
+    Parameters
+    ----------
+    dim : number of the axis, counted from the end if negative.
+    unflattened_size : lengths of the new axes, of which one may be -1: what is left for it.
 
     Raises
     ------

@@ -80,6 +80,14 @@ def _binary(
     return Op(name, "x y", forward=forward, vjp=vjp, formula=formula, broadcast=True, examples=_binary_examples(x, y))
 
 
+def as_floating(x: Any, name: str) -> Tensor:
+    """`x` as a tensor of floating numbers, for the operation `name`. Raises `DtypeError` for others."""
+    x = as_tensor(x)
+    if not is_floating(x.dtype):
+        raise DtypeError(f"{name}: expected floating numbers, got {x.dtype} (called at {user_line()})")
+    return x
+
+
 identity = Op(
     "identity", "x", forward=lambda x: x, vjp=[lambda g: g], formula="x", view=True, examples=_unary_examples(real)
 )

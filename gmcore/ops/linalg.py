@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import concatenate
 from gmcore.ops.diagonal import diag_embed, diagonal
-from gmcore.ops.elementwise import real, where
+from gmcore.ops.elementwise import as_floating, real, where
 from gmcore.ops.product import matmul, swap
 from gmcore.ops.shape import expand_dims, reshape, transpose
-from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmcore.tensor import Tensor, as_tensor
 from gmkernels.blas import single_threaded
 from gmkernels.linalg.spec import SOLVE_TRIANGULAR
 
@@ -40,9 +40,7 @@ def _matrix(name: str, a: Any, square: bool = True) -> Tensor:
     if a.ndim < 2 or (square and a.shape[-1] != a.shape[-2]):
         expected = "square matrices (..., n, n)" if square else "matrices (..., m, n)"
         raise ShapeError(f"{name}: expected {expected}, got shape {a.shape} (called at {user_line()})")
-    if not is_floating(a.dtype):
-        raise DtypeError(f"{name}: expected floating numbers, got {a.dtype} (called at {user_line()})")
-    return a
+    return as_floating(a, name)
 
 
 def _fault(name: str, at: tuple[int, ...], a: Any, what: str) -> ArgumentError:

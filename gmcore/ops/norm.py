@@ -10,7 +10,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, user_line
-from gmcore.ops.elementwise import cast, real, sqrt
+from gmcore.ops.elementwise import as_floating, cast, real, sqrt
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import Axis, broadcast_to, reshape
 from gmcore.tensor import Tensor, as_tensor
@@ -174,10 +174,11 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
 
     Raises
     ------
+    DtypeError : an input that is not floating.
     ShapeError : an input with other last axes, a weight of another size.
     ArgumentError : rows of no elements.
     """
-    x = as_tensor(input)
+    x = as_floating(input, "rms_norm")
     shape = _trailing("rms_norm", x, normalized_shape)
     eps = float(np.finfo(x.dtype).eps) if eps is None else eps
     power = mean(x * x, axis=tuple(range(-len(shape), 0)), keepdims=True)

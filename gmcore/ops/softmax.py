@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.op import Example, Op
-from gmcore.ops.elementwise import exp, real
+from gmcore.ops.elementwise import as_floating, exp, real
 from gmcore.ops.reduce import normalize_axis, sum
 from gmcore.tensor import Tensor, as_tensor
 
@@ -79,7 +79,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
     ------
     ArgumentError : `axis` out of range.
     """
-    x = as_tensor(x)
+    x = as_floating(x, "softmax")
     return _softmax(x, axis=normalize_axis(x, axis, "softmax")[0])
 
 
@@ -99,7 +99,7 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
     ------
     ArgumentError : `axis` out of range.
     """
-    x = as_tensor(x)
+    x = as_floating(x, "log_softmax")
     return _log_softmax(x, axis=normalize_axis(x, axis, "log_softmax")[0])
 
 

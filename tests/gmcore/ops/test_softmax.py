@@ -1,5 +1,6 @@
 """Softmax: rows with masked elements, extremes, and what float32 keeps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy import special
 
 import gmcore
 from gmcore import ops
+from gmcore.errors import DtypeError
 
 INF = np.inf
 
@@ -57,3 +59,9 @@ def test_the_logarithm_does_not_underflow() -> None:
 
 def test_an_axis_of_length_zero() -> None:
     assert ops.softmax(np.ones((2, 0))).shape == ops.log_softmax(np.ones((0, 2)), axis=0).shape[::-1] == (2, 0)
+
+
+@pytest.mark.parametrize("function", [ops.softmax, ops.log_softmax, lambda x, axis: ops.rms_norm(x, (3,))])
+def test_integers_are_refused_by_name(function: Callable[..., Any]) -> None:
+    with pytest.raises(DtypeError, match=rf"(softmax|rms_norm): expected floating numbers, got int64 .*{__file__}:"):
+        function(np.ones((2, 3), np.int64), axis=-1)
