@@ -42,6 +42,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 OPS: dict[str, Op] = {}
 """Every declared operation by name."""
 
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _sequence = itertools.count()
 next_sequence = _sequence.__next__
 """The number of the next node; numbers grow with time."""
@@ -165,7 +166,10 @@ class Op:
         if _grad_enabled.get():
             for x in inputs:
                 if x._edge is not None:
-                    self._record(inputs, outputs, attrs)
+                    if out is not outputs and ((dtype := out._data.dtype) is _FLOAT32 or dtype is _FLOAT64):
+                        out._edge = (Node(self, inputs, outputs, attrs), 0)  # the usual case, a call shorter
+                    else:
+                        self._record(inputs, outputs, attrs)
                     break
         if self.view and _shares_memory(out._data, arrays[0]):
             out._version = inputs[0]._counter()
