@@ -87,7 +87,7 @@ class Tape:
     def __init__(self, y: Tensor) -> None:
         metas: dict[Edge, Meta] = {y._edge: (y.shape, y.dtype)} if y._edge is not None else {}
         nodes: dict[int, Node] = {}
-        places: list[Leaf] = []
+        found: dict[Leaf, Tensor | None] = {}
         stack = [y._edge]
         while stack:
             edge = stack.pop()
@@ -95,14 +95,12 @@ class Tape:
                 continue
             node = edge[0]
             if isinstance(node, Leaf):
-                if node not in places:
-                    places.append(node)
+                found[node] = node.tensor()
             elif node.sequence not in nodes:
                 nodes[node.sequence] = node
                 stack += node.edges
                 metas |= {e: meta for e, meta in zip(node.edges, node.input_meta, strict=True) if e is not None}
         ordered = [node for _, node in sorted(nodes.items())]
-        found = {place: place.tensor() for place in places}
         self._names: dict[Edge, str] = {}
         self.leaves: dict[str, Tensor | None] = {}
         for edges in [*[node.edges for node in ordered], [y._edge]]:

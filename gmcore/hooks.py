@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,18 +22,35 @@ _numbers = itertools.count()
 
 
 class RemovableHandle:
-    """What registering a hook returns: `remove` takes the hook out again."""
+    """What registering a hook returns: `remove` takes the hook out again, and so does leaving a ``with`` block.
+
+    Parameters
+    ----------
+    table : the hooks by number, in the order of their calls; the new one is put into it.
+    hook : what is kept of it there.
+    prepend : put it before the others.
+    """
 
     __slots__ = ("_table", "_number")
 
-    def __init__(self, table: dict[int, Any], hook: Any) -> None:
+    def __init__(self, table: dict[int, Any], hook: Any, prepend: bool = False) -> None:
         self._table = table
         self._number = next(_numbers)
+        others = dict(table) if prepend else {}
+        for number in others:
+            del table[number]
         table[self._number] = hook
+        table.update(others)
 
     def remove(self) -> None:
         """Take the hook out; nothing happens the second time."""
         self._table.pop(self._number, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
 
 
 class Retain:

@@ -1,6 +1,6 @@
 """Watching the engine at work: what `detect_anomaly` and `gmcore.explain` hang on.
 
-The engine looks at `watching` once per call and once per backward pass. It is empty unless a watch is open in some
+The engine looks at `watching` once per call and once per derivative rule. It is empty unless a watch is open in some
 thread, so that is all a watch costs where there is none. Which watches see a call is a matter of the context.
 """
 

@@ -41,7 +41,7 @@ from gmcore.nn.loss import (
     PoissonNLLLoss,
     SmoothL1Loss,
 )
-from gmcore.nn.module import HookHandle, IncompatibleKeys, Module
+from gmcore.nn.module import IncompatibleKeys, Module
 from gmcore.nn.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
 from gmcore.nn.parameter import Parameter
 from gmcore.nn.shape import Flatten, Unflatten
@@ -63,7 +63,6 @@ __all__ = [
     "GroupNorm",
     "Hardtanh",
     "HingeEmbeddingLoss",
-    "HookHandle",
     "HuberLoss",
     "Identity",
     "IncompatibleKeys",

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
+from gmcore.hooks import RemovableHandle
 from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
 from gmcore.tensor import Tensor, check_device, is_floating
-
-_hook_number = itertools.count()
 
 
 class IncompatibleKeys(NamedTuple):
@@ -29,29 +28,6 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class HookHandle:
-    """A registered hook; `remove` takes it away, and so does leaving a ``with`` block.
-
-    Parameters
-    ----------
-    module, kind, key : where the hook is: its module, the table there, its key in the table.
-    """
-
-    def __init__(self, module: Module, kind: str, key: int) -> None:
-        self._module, self._kind, self._key = module, kind, key
-
-    def remove(self) -> None:
-        """Take the hook away; a second time does nothing."""
-        hooks = {key: hook for key, hook in getattr(self._module, self._kind).items() if key != self._key}
-        setattr(self._module, self._kind, hooks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 class Module:
@@ -93,7 +69,7 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._forward_hooks and not self._forward_pre_hooks and not self._backward_hooks:
             return self.forward(*args, **kwargs)
-        for hook, with_kwargs in self._forward_pre_hooks.values():
+        for hook, with_kwargs in list(self._forward_pre_hooks.values()):
             changed = hook(self, args, kwargs) if with_kwargs else hook(self, args)
             if changed is not None and with_kwargs:
                 args, kwargs = changed
@@ -104,14 +80,14 @@ class Module:
             output = backward_hook.call(self, hooks, self.forward, args, kwargs)
         else:
             output = self.forward(*args, **kwargs)
-        for hook, with_kwargs in self._forward_hooks.values():
+        for hook, with_kwargs in list(self._forward_hooks.values()):
             changed = hook(self, args, kwargs, output) if with_kwargs else hook(self, args, output)
             output = output if changed is None else changed
         return output
 
     def register_forward_pre_hook(
         self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
-    ) -> HookHandle:
+    ) -> RemovableHandle:
         """Call ``hook(module, args)`` before each `forward`; unless None, what it returns takes the place of args.
 
         Parameters
@@ -128,7 +104,7 @@ class Module:
         prepend: bool = False,
         with_kwargs: bool = False,
         always_call: bool = False,
-    ) -> HookHandle:
+    ) -> RemovableHandle:
         """Call ``hook(module, args, output)`` after each `forward`; unless None, it returns the output to use.
 
         Parameters
@@ -145,7 +121,7 @@ class Module:
             raise ArgumentError("register_forward_hook: always_call=True is not supported; use try and finally")
         return self._register("_forward_hooks", hook, prepend, with_kwargs)
 
-    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> HookHandle:
+    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
         """Call ``hook(module, grad_input, grad_output)`` in each backward pass through the module.
 
         Both are tuples: the gradients of the positional arguments and of the outputs, None where there is none.
@@ -163,11 +139,10 @@ class Module:
         """
         return self._register("_backward_hooks", hook, prepend, with_kwargs=False)
 
-    def _register(self, kind: str, hook: Callable[..., Any], prepend: bool, with_kwargs: bool) -> HookHandle:
-        key, there = next(_hook_number), getattr(self, kind)
-        new = {key: (hook, with_kwargs)}
-        setattr(self, kind, {**new, **there} if prepend else {**there, **new})
-        return HookHandle(self, kind, key)
+    def _register(self, kind: str, hook: Callable[..., Any], prepend: bool, with_kwargs: bool) -> RemovableHandle:
+        if kind not in vars(self):
+            setattr(self, kind, {})
+        return RemovableHandle(getattr(self, kind), (hook, with_kwargs), prepend)
 
     # -- registering -----------------------------------------------------------------------------------
     def __setattr__(self, name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError
-from gmcore.tensor import Tensor
+from gmcore.tensor import Array, Tensor
 from gmkernels import total_norm
 
 
@@ -55,19 +55,19 @@ def clip_grad_norm_(
     _check("clip_grad_norm_", "max_norm", max_norm, foreach)
     if not (isinstance(norm_type, numbers.Real) and float(norm_type) > 0.0):
         raise ArgumentError(f"clip_grad_norm_: norm_type must be a positive number or inf, got {norm_type!r}")
-    tensors = _with_gradients("clip_grad_norm_", parameters)
+    pairs = _with_gradients("clip_grad_norm_", parameters)
     by_dtype: dict[np.dtype[Any], list[Any]] = {}
-    for p in tensors:
-        by_dtype.setdefault(p.dtype, []).append(p.grad._data)
+    for p, g in pairs:
+        by_dtype.setdefault(p.dtype, []).append(g)
     norms = [total_norm(grads, norm_type=norm_type) for grads in by_dtype.values()]
     norm = float(total_norm(norms, norm_type=norm_type))  # of the dtypes' norms, as a rule of one
     if error_if_nonfinite and not math.isfinite(norm):
-        raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {norm}; {_first_nonfinite(tensors)}")
+        raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {norm}; {_first_nonfinite(pairs)}")
     scale = max_norm / (norm + 1e-6)
     with np.errstate(all="ignore"):
         if not scale >= 1.0:
-            for p in tensors:
-                p.grad = Tensor(np.asarray(p.grad._data * p.dtype.type(scale)))
+            for p, g in pairs:
+                p.grad = Tensor(np.asarray(g * p.dtype.type(scale)))
         return Tensor(np.array(norm, np.result_type(*by_dtype) if by_dtype else np.float32))
 
 
@@ -89,9 +89,9 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     A clipped gradient is a new tensor, as for `clip_grad_norm_`.
     """
     _check("clip_grad_value_", "clip_value", clip_value, foreach)
-    for p in _with_gradients("clip_grad_value_", parameters):
+    for p, g in _with_gradients("clip_grad_value_", parameters):
         bound = p.dtype.type(clip_value)
-        p.grad = Tensor(np.asarray(np.clip(p.grad._data, -bound, bound)))  # type: ignore[union-attr]
+        p.grad = Tensor(np.asarray(np.clip(g, -bound, bound)))
 
 
 def _check(function: str, name: str, bound: Any, foreach: bool | None) -> None:
@@ -101,16 +101,17 @@ def _check(function: str, name: str, bound: Any, foreach: bool | None) -> None:
         raise ArgumentError(f"{function}: foreach={foreach!r} is not supported; leave it out")
 
 
-def _with_gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def _with_gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Array]]:
+    """Those of the parameters that have a gradient, with its array."""
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise ArgumentError(f"{function}: parameter {i} is a {type(p).__name__}, expected a tensor")
-    return [p for p in tensors if p.grad is not None]
+    return [(p, p.grad._data) for p in tensors if p.grad is not None]
 
 
-def _first_nonfinite(tensors: list[Tensor]) -> str:
-    for i, p in enumerate(tensors):
-        if not np.isfinite(p.grad._data).all():  # type: ignore[union-attr]
+def _first_nonfinite(pairs: list[tuple[Tensor, Array]]) -> str:
+    for i, (p, g) in enumerate(pairs):
+        if not np.isfinite(g).all():
             return f"the first that is not finite is number {i} of those given, of shape {p.shape}"
     return "every element is finite, but not the sum of their powers"

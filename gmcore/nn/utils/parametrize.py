@@ -49,7 +49,7 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
     """
     kind = type(module).__name__
     if is_parametrized(module, tensor_name):
-        held = module.parametrizations[tensor_name]  # type: ignore[attr-defined]
+        held: Any = _held(module)[tensor_name]
         if hasattr(parametrization, "right_inverse") and isinstance(
             parametrization.right_inverse(held().detach()), tuple
         ):
@@ -78,9 +78,14 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
     delattr(module, tensor_name)
     if not is_parametrized(module):
         module.add_module("parametrizations", ModuleDict())
-    module.parametrizations[tensor_name] = held  # type: ignore[attr-defined]
+    _held(module)[tensor_name] = held
     _swap_class(module)
     return module
+
+
+def _held(module: Module) -> ModuleDict:
+    """The parametrizations of a module that has some."""
+    return vars(module)["parametrizations"]
 
 
 def is_parametrized(module: Module, tensor_name: str | None = None) -> bool:
@@ -102,7 +107,7 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
     """
     if not is_parametrized(module, tensor_name):
         raise ArgumentError(f"{type(module).__name__}.{tensor_name} is not parametrized")
-    held = module.parametrizations[tensor_name]  # type: ignore[attr-defined]
+    held: Any = _held(module)[tensor_name]
     originals = list(held.parameters(recurse=False))
     if not leave_parametrized and len(originals) > 1:
         raise ArgumentError(f"{type(module).__name__}.{tensor_name} has {len(originals)} originals; none can be left")
@@ -112,8 +117,8 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
         parameter = originals[0]
         if leave_parametrized:
             parameter.copy_(held().detach())
-    del module.parametrizations[tensor_name]  # type: ignore[attr-defined]
-    if not len(module.parametrizations):  # type: ignore[attr-defined]
+    del _held(module)[tensor_name]
+    if not len(_held(module)):
         delattr(module, "parametrizations")
     _swap_class(module)
     setattr(module, tensor_name, parameter)
