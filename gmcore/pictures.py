@@ -6,13 +6,16 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gmcore.errors import ShapeError
 from gmcore.extras import require
 from gmcore.io import write_atomically
+
+if TYPE_CHECKING:
+    from gmcore.models.base import Model
 
 _SIDE = 56
 """Images are enlarged, by a whole factor, to about this many pixels a side: 8x8 digits can be read then."""
@@ -93,12 +96,13 @@ def _save_grey(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     write_atomically(path, content.getvalue())
 
 
-def save_curves(path: str | os.PathLike[str], metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Write the bounds of training and validation over the epochs, and of the test with its baseline.
+def save_curves(path: str | os.PathLike[str], metrics: Sequence[Mapping[str, Any]], model: Model) -> None:
+    """Write the figures of training and validation over the epochs, and of the test with its baseline.
 
     Parameters
     ----------
     metrics : the lines of a run's ``metrics.jsonl``.
+    model : says what its figures are called, and their unit.
     """
     figure = require("matplotlib.figure", "drawing pictures").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -106,16 +110,16 @@ def save_curves(path: str | os.PathLike[str], metrics: Sequence[Mapping[str, Any
     x = [line["epoch"] for line in epochs]
     # A lone point draws no line.
     marker = "o" if len(x) == 1 else None
-    axes.plot(x, [-line["train_loss"] for line in epochs], label="training bound", marker=marker)
-    axes.plot(x, [line["valid_bound"] for line in epochs], label="validation bound", marker=marker)
+    axes.plot(x, [-line["train_loss"] for line in epochs], label=f"training {model.training_figure}", marker=marker)
+    axes.plot(x, [line["valid_bound"] for line in epochs], label=f"validation {model.validation_figure}", marker=marker)
     tests = [line for line in metrics if line.get("split") == "test"]
     if tests:
         last = tests[-1]
-        axes.axhline(last["bound"], color="black", label=f"test bound, k = {last['k']}")
+        axes.axhline(last["bound"], color="black", label=f"test {model.test_figure}")
         if last["baseline"] is not None:
-            axes.axhline(last["baseline"], color="gray", linestyle=":", label="independent Bernoulli pixels, test")
+            axes.axhline(last["baseline"], color="gray", linestyle=":", label="baseline, test")
     axes.set_xlabel("epoch")
-    axes.set_ylabel("nats per example")
+    axes.set_ylabel(model.unit)
     axes.legend()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

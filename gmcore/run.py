@@ -21,7 +21,7 @@ import numpy as np
 
 from gmcore import io, models
 from gmcore.errors import ArgumentError, CheckpointError
-from gmcore.models import GenerativeModel, Recipe
+from gmcore.models import Model, Recipe
 from gmcore.random import Generator
 from gmcore.streams import drawing_from
 
@@ -35,7 +35,7 @@ class Run:
     """A trained model, where it was saved, and the lines of its ``metrics.jsonl``."""
 
     path: Path
-    model: GenerativeModel
+    model: Model
     metrics: list[dict[str, Any]]
 
     @property
@@ -151,9 +151,7 @@ def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def restore_model(
-    path: Path, arrays: Arrays, metadata: Mapping[str, Any], model: GenerativeModel | None
-) -> GenerativeModel:
+def restore_model(path: Path, arrays: Arrays, metadata: Mapping[str, Any], model: Model | None) -> Model:
     """The model of a checkpoint; see `load`."""
     if model is None:
         cls = models.get(metadata["model"])
@@ -170,7 +168,7 @@ def restore_model(
     return model.eval()
 
 
-def load(run: Run | str | os.PathLike[str], model: GenerativeModel | None = None) -> GenerativeModel:
+def load(run: Run | str | os.PathLike[str], model: Model | None = None) -> Model:
     """The model of a run, with its trained parameters.
 
     Parameters

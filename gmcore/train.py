@@ -21,24 +21,13 @@ import numpy as np
 
 import gmcore
 from gmcore import io, models, pictures
-from gmcore.data import MODES, SPLITS, Dataset, batches, check_support
+from gmcore.data import Dataset
 from gmcore.data import load as load_data
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
-from gmcore.evaluation import (
-    BATCH_SIZE,
-    Event,
-    Progress,
-    bernoulli_baseline,
-    check_positive,
-    evaluate,
-    fingerprint,
-    is_binary,
-    measure,
-    prepare,
-    reopen_data,
-)
-from gmcore.models import GenerativeModel, Recipe
-from gmcore.optim import Adam
+from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
+from gmcore.models import Model, Recipe
+from gmcore.models.base import check_size
+from gmcore.optim import SGD, Adam, Optimizer, clip_grad_norm_
 from gmcore.optim.lr_scheduler import iwae_schedule
 from gmcore.random import Generator
 from gmcore.run import (
@@ -48,7 +37,6 @@ from gmcore.run import (
     load,
     new_folder,
     part,
-    picture_format,
     read_checkpoint,
     read_config,
     read_metrics,
@@ -58,11 +46,36 @@ from gmcore.run import (
     write_metrics,
 )
 from gmcore.streams import drawing_from, stream_seed
-from gmcore.tensor import Tensor, as_tensor, check_device, no_grad
+from gmcore.tensor import Tensor, check_device
 
 # -- learning rates -------------------------------------------------------------------------------------------
 SCHEDULES: dict[str, Callable[[int], float]] = {"iwae": iwae_schedule}
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""
+
+
+# -- optimisers -----------------------------------------------------------------------------------------------
+def _adam(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    return Adam(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+
+
+def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+
+
+OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+"""Makers of optimisers by the recipe's name for them."""
+
+
+def make_optimizer(model: Model, recipe: Recipe) -> Optimizer:
+    """The recipe's optimiser of the model's parameters; only those of two axes and more are shrunk."""
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if recipe.weight_decay:
+        parameters = groups[0]["params"]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2]},
+        ]
+    return OPTIMIZERS[recipe.optimizer](groups, recipe)
 
 
 # -- stopping -------------------------------------------------------------------------------------------------
@@ -114,7 +127,7 @@ class _Training:
     """The state of a run in memory, and the loop that moves it on."""
 
     def __init__(
-        self, path: Path, model: GenerativeModel, config: dict[str, Any], dataset: Dataset, progress: Progress | None
+        self, path: Path, model: Model, config: dict[str, Any], dataset: Any, progress: Progress | None
     ) -> None:
         self.path = path
         self.model = model
@@ -122,7 +135,7 @@ class _Training:
         self.dataset = dataset
         self.recipe = recipe = recipe_of(config)
         self.seed: int = config["seed"]
-        self.optimizer = Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+        self.optimizer = make_optimizer(model, recipe)
         self.noise = Generator(stream_seed(self.seed, "noise"))
         self.position = _Position()
         self.metrics: list[dict[str, Any]] = []
@@ -137,6 +150,7 @@ class _Training:
         self._tick()
         arrays = {f"model.{name}": tensor.numpy() for name, tensor in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        arrays |= {f"training.{name}": array for name, array in self.model.training_state().items()}
         arrays["generator.noise"] = np.array(self.noise.state, np.uint64)
         metadata = {
             "model": self.model.name,
@@ -150,6 +164,7 @@ class _Training:
         """Take over the state of a checkpoint; the model has its parameters already."""
         try:
             self.optimizer.load_state_dict(part(arrays, "optimizer."))
+            self.model.load_training_state(part(arrays, "training."))
             seed, draw = arrays["generator.noise"].tolist()
             self.noise.state = seed, draw
             self.position = _Position(**metadata["position"])
@@ -192,31 +207,29 @@ class _Training:
         for group in self.optimizer.param_groups:
             factor = SCHEDULES[recipe.schedule](position.epoch) if recipe.schedule else 1.0
             group["lr"] = recipe.learning_rate * factor
-        images = prepare(self.dataset, "train", recipe.binarize, self.seed, position.epoch)
-        order = list(batches(len(images), recipe.batch_size, stream_seed(self.seed, "order"), position.epoch))
+        batches = self.model.batches(self.dataset, recipe, self.seed, position.epoch)
         self.model.train()
-        for indices in order[position.batch :]:
-            loss = self._step(as_tensor(images[indices]))
+        while position.batch < len(batches):
+            loss = self._step(batches[position.batch])
             position.batch += 1
             position.step += 1
-            self._report(Event("step", position.epoch, recipe.epochs, position.batch, len(order), loss))
+            self._report(Event("step", position.epoch, recipe.epochs, position.batch, len(batches), loss))
         self._settle()
         line = self._epoch_line()
         self._append(line)
         self.position = _Position(position.epoch + 1, 0, position.step, position.seconds)
         self.save()
-        self._report(Event("epoch", position.epoch, recipe.epochs, len(order), len(order), line=line))
+        self._report(Event("epoch", position.epoch, recipe.epochs, len(batches), len(batches), line=line))
 
-    def _step(self, x: Tensor) -> Tensor:
+    def _step(self, batch: Any) -> Tensor:
         """One step down the gradient of the loss on a batch."""
         self.optimizer.zero_grad()
-        loss, figures = drawing_from(self.noise, self.model.loss, x, generator=self.noise)
-        loss.backward()
+        step = drawing_from(self.noise, self.model.compute_gradients, batch, generator=self.noise)
+        if self.recipe.max_norm is not None:
+            clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
         self.optimizer.step()
-        loss = loss.detach()
-        figures = {name: value.detach() if isinstance(value, Tensor) else value for name, value in figures.items()}
-        self._pending.append((len(x), {**figures, "loss": loss, "examples": 1}))
-        return loss
+        self._pending.append((step.examples, {**step.figures, "loss": step.loss, "examples": 1}))
+        return step.loss
 
     def _settle(self) -> None:
         """Add the losses since the last time to the totals: numbers leave the device here, not at every step."""
@@ -250,50 +263,34 @@ class _Training:
         }
 
     def _validate(self) -> float:
-        """Minus the loss on the validation images: the bound that training maximises, on images it has not seen."""
-        images = prepare(self.dataset, "valid", self.recipe.binarize, self.seed)
-        generator = Generator(stream_seed(self.seed, "validation"))
-        total = 0.0
-        self.model.eval()
-        for start in range(0, len(images), BATCH_SIZE):
-            x = as_tensor(images[start : start + BATCH_SIZE])
-            with no_grad():
-                loss, _ = drawing_from(generator, self.model.loss, x, generator=generator)
-            total += len(x) * loss.item()
-            self._report(Event("valid", self.position.epoch, self.recipe.epochs, start + len(x), len(images)))
-        return -total / len(images)
+        epoch, epochs = self.position.epoch, self.recipe.epochs
+        return self.model.validate(
+            self.dataset,
+            self.recipe,
+            self.seed,
+            lambda done, total: self._report(Event("valid", epoch, epochs, done, total)),
+        )
 
     def _finish(self) -> None:
-        epochs = self.recipe.epochs
         result = measure(
             self.model,
             self.dataset,
             split="test",
+            recipe=self.recipe,
             samples=self.recipe.eval_samples,
             seed=self.seed,
-            mode=self.recipe.binarize,
-            binarize_seed=self.seed,
-            epoch=epochs,
+            data_seed=self.seed,
+            epoch=self.recipe.epochs,
             limit=None,
             report=self._report,
         )
-        self._draw([*self.metrics, result])
+        self.model.draw(self.path, self.dataset, self.recipe, self.seed)
+        pictures.save_curves(self.path / "curves.png", [*self.metrics, result], self.model)
         self._append(result)
-
-    def _draw(self, metrics: list[dict[str, Any]]) -> None:
-        """100 samples, 50 test images with their reconstructions, and the curves."""
-        noise = Generator(stream_seed(self.seed, "sampling"))
-        originals = prepare(self.dataset, "test", self.recipe.binarize, self.seed)[:50]
-        samples = drawing_from(noise, self.model.sample, 100, generator=noise).numpy()
-        means = drawing_from(noise, self.model.reconstruct, as_tensor(originals), generator=noise).numpy()
-        pixels = picture_format(self.config)
-        pictures.save_samples(self.path / "samples.png", samples, *pixels)
-        pictures.save_reconstructions(self.path / "reconstructions.png", originals, means, *pixels)
-        pictures.save_curves(self.path / "curves.png", metrics)
 
 
 def fit(
-    model: str | GenerativeModel | None = None,
+    model: str | Model | None = None,
     data: str | os.PathLike[str] | Dataset | None = None,
     *,
     data_dir: str | os.PathLike[str] | None = None,
@@ -352,7 +349,7 @@ def fit(
 
 
 def _begin(
-    model: str | GenerativeModel,
+    model: str | Model,
     data: str | os.PathLike[str] | Dataset,
     data_dir: str | os.PathLike[str] | None,
     seed: int,
@@ -374,10 +371,9 @@ def _begin(
     dataset = data if isinstance(data, Dataset) else load_data(data, data_dir)
     if isinstance(model, str):
         own = {name: value for name, value in settings.items() if name not in fields}
-        model = drawing_from(init, cls.build, dataset.train, own, init)
-    if "binarize" not in settings and (model.support == "real" or is_binary(dataset.train)):
-        recipe = dataclasses.replace(recipe, binarize="none")
-    _check_fit(model, dataset, recipe, seed)
+        model = drawing_from(init, cls.build, dataset, own, init)
+    recipe = model.adapt(recipe, dataset, settings)
+    model.check_data(dataset, recipe, seed)
     config = {
         "gmcore": gmcore.__version__,
         "model": model.name,
@@ -386,11 +382,11 @@ def _begin(
         "data": {
             "source": None if isinstance(data, Dataset) else _absolute(data),
             "data_dir": None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir)),
-            "sha256": fingerprint(dataset),
+            "sha256": dataset.fingerprint(),
             "image_shape": dataset.image_shape,
             "provenance": {"data": dataset.name, **dataset.provenance},
         },
-        "features": dataset.train.shape[1],
+        "features": dataset.features,
         "seed": seed,
         "device": device,
         "threads": gmcore.get_num_threads(),
@@ -405,25 +401,11 @@ def _begin(
 def _check_recipe(recipe: Recipe) -> None:
     """Raise `ArgumentError` or `UnknownNameError` for values that training cannot use."""
     for name in ("epochs", "batch_size", "eval_samples"):
-        check_positive(name, getattr(recipe, name))
+        check_size(name, getattr(recipe, name))
     if recipe.schedule is not None and recipe.schedule not in SCHEDULES:
         raise unknown_name("schedule", str(recipe.schedule), SCHEDULES)
-    if recipe.binarize not in MODES:
-        raise unknown_name("binarisation", str(recipe.binarize), MODES)
-
-
-def _check_fit(model: GenerativeModel, dataset: Dataset, recipe: Recipe, seed: int) -> None:
-    """Raise `DataError` unless the model's likelihood is defined on all images, and `ShapeError` unless they fit it."""
-    for split in SPLITS:
-        where = f"data set {dataset.name!r}, split {split!r}"
-        if recipe.binarize == "none":
-            check_support(getattr(dataset, split), model.support, where)
-        else:
-            check_support(getattr(dataset, split), "unit-interval", f"{where}, to be binarised ({recipe.binarize})")
-    images = as_tensor(prepare(dataset, "valid", recipe.binarize, seed)[:2])
-    noise = Generator(0)
-    with no_grad():
-        drawing_from(noise, model.eval().loss, images, generator=noise)
+    if recipe.optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", str(recipe.optimizer), OPTIMIZERS)
 
 
 def _absolute(data: str | os.PathLike[str]) -> str:
@@ -431,7 +413,7 @@ def _absolute(data: str | os.PathLike[str]) -> str:
     return os.path.abspath(data) if os.path.isfile(data) else os.fspath(data)
 
 
-def _json_config(model: GenerativeModel) -> dict[str, Any]:
+def _json_config(model: Model) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(model.config))
     except TypeError as error:
@@ -440,7 +422,7 @@ def _json_config(model: GenerativeModel) -> dict[str, Any]:
 
 def _resume(
     path: Path,
-    model: str | GenerativeModel | None,
+    model: str | Model | None,
     data: Dataset | None,
     data_dir: str | os.PathLike[str] | None,
     epochs: int | None,
@@ -449,7 +431,7 @@ def _resume(
     """A run as its last checkpoint left it."""
     config = read_config(path)
     checkpoint = path / CHECKPOINT
-    name = model.name if isinstance(model, GenerativeModel) else model
+    name = model.name if isinstance(model, Model) else model
     if name is not None and name != config["model"]:
         raise CheckpointError(f"{path}: a run of model {config['model']!r}, expected {name!r}")
     arrays, metadata = read_checkpoint(checkpoint)
@@ -457,13 +439,13 @@ def _resume(
         raise CheckpointError(f"{checkpoint}: a checkpoint of {metadata['model']} {metadata['config']}, but {CONFIG} "
                               f"describes {config['model']} {config['config']}")  # fmt: skip
     if epochs is not None:
-        check_positive("epochs", epochs)
+        check_size("epochs", epochs)
         begun = metadata["position"]["epoch"] - (metadata["position"]["batch"] == 0)
         if epochs < begun:
             raise ArgumentError(f"{path} is in epoch {begun} already, past the {epochs} asked for")
         config["recipe"]["epochs"] = epochs
     dataset = reopen_data(config["data"], data, data_dir)
-    restored = restore_model(checkpoint, arrays, metadata, model if isinstance(model, GenerativeModel) else None)
+    restored = restore_model(checkpoint, arrays, metadata, model if isinstance(model, Model) else None)
     training = _Training(path, restored, config, dataset, progress)
     training.restore(arrays, metadata)
     write_config(path, config)

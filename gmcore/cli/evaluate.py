@@ -32,4 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         output.print_json(result)
     else:
-        output.print_bound(result)
+        output.print_result(result)

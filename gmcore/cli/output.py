@@ -37,21 +37,22 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
-def bound_text(result: dict[str, Any]) -> str:
-    """A bound and what it depends on, on one line."""
+def figure_text(result: dict[str, Any]) -> str:
+    """A reported figure and what it depends on, on one line."""
     error = "" if result["standard_error"] is None else f" +- {result['standard_error']:.2f}"
-    binarize = "" if result["binarize"] == "none" else f", {result['binarize']} binarisation"
-    return (
-        f"{result['bound']:.2f}{error} nats ({result['data']} {result['split']}, k = {result['k']}, "
-        f"n = {result['n']}{binarize}, seed {result['seed']})"
-    )
+    settings = [f"{result['data']} {result['split']}", f"n = {result['n']}", f"seed {result['seed']}"]
+    if "k" in result:
+        settings.insert(1, f"k = {result['k']}")
+    if result.get("binarize", "none") != "none":
+        settings.insert(-1, f"{result['binarize']} binarisation")
+    return f"{result['bound']:.2f}{error} {result['unit']} ({', '.join(settings)})"
 
 
-def print_bound(result: dict[str, Any]) -> None:
-    """Print a bound and its baseline, in lines of a name and a value."""
-    print_field(f"{result['split']} bound", bound_text(result))
+def print_result(result: dict[str, Any]) -> None:
+    """Print a reported figure and its baseline, in lines of a name and a value."""
+    print_field(f"{result['split']} {result['figure']}", figure_text(result))
     if result["baseline"] is not None:
-        print_field("baseline", f"{result['baseline']:.2f} nats (independent Bernoulli pixels)")
+        print_field("baseline", f"{result['baseline']:.2f} {result['unit']} ({result['baseline_is']})")
 
 
 def print_field(name: str, value: object) -> None:
@@ -92,7 +93,7 @@ class Progress:
         if event.stage in ("epoch", "valid"):
             return
         training = event.stage == "step"
-        # The bar of training is over all epochs; that of an evaluation over its images.
+        # The bar of training is over all epochs; that of an evaluation over its examples.
         done, total = event.done, event.total
         if training:
             done, total = done + (event.epoch - 1) * total, event.epochs * total
@@ -103,7 +104,7 @@ class Progress:
         elif time.monotonic() - self._shown < 0.1 and done < total:
             return  # reading the loss at every step would wait for the device
         self._shown = time.monotonic()
-        text = f"evaluating {event.stage} images"
+        text = f"evaluating the {event.stage} split"
         if training:
             assert event.loss is not None
             text = f"epoch {event.epoch}/{event.epochs}  loss {event.loss.item():.2f}{self._valid}"
@@ -112,10 +113,10 @@ class Progress:
     def _end_of_epoch(self, event: Event) -> None:
         line = event.line
         assert line is not None
-        self._valid = f"  validation bound {line['valid_bound']:.2f}"
+        self._valid = f"  validation {line['valid_bound']:.2f}"
         every = max(1, event.epochs // 10)
         if event.epoch % every == 0 or event.epoch in (1, event.epochs):
             self._bar.console.print(
-                f"epoch {event.epoch:>4}/{event.epochs}  training bound {-line['train_loss']:9.2f}"
+                f"epoch {event.epoch:>4}/{event.epochs}  training {-line['train_loss']:9.2f}"
                 f"{self._valid}  {line['seconds']:.0f} s"
             )

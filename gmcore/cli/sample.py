@@ -19,19 +19,23 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from gmcore import pictures
-    from gmcore.evaluation import check_positive
+    from gmcore.models import GenerativeModel
+    from gmcore.models.base import check_size
     from gmcore.random import Generator
     from gmcore.run import load, picture_format, read_config
     from gmcore.streams import drawing_from, stream_seed
 
-    check_positive("-n", arguments.n)
+    check_size("-n", arguments.n)
     config = read_config(arguments.path)
     seed = config["seed"] if arguments.seed is None else Generator(arguments.seed).seed
     out = Path(arguments.out or Path(arguments.path) / f"samples-{arguments.n}-seed{seed}.png")
     if out.suffix not in (".png", ".npy"):
         raise ArgumentError(f"--out {out}: expected a file that ends in .png or .npy")
+    model = load(arguments.path)
+    if not isinstance(model, GenerativeModel):
+        raise ArgumentError(f"{arguments.path}: {model.name} draws no data vectors")
     noise = Generator(stream_seed(seed, "sampling"))
-    samples = drawing_from(noise, load(arguments.path).sample, arguments.n, generator=noise).numpy()
+    samples = drawing_from(noise, model.sample, arguments.n, generator=noise).numpy()
     if out.suffix == ".png":
         pictures.save_samples(out, samples, *picture_format(config))
     else:

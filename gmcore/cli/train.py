@@ -69,6 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         output.print_json({**trained.result, "run": str(trained.path)})
         return
-    output.print_bound(trained.result)
-    output.print_field("samples", trained.path / "samples.png")
+    output.print_result(trained.result)
+    output.print_field("samples", trained.path / trained.model.samples_file)
     output.print_field("run", trained.path)

@@ -21,6 +21,7 @@ from gmcore.data import sets as _sets  # noqa: F401  registers the data sets of 
 from gmcore.data.binarize import MODES, batches, binarize
 from gmcore.data.dataset import SPLITS, Dataset, check_support
 from gmcore.data.own import own_arrays
+from gmcore.data.prepare import Minibatches, is_binary, prepare
 from gmcore.data.readers import read_amat, read_arrays, read_frey_faces, read_idx, read_omniglot
 from gmcore.data.sources import File, Source, cache_dir, load, register, sources
 
@@ -29,13 +30,16 @@ __all__ = [
     "SPLITS",
     "Dataset",
     "File",
+    "Minibatches",
     "Source",
     "batches",
     "binarize",
     "cache_dir",
     "check_support",
+    "is_binary",
     "load",
     "own_arrays",
+    "prepare",
     "read_amat",
     "read_arrays",
     "read_frey_faces",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,3 +104,20 @@ class Dataset:
             if array.size == 0:
                 raise DataError(f"{where}: empty, shape {array.shape}")
             check_support(array, "real", where)
+
+    @property
+    def features(self) -> int:
+        """Length of a data vector."""
+        return self.train.shape[1]
+
+    @property
+    def picture_format(self) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Shape of an image and range of its values; data that are no images are shown as one row."""
+        return self.image_shape or (1, self.features), tuple(self.provenance.get("range", (0.0, 1.0)))
+
+    def fingerprint(self) -> str:
+        """Digest of the contents of all splits."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(np.ascontiguousarray(getattr(self, split)).data)
+        return digest.hexdigest()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 
 from gmcore.errors import UnknownNameError, unknown_name
-from gmcore.models.base import GenerativeModel, Recipe
+from gmcore.models.base import Model, Recipe, Step
+from gmcore.models.generative import GenerativeModel
 
 _BUILT_IN = {"vae": "gmcore.models.latent.vae:VAE", "iwae": "gmcore.models.latent.iwae:IWAE"}
-_registered: dict[str, type[GenerativeModel]] = {}
+_registered: dict[str, type[Model]] = {}
 
 
 def names() -> list[str]:
@@ -20,7 +21,7 @@ def names() -> list[str]:
     return sorted({*_BUILT_IN, *_registered})
 
 
-def get(name: str) -> type[GenerativeModel]:
+def get(name: str) -> type[Model]:
     """The class of the model `name`. Raises `UnknownNameError` with the nearest name."""
     if name in _registered:
         return _registered[name]
@@ -30,7 +31,7 @@ def get(name: str) -> type[GenerativeModel]:
     return getattr(importlib.import_module(module), cls)
 
 
-def register(cls: type[GenerativeModel]) -> type[GenerativeModel]:
+def register(cls: type[Model]) -> type[Model]:
     """List a model under ``cls.name``; usable as a decorator. Raises `UnknownNameError` if the name is taken."""
     if cls.name in names():
         raise UnknownNameError(f"a model called {cls.name!r} is registered already")
@@ -38,4 +39,4 @@ def register(cls: type[GenerativeModel]) -> type[GenerativeModel]:
     return cls
 
 
-__all__ = ["GenerativeModel", "Recipe", "get", "names", "register"]
+__all__ = ["GenerativeModel", "Model", "Recipe", "Step", "get", "names", "register"]

@@ -14,9 +14,9 @@ import pytest
 
 import gmcore
 from gmcore import io, models, nn, ops
-from gmcore.data import Dataset
+from gmcore.data import Dataset, prepare
 from gmcore.errors import ArgumentError, CheckpointError, DataError, GmcoreError, ShapeError, UnknownNameError
-from gmcore.evaluation import bernoulli_baseline, prepare
+from gmcore.evaluation import bernoulli_baseline
 from gmcore.models import GenerativeModel, Recipe
 from gmcore.random import default_generator
 from gmcore.streams import STREAMS, stream_seed

@@ -26,13 +26,6 @@ LOG_2PI = math.log(2.0 * math.pi)
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "sigmoid": nn.Sigmoid}
 
 
-def check_size(name: str, value: object) -> int:
-    """`value` as a positive int. Raises `ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ArgumentError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
 def linear(in_features: int, out_features: int, generator: Generator | None) -> nn.Linear:
     """A Linear with Glorot's uniform weights and zero bias (Glorot & Bengio 2010), as the IWAE paper uses."""
     layer = nn.Linear(in_features, out_features)

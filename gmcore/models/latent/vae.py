@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gmcore import nn, ops
+from gmcore.data import Dataset
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.models.base import GenerativeModel, Recipe
+from gmcore.models.base import Recipe, check_size
+from gmcore.models.generative import GenerativeModel
 from gmcore.models.latent.networks import (
     BernoulliDecoder,
     GaussianDecoder,
     GaussianEncoder,
-    check_size,
     standard_normal_log_prob,
 )
 from gmcore.random import Generator, default_generator, shift_key
@@ -106,10 +107,10 @@ class VAE(GenerativeModel):
             self.decoder = GaussianDecoder(latent_size, sizes[::-1], data_size, activation, generator, variance)
 
     @classmethod
-    def build(cls, train: np.ndarray, settings: Mapping[str, Any], generator: Generator) -> GenerativeModel:
-        model = super().build(train, settings, generator)
+    def build(cls, dataset: Dataset, settings: Mapping[str, Any], generator: Generator) -> GenerativeModel:
+        model = super().build(dataset, settings, generator)
         assert isinstance(model, VAE)
-        model.decoder.fit_bias(train.mean(axis=0))
+        model.decoder.fit_bias(dataset.train.mean(axis=0))
         return model
 
     @property

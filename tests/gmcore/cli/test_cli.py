@@ -64,7 +64,7 @@ def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(own, cap
     assert f"{result['bound']:.2f}" in bound and f"{result['baseline']:.2f}" in baseline
     assert samples.split() == ["samples", f"{path}/samples.png"] and where.split() == ["run", path]
     assert Path(path, "samples.png").read_bytes().startswith(b"\x89PNG")
-    assert progress.count("validation bound") == 2
+    assert progress.count("validation ") == 2
 
 
 def test_train_prints_json(own, capsys):
