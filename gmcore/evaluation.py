@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gmcore.data import SPLITS, Dataset
+from gmcore.data import SPLITS, AnyDataset
 from gmcore.data import load as load_data
 from gmcore.errors import DataError, unknown_name
 from gmcore.models.base import Model, Recipe, check_size
@@ -37,7 +37,9 @@ class Event(NamedTuple):
 Progress = Callable[[Event], None]
 
 
-def reopen_data(record: Mapping[str, Any], data: Any, data_dir: str | os.PathLike[str] | None) -> Any:
+def reopen_data(
+    record: Mapping[str, Any], data: AnyDataset | None, data_dir: str | os.PathLike[str] | None
+) -> AnyDataset:
     """The data set that a run's config records.
 
     Raises
@@ -56,7 +58,7 @@ def reopen_data(record: Mapping[str, Any], data: Any, data_dir: str | os.PathLik
 # -- figures ------------------------------------------------------------------------------------------------
 def measure(
     model: Model,
-    dataset: Any,
+    dataset: AnyDataset,
     *,
     split: str,
     recipe: Recipe,
@@ -90,7 +92,7 @@ def evaluate(
     samples: int | None = None,
     seed: int | None = None,
     limit: int | None = None,
-    data: Dataset | None = None,
+    data: AnyDataset | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:

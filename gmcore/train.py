@@ -21,7 +21,7 @@ import numpy as np
 
 import gmcore
 from gmcore import io, models, pictures
-from gmcore.data import Dataset
+from gmcore.data import AnyDataset
 from gmcore.data import load as load_data
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
@@ -127,7 +127,7 @@ class _Training:
     """The state of a run in memory, and the loop that moves it on."""
 
     def __init__(
-        self, path: Path, model: Model, config: dict[str, Any], dataset: Any, progress: Progress | None
+        self, path: Path, model: Model, config: dict[str, Any], dataset: AnyDataset, progress: Progress | None
     ) -> None:
         self.path = path
         self.model = model
@@ -289,9 +289,13 @@ class _Training:
         self._append(result)
 
 
+_NAMES = (str, os.PathLike)
+"""What names a data set, or is the path of one, and is not one itself."""
+
+
 def fit(
     model: str | Model | None = None,
-    data: str | os.PathLike[str] | Dataset | None = None,
+    data: str | os.PathLike[str] | AnyDataset | None = None,
     *,
     data_dir: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
@@ -308,7 +312,8 @@ def fit(
     Parameters
     ----------
     model : a name of `gmcore.models.names()`, or a model of one's own, built already.
-    data : a name of `gmcore.data.sources()`, a path of a `.npy` or `.npz` file, or a `Dataset`; "digits" by default.
+    data : a name of `gmcore.data.sources()`, a path of a `.npy` or `.npz` file, or a data set itself (a
+        `Dataset`, or another `AnyDataset` that the model takes); "digits" by default.
     data_dir : where the files of the data set are (see `gmcore.data.load`).
     epochs, batch_size : in place of the recipe's.
     seed : 0..2**64 - 1, 0 by default; all that is random follows from it (see `STREAMS`).
@@ -335,10 +340,10 @@ def fit(
     check_device(device)
     if resume is not None:
         given = {"batch_size": batch_size, "seed": seed, "out": out, "settings": settings or None}
-        given["data"] = None if isinstance(data, Dataset) else data
+        given["data"] = data if isinstance(data, _NAMES) else None
         if fixed := [name for name, value in given.items() if value is not None]:
             raise ArgumentError(f"{', '.join(fixed)}: fixed by the run that is resumed; epochs and data_dir may change")
-        training = _resume(Path(resume), model, data if isinstance(data, Dataset) else None, data_dir, epochs, progress)
+        training = _resume(Path(resume), model, None if isinstance(data, _NAMES) else data, data_dir, epochs, progress)
     else:
         if model is None:
             raise ArgumentError(f"name a model to train: one of {', '.join(models.names())}")
@@ -350,7 +355,7 @@ def fit(
 
 def _begin(
     model: str | Model,
-    data: str | os.PathLike[str] | Dataset,
+    data: str | os.PathLike[str] | AnyDataset,
     data_dir: str | os.PathLike[str] | None,
     seed: int,
     out: str | os.PathLike[str] | None,
@@ -368,7 +373,7 @@ def _begin(
     recipe = dataclasses.replace(cls.recipe, **{name: value for name, value in settings.items() if name in fields})
     _check_recipe(recipe)
     init = Generator(stream_seed(Generator(seed).seed, "init"))
-    dataset = data if isinstance(data, Dataset) else load_data(data, data_dir)
+    dataset = load_data(data, data_dir) if isinstance(data, _NAMES) else data
     if isinstance(model, str):
         own = {name: value for name, value in settings.items() if name not in fields}
         model = drawing_from(init, cls.build, dataset, own, init)
@@ -380,7 +385,7 @@ def _begin(
         "config": _json_config(model),
         "recipe": dataclasses.asdict(recipe),
         "data": {
-            "source": None if isinstance(data, Dataset) else _absolute(data),
+            "source": _absolute(data) if isinstance(data, _NAMES) else None,
             "data_dir": None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir)),
             "sha256": dataset.fingerprint(),
             "image_shape": dataset.image_shape,
@@ -423,7 +428,7 @@ def _json_config(model: Model) -> dict[str, Any]:
 def _resume(
     path: Path,
     model: str | Model | None,
-    data: Dataset | None,
+    data: AnyDataset | None,
     data_dir: str | os.PathLike[str] | None,
     epochs: int | None,
     progress: Progress | None,

@@ -19,7 +19,7 @@ Fashion-MNIST are the last 10000 of the training file; those of OMNIGLOT are the
 
 from gmcore.data import sets as _sets  # noqa: F401  registers the data sets of the table
 from gmcore.data.binarize import MODES, batches, binarize
-from gmcore.data.dataset import SPLITS, Dataset, check_support
+from gmcore.data.dataset import SPLITS, AnyDataset, Dataset, check_support
 from gmcore.data.own import own_arrays
 from gmcore.data.prepare import Minibatches, is_binary, prepare
 from gmcore.data.readers import read_amat, read_arrays, read_frey_faces, read_idx, read_omniglot
@@ -28,6 +28,7 @@ from gmcore.data.sources import File, Source, cache_dir, load, register, sources
 __all__ = [
     "MODES",
     "SPLITS",
+    "AnyDataset",
     "Dataset",
     "File",
     "Minibatches",

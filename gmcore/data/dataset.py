@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,37 @@ def float_rows(array: NDArray[Any], divisor: int) -> NDArray[np.float32]:
         rows = array.reshape(len(array), -1).astype(np.float32)
     rows /= np.float32(divisor)
     return rows
+
+
+class AnyDataset(Protocol):
+    """What a data set of any kind has: three splits, a record of where they come from, a digest of their contents.
+
+    `Dataset` holds data vectors. What the splits of another kind hold is a matter between it and its models.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """None for all that are no images."""
+        ...
+
+    @property
+    def train(self) -> Any: ...
+    @property
+    def valid(self) -> Any: ...
+    @property
+    def test(self) -> Any: ...
+    @property
+    def features(self) -> int:
+        """Size of an element: length of a data vector, number of symbols."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of the contents of all splits."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

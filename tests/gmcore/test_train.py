@@ -1,5 +1,6 @@
 """Training: what a run records, that it continues bit for bit from anywhere, and what it refuses."""
 
+import dataclasses
 import errno
 import inspect
 import itertools
@@ -17,10 +18,10 @@ from gmcore import io, models, nn, ops
 from gmcore.data import Dataset, prepare
 from gmcore.errors import ArgumentError, CheckpointError, DataError, GmcoreError, ShapeError, UnknownNameError
 from gmcore.evaluation import bernoulli_baseline
-from gmcore.models import GenerativeModel, Recipe
+from gmcore.models import GenerativeModel, Model, Recipe, Step
 from gmcore.random import default_generator
 from gmcore.streams import STREAMS, stream_seed
-from gmcore.train import Interrupted, evaluate, fit, iwae_schedule
+from gmcore.train import Interrupted, evaluate, fit, iwae_schedule, make_optimizer
 
 
 class Pixels(GenerativeModel):
@@ -169,6 +170,49 @@ def test_binary_data_are_not_binarised_unless_asked(binarize, expected):
     assert json.loads((run.path / "config.json").read_text())["recipe"]["binarize"] == expected
 
 
+# -- optimisers ---------------------------------------------------------------------------------------------
+def trained(**settings):
+    """The logits before and after a step."""
+    data = make_data(train=16)
+    run = fit("pixels", data, epochs=1, settings={"binarize": "none", "learning_rate": 0.1, **settings})
+    start = Pixels(6, generator=gmcore.Generator(stream_seed(0, "init"))).logits.detach().numpy().astype(np.float64)
+    return start, run.model.logits.detach().numpy().astype(np.float64)
+
+
+def test_sgd_takes_the_step_of_its_formula():
+    start, end = trained(optimizer="sgd")
+    _, clipped = trained(optimizer="sgd", max_norm=1e-3)
+    assert np.linalg.norm(end - start) > 2e-3
+    step = clipped - start
+    # The clipped gradient has norm 1e-3 and the direction of the whole one; float32 logits near 1 carry 6e-8.
+    np.testing.assert_allclose(np.linalg.norm(step), 1e-4, rtol=1e-2)
+    cosine = step @ (end - start) / np.linalg.norm(step) / np.linalg.norm(end - start)
+    assert cosine > 1 - 1e-3
+
+
+def test_momentum_carries_the_first_step_into_the_second():
+    data = make_data(train=16)
+    settings = {"optimizer": "sgd", "binarize": "none", "learning_rate": 0.1}
+    once, plain, heavy = (
+        fit("pixels", data, epochs=epochs, settings={**settings, "momentum": momentum}).model.logits.detach().numpy()
+        for epochs, momentum in [(1, 0.0), (2, 0.0), (2, 0.9)]
+    )
+    start, _ = trained(optimizer="sgd")
+    np.testing.assert_allclose(heavy, plain + 0.9 * (once - start), atol=1e-6)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_biases_alone():
+    _, plain = trained(optimizer="sgd")
+    _, decayed = trained(optimizer="sgd", weight_decay=1.0)
+    assert np.array_equal(plain, decayed)
+    layer = nn.Linear(2, 3)
+    model = Pixels(6)
+    model.layer = layer
+    matrices, biases = make_optimizer(model, dataclasses.replace(Pixels.recipe, weight_decay=0.5)).param_groups
+    assert [p.shape for p in matrices["params"]] == [(3, 2)] and matrices["weight_decay"] == 0.5
+    assert {p.shape for p in biases["params"]} == {(6,), (3,)} and biases["weight_decay"] == 0
+
+
 # -- repeating and continuing -------------------------------------------------------------------------------
 def test_a_seed_repeats_and_another_differs():
     a, b, c = (state(fit("pixels", make_data(), seed=seed).path) for seed in (1, 1, 2))
@@ -212,6 +256,89 @@ def test_interrupted_anywhere_it_continues_bit_for_bit():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         resumed = fit(resume=caught.value.path, data=make_data())
         assert state(resumed.path) == expected, f"interrupted at {events[at]}"
+
+
+class Sums(Model):
+    """The mean of a series of numbers by gradient descent, in an order that the last batch decides: a model whose data
+    are no rows of images and whose steps leave something to the next."""
+
+    name, summary, source = "sums", "mean of a series", "a test"
+    recipe = Recipe(epochs=2, batch_size=4, learning_rate=0.1)
+    settings = ()
+    unit = "apples"
+
+    def __init__(self, *, generator=None):
+        super().__init__()
+        self.config = {}
+        self.mean = nn.Parameter(np.zeros(1, np.float32))
+        self.carried = np.zeros(2)
+
+    @classmethod
+    def build(cls, dataset, settings, generator):
+        return cls(generator=generator)
+
+    def check_data(self, dataset, recipe, seed):
+        pass
+
+    def batches(self, dataset, recipe, seed, epoch):
+        return [dataset.train[i : i + recipe.batch_size] for i in range(0, len(dataset.train), recipe.batch_size)]
+
+    def compute_gradients(self, batch, *, generator):
+        self.carried = 0.5 * self.carried + batch.sum()
+        loss = ops.mean((self.mean - gmcore.tensor(batch + np.float32(self.carried[0]))) ** 2)
+        loss.backward()
+        return Step(loss.detach(), {}, len(batch))
+
+    def training_state(self):
+        return {"carried": self.carried}
+
+    def load_training_state(self, arrays):
+        self.carried = arrays["carried"]
+
+    def validate(self, dataset, recipe, seed, report):
+        report(1, 1)
+        return -float(((dataset.valid - self.mean.detach().numpy()) ** 2).mean())
+
+    def measure(self, dataset, split, *, limit, report, **how):
+        series = getattr(dataset, split)[:limit]
+        bound = -float(((series - self.mean.detach().numpy()) ** 2).mean())
+        return {"bound": bound, "standard_error": None, "baseline": None, "n": len(series)}
+
+    def draw(self, folder, dataset, recipe, seed):
+        (folder / "samples.png").write_text(str(self.mean))
+
+
+class Series:
+    name, provenance, image_shape, features = "series", {}, None, 1
+    train, valid, test = (np.arange(n, dtype=np.float32) for n in (10, 3, 3))
+
+    def fingerprint(self):
+        return "series"
+
+
+def test_a_model_of_another_kind_of_data_trains_and_continues_bit_for_bit():
+    models.register(Sums)
+    events = []
+    whole = fit("sums", Series(), progress=events.append)
+    assert whole.result["unit"] == "apples" and "k" not in whole.result
+    assert any(name.startswith("training.") for name in state(whole.path)[0])
+    for at in range(len(events)):
+        counter = itertools.count()
+
+        def interrupt(event, at=at, counter=counter):
+            if next(counter) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(Interrupted) as caught:
+            fit("sums", Series(), progress=interrupt, out=f"stopped{at}")
+        resumed = fit(resume=caught.value.path, data=Series())
+        assert state(resumed.path) == state(whole.path), f"interrupted at {events[at]}"
+    assert evaluate(whole, data=Series(), limit=2)["n"] == 2
+
+
+def test_models_of_images_refuse_other_data():
+    with pytest.raises(DataError, match="pixels models data vectors, and data set 'series' holds none"):
+        fit("pixels", Series())
 
 
 def test_killed_at_the_worst_moments_it_continues_bit_for_bit(monkeypatch):
