@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gmcore import ops
 from gmcore.errors import ArgumentError
+from gmcore.nn.arguments import floating, positive_integer
 from gmcore.nn.functional import Functional
 from gmcore.nn.module import Module
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.nn.parameter import Parameter
+from gmcore.tensor import Tensor, as_tensor, check_device
 
 _IN_PLACE = {"inplace": False}
 
@@ -75,6 +79,96 @@ class Hardtanh(Functional, function=ops.hardtanh, refused=_IN_PLACE):
     ----------
     min_val, max_val : its ends.
     """
+
+
+class ReLU6(Functional, function=ops.relu6, refused=_IN_PLACE):
+    """min(max(x, 0), 6)."""
+
+
+class CELU(Functional, function=ops.celu, refused=_IN_PLACE):
+    """x where x > 0, else alpha (exp(x / alpha) - 1)."""
+
+
+class Mish(Functional, function=ops.mish, refused=_IN_PLACE):
+    """x tanh(softplus(x))."""
+
+
+class Hardsigmoid(Functional, function=ops.hardsigmoid, refused=_IN_PLACE):
+    """min(max(x / 6 + 1 / 2, 0), 1)."""
+
+
+class Hardswish(Functional, function=ops.hardswish, refused=_IN_PLACE):
+    """x hardsigmoid(x)."""
+
+
+class Hardshrink(Functional, function=ops.hardshrink):
+    """x where |x| > lambd, else 0."""
+
+
+class Softshrink(Functional, function=ops.softshrink):
+    """sign(x) max(|x| - lambd, 0)."""
+
+
+class Tanhshrink(Functional, function=ops.tanhshrink):
+    """x - tanh x."""
+
+
+class Threshold(Functional, function=ops.threshold, refused=_IN_PLACE):
+    """x where x > threshold, else value.
+
+    Parameters
+    ----------
+    threshold : what x has to exceed.
+    value : in place of the others.
+    """
+
+
+class GLU(Module):
+    """The first half of an axis, gated by the second: a sigmoid(b).
+
+    Parameters
+    ----------
+    dim : the axis to halve.
+    """
+
+    def __init__(self, dim: int = -1) -> None:
+        self.dim = dim
+
+    def forward(self, input: Any) -> Tensor:
+        return ops.glu(input, axis=self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class PReLU(Module):
+    """x where x > 0, else weight x, with learned slopes.
+
+    Parameters
+    ----------
+    num_parameters : 1, or the number of channels (axis 1).
+    init : what the slopes begin as.
+    device, dtype : of the slopes; float32 on the CPU by default.
+
+    Attributes
+    ----------
+    weight : (num_parameters,)
+
+    Raises
+    ------
+    ArgumentError : a number below 1, a device that is not there, a dtype that is not floating.
+    """
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25, device: Any = None, dtype: Any = None) -> None:
+        count = positive_integer("PReLU", "num_parameters", num_parameters)
+        check_device(device)
+        self.weight = Parameter(np.full(count, init, floating(dtype)))
+
+    def forward(self, input: Any) -> Tensor:
+        return ops.prelu(input, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"num_parameters={self.weight.size}"
 
 
 class Softmax(Functional, function=ops.softmax, renamed={"dim": "axis"}):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import user_line
-from gmcore.ops.elementwise import absolute, clip, expm1, greater, sigmoid, softplus, tanh, where
+from gmcore.ops.arrange import split
+from gmcore.ops.elementwise import absolute, clip, expm1, greater, sigmoid, sign, softplus, tanh, where
+from gmcore.ops.shape import reshape
 from gmcore.ops.special import erfc
 from gmcore.tensor import Tensor, as_tensor
 
@@ -143,3 +145,203 @@ def softsign(x: Any) -> Tensor:
     """
     x = as_tensor(x)
     return x / (1.0 + absolute(x))
+
+
+def celu(x: Any, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha (e^(x / alpha) - 1), whose derivative is continuous for every alpha.
+
+    Parameters
+    ----------
+    x : any shape.
+    alpha : positive; minus the limit at minus infinity.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+
+    Raises
+    ------
+    ArgumentError : an alpha that is not positive.
+
+    References
+    ----------
+    Barron, Continuously differentiable exponential linear units, arXiv:1704.07483.
+    """
+    if not alpha > 0:
+        raise ArgumentError(f"celu: alpha must be positive, got {alpha!r} (called at {user_line()})")
+    x = as_tensor(x)
+    above = greater(x, 0.0)
+    return where(above, x, alpha * expm1(where(above, 0.0, x) / alpha))
+
+
+def mish(x: Any) -> Tensor:
+    """x tanh(softplus(x)).
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+
+    References
+    ----------
+    Misra, Mish: a self regularized non-monotonic activation function, BMVC 2020.
+    """
+    x = as_tensor(x)
+    return x * tanh(softplus(x))
+
+
+def relu6(x: Any) -> Tensor:
+    """min(max(x, 0), 6); the gradient at a limit is a half, as for `clip`.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+    """
+    return clip(x, 0.0, 6.0)
+
+
+def hardsigmoid(x: Any) -> Tensor:
+    """min(max(x / 6 + 1 / 2, 0), 1): sigmoid's three straight pieces.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+    """
+    return relu6(as_tensor(x) + 3.0) / 6.0
+
+
+def hardswish(x: Any) -> Tensor:
+    """x hardsigmoid(x).
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+
+    References
+    ----------
+    Howard et al., Searching for MobileNetV3, ICCV 2019.
+    """
+    x = as_tensor(x)
+    return x * hardsigmoid(x)
+
+
+def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x where |x| > lambd, else 0.
+
+    Parameters
+    ----------
+    x : any shape.
+    lambd : the threshold, at least 0.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+    """
+    x = as_tensor(x)
+    return where(greater(absolute(x), lambd), x, 0.0)
+
+
+def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
+    """x moved towards 0 by lambd, or to it: sign(x) max(|x| - lambd, 0), the proximal operator of lambd |x|.
+
+    Parameters
+    ----------
+    x : any shape.
+    lambd : how far, at least 0.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+
+    Raises
+    ------
+    ArgumentError : a negative lambd.
+    """
+    if not lambd >= 0:
+        raise ArgumentError(f"softshrink: lambd must be at least 0, got {lambd!r} (called at {user_line()})")
+    x = as_tensor(x)
+    return where(greater(absolute(x), lambd), x - lambd * sign(x), 0.0)
+
+
+def tanhshrink(x: Any) -> Tensor:
+    """x - tanh x.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+    """
+    x = as_tensor(x)
+    return x - tanh(x)
+
+
+def threshold(x: Any, threshold: float, value: float) -> Tensor:
+    """x where x > threshold, else value.
+
+    Parameters
+    ----------
+    x : any shape.
+    threshold : what x has to exceed.
+    value : in place of the others.
+
+    Returns
+    -------
+    x.shape; float32 stays float32.
+    """
+    x = as_tensor(x)
+    return where(greater(x, threshold), x, value)
+
+
+def prelu(x: Any, weight: Any) -> Tensor:
+    """x where x > 0, else weight x, with a slope for each channel.
+
+    Parameters
+    ----------
+    x : (N, C, ...), or any shape if there is one slope.
+    weight : (C,) or (1,), the slopes below 0.
+
+    Returns
+    -------
+    x.shape, in the dtype to which both promote.
+
+    Raises
+    ------
+    ShapeError : another number of slopes than one or the channels.
+
+    References
+    ----------
+    He, Zhang, Ren & Sun, Delving deep into rectifiers, ICCV 2015.
+    """
+    x, weight = as_tensor(x), as_tensor(weight)
+    if weight.size != 1 and (weight.ndim != 1 or x.ndim < 2 or weight.size != x.shape[1]):
+        raise ShapeError(
+            f"prelu: expected a slope, or one for each channel (axis 1), got x {x.shape} and weight {weight.shape} "
+            f"(called at {user_line()})"
+        )
+    slope = reshape(weight, () if weight.size == 1 else (-1,) + (1,) * (x.ndim - 2))
+    return where(greater(x, 0.0), x, slope * x)
+
+
+def glu(x: Any, axis: int = -1) -> Tensor:
+    """The first half of an axis, gated by the second: a sigmoid(b).
+
+    Parameters
+    ----------
+    x : any shape with an even number along `axis`.
+    axis : the one to halve.
+
+    Returns
+    -------
+    x.shape with half of `axis`; float32 stays float32.
+
+    Raises
+    ------
+    ShapeError : an odd number along the axis, or no such axis.
+
+    References
+    ----------
+    Dauphin, Fan, Auli & Grangier, Language modeling with gated convolutional networks, ICML 2017.
+    """
+    x = as_tensor(x)
+    if not -x.ndim <= axis < x.ndim or x.shape[axis] % 2:
+        raise ShapeError(f"glu: expected an even number along axis {axis}, got {x.shape} (called at {user_line()})")
+    a, b = split(x, 2, axis)
+    return a * sigmoid(b)

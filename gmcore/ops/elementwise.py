@@ -146,13 +146,34 @@ floor_divide: Op = _binary(
     between_integers,
     positive,
 )
-remainder = _binary(
+remainder: Op = _binary(
     "remainder",
     np.remainder,
     [lambda g: g, lambda g, x, y: -g * floor_divide(x, y)],
     "x - y floor(x / y), of the sign of y",
     between_integers,
     positive,
+)
+
+fmod = _binary(
+    "fmod",
+    np.fmod,
+    [lambda g: g, lambda g, x, y: -g * trunc(divide(x, y))],
+    "x - y trunc(x / y), of the sign of x",
+    between_integers,
+    positive,
+)
+heaviside = _binary(
+    "heaviside",
+    np.heaviside,
+    [lambda g: g * 0.0, lambda g, x: where(equal(x, 0.0), g, 0.0)],
+    "0, y or 1, as x is negative, 0 or positive; derivative 0 in x",
+)
+copysign: Op = _binary(
+    "copysign",
+    np.copysign,
+    [lambda g, x, y: g * sign(x) * copysign(1.0, y), lambda g: g * 0.0],
+    "|x| with the sign of y, that of a zero too; derivative 0 in y",
 )
 
 # -- exponentials, logarithms and activations -----------------------------------------------------------------
@@ -195,6 +216,13 @@ logaddexp = _binary(
     "log(e^x + e^y) without overflow",
 )
 
+logaddexp2 = _binary(
+    "logaddexp2",
+    np.logaddexp2,
+    [lambda g, x, y: g * _share(x * _LN_2, y * _LN_2), lambda g, x, y: g * _share(y * _LN_2, x * _LN_2)],
+    "log to base 2 of 2^x + 2^y, without overflow",
+)
+
 # -- trigonometric and hyperbolic functions and their inverses ------------------------------------------------
 # 1 - x^2 as (1 - x)(1 + x), which keeps its digits near the poles.
 sin = _unary("sin", np.sin, lambda g, x: g * cos(x), "sin x")
@@ -227,6 +255,7 @@ not_equal = _binary("not_equal", np.not_equal, None, "x != y")
 isfinite = _unary("isfinite", np.isfinite, None, "whether x is finite")
 isinf: Op = _unary("isinf", np.isinf, None, "whether x is infinite")
 isnan: Op = _unary("isnan", np.isnan, None, "whether x is not a number")
+signbit = _unary("signbit", np.signbit, None, "whether the sign of x is minus, that of a zero too")
 logical_and: Op = _binary("logical_and", np.logical_and, None, "whether x and y are true (not 0)")
 logical_or: Op = _binary("logical_or", np.logical_or, None, "whether x or y is true")
 logical_xor = _binary("logical_xor", np.logical_xor, None, "whether just one of x and y is true")
@@ -256,6 +285,48 @@ minimum = _binary(
     ],
     "min(x, y); a tie splits its gradient evenly, NaN stays",
 )
+fmax = _binary(
+    "fmax",
+    np.fmax,
+    [
+        lambda g, x, y: where(logical_or(greater(x, y), isnan(y)), g, where(equal(x, y), 0.5 * g, 0.0)),
+        lambda g, x, y: where(logical_or(greater(y, x), isnan(x)), g, where(equal(x, y), 0.5 * g, 0.0)),
+    ],
+    "max(x, y), or the other one of a NaN; a tie splits its gradient evenly, two NaN give it to both",
+)
+fmin = _binary(
+    "fmin",
+    np.fmin,
+    [
+        lambda g, x, y: where(logical_or(less(x, y), isnan(y)), g, where(equal(x, y), 0.5 * g, 0.0)),
+        lambda g, x, y: where(logical_or(less(y, x), isnan(x)), g, where(equal(x, y), 0.5 * g, 0.0)),
+    ],
+    "min(x, y), or the other one of a NaN; a tie splits its gradient evenly, two NaN give it to both",
+)
+
+
+def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether |x - y| <= atol + rtol |y|, or both are the same infinity.
+
+    Parameters
+    ----------
+    x, y : of shapes that broadcast.
+    rtol, atol : the tolerances.
+    equal_nan : whether NaN is close to NaN.
+
+    Returns
+    -------
+    The broadcast shape, bool.
+
+    Raises
+    ------
+    ShapeError : shapes that do not broadcast.
+    """
+    x, y = as_tensor(x), as_tensor(y)
+    finite = logical_and(isfinite(x), isfinite(y))
+    x0, y0 = (_where(finite, z, 0) for z in (x, y))  # infinities have no difference
+    near = _where(finite, less_equal(absolute(x0 - y0), atol + rtol * absolute(y0)), equal(x, y))
+    return logical_or(near, logical_and(isnan(x), isnan(y))) if equal_nan else near
 
 
 def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:

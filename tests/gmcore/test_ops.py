@@ -27,7 +27,7 @@ BITWISE = {"bitwise_and", "bitwise_or", "bitwise_xor", "invert"}
 NO_FLOATING_INPUT = {"normal", "uniform"} | BITWISE
 NOT_FLOATING_OUTPUT = BITWISE | {
     "all", "any", "argmax", "argmin", "argsort", "equal", "greater", "greater_equal", "isfinite", "isinf", "isnan",
-    "less", "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal",
+    "less", "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "not_equal", "signbit",
 }  # fmt: skip
 NOT_DIFFERENTIABLE = {
     "bernoulli_sample": (0, r"\.detach\(\)"),
@@ -481,6 +481,16 @@ INF = np.inf
 KINKS: dict[str, tuple[Callable[..., Tensor], list[Any], list[Any]]] = {
     "maximum": (ops.maximum, [[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]], [[0.5, 0.0, 1.0], [0.5, 1.0, 0.0]]),
     "minimum": (ops.minimum, [[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]], [[0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]),
+    "fmax": (ops.fmax, [[1.0, 2.0, np.nan, 3.0], [1.0, 3.0, 2.0, np.nan]],
+             [[0.5, 0.0, 0.0, 1.0], [0.5, 1.0, 1.0, 0.0]]),
+    "fmin": (ops.fmin, [[1.0, 2.0, np.nan, 3.0], [1.0, 3.0, 2.0, np.nan]],
+             [[0.5, 1.0, 0.0, 1.0], [0.5, 0.0, 1.0, 0.0]]),
+    "heaviside": (ops.heaviside, [[-1.0, 0.0, 2.0], [0.5, 0.5, 0.5]], [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+    "copysign": (ops.copysign, [[-3.0, 2.0, 2.0], [1.0, -1.0, -0.0]], [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]),
+    "logaddexp2": (ops.logaddexp2, [[-INF, -INF, 1e4], [-INF, 1.0, 1e4]], [[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]]),
+    "celu": (ops.celu, [[-1e4, 0.0, 1e4]], [[0.0, 1.0, 1.0]]),
+    "relu6": (ops.relu6, [[-1.0, 0.0, 2.0, 6.0, 7.0]], [[0.0, 0.5, 1.0, 0.5, 0.0]]),
+    "hardshrink": (ops.hardshrink, [[-2.0, -0.5, 0.1, 0.6]], [[1.0, 0.0, 0.0, 1.0]]),
     "max": (lambda x: ops.max(x, axis=1), [[[1.0, 1.0, 0.0, 1.0], [2.0, 3.0, 3.0, 0.0]]],
             [[[1 / 3, 1 / 3, 0.0, 1 / 3], [0.0, 0.5, 0.5, 0.0]]]),
     "min": (lambda x: ops.min(x, axis=1), [[[1.0, 1.0, 2.0, 1.0], [2.0, 0.0, 0.0, 3.0]]],

@@ -169,9 +169,12 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
         "reciprocal", "hypot", "floor", "ceil", "trunc", "remainder", "exp2", "log2", "log10", "logaddexp", "tan",
         "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "arcsinh", "arccosh", "arctanh", "isinf", "isnan",
         "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor",
-        "erf", "erfc", "erfinv", "lgamma", "polygamma", "argsort",
+        "erf", "erfc", "erfinv", "lgamma", "polygamma", "argsort", "fmax", "fmin", "fmod", "copysign",
+        "logaddexp2", "signbit",
     )},
     "equal": torch.eq,
+    # torch.heaviside has no derivative.
+    "heaviside": lambda x, y: torch.where(x == 0, y, (x > 0).to(x.dtype)),
     "power": torch.pow,
     "softplus": torch.nn.functional.softplus,
     "identity": lambda x: x.clone(),
