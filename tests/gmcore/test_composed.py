@@ -126,7 +126,7 @@ COMPOSED: dict[str, Composed] = {
                      [*UNARY, call(A, alpha=0.5)]),
     "mish": Composed(lambda x: x * np.tanh(np.logaddexp(0, x)), "nn.functional.mish", UNARY),
     "relu6": Composed(lambda x: x.clip(0, 6), "nn.functional.relu6", [*UNARY, call(4 * A)]),
-    "hardsigmoid": Composed(lambda x: (x / 6 + 0.5).clip(0, 1), 
+    "hardsigmoid": Composed(lambda x: (x / 6 + 0.5).clip(0, 1),
                             # torch's own has no second derivative
                             lambda x: torch.nn.functional.relu6(x + 3.0) / 6.0, [*UNARY, call(4 * A)]),
     "hardswish": Composed(lambda x: x * (x / 6 + 0.5).clip(0, 1), "nn.functional.hardswish", [*UNARY, call(4 * A)]),
