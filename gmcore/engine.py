@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence, Set
 from heapq import heappop, heappush
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
 from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, enable_grad, no_grad, set_grad_enabled
-from gmcore.watch import Watch, run_rule, watch, watching
+from gmcore.watch import run_rule, watching
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -68,22 +68,49 @@ Sums = dict[Node | Leaf, list[Any]]
 """The gradients of the outputs of nodes and leaves, None where there is none."""
 
 
+class Step(NamedTuple):
+    """One derivative rule that a backward pass has run: what `step` yields."""
+
+    node: Node
+    incoming: list[Any]
+    """The gradients of its outputs, None where there is none."""
+    outgoing: Sequence[tuple[Edge, Tensor]]
+    """Places on the tape, ``(node or leaf, output number)``, and the gradient that goes there."""
+    waiting: Sums
+    """The sums of what has arrived so far at leaves and at nodes still to come; the next step changes them."""
+
+
+class _Pause:
+    """Where a sweep stands that runs one rule a call; a call sets the flags of the context and sets them back."""
+
+    def __init__(self) -> None:
+        self.arrived: Sums = {}
+        self.owned: set[Edge] = set()
+        self.heap: list[tuple[int, Node]] = []
+        self.last: Step | None = None
+        """The rule it has just run; None where none was left."""
+
+
 def _sweep(
     roots: Sequence[tuple[Edge, Tensor]],
     needs: dict[Node, list[bool]] | None,
     targets: Set[Node | Leaf],
     create_graph: bool,
     retain_graph: bool,
+    pause: _Pause | None = None,
 ) -> Sums:
     """Run the derivative rules from the roots down; returns the gradients of the leaves and the targets, per output.
 
     `needs` restricts the sweep to nodes on the way to the targets; None follows every edge. The hooks of the places
-    where it ends, leaves and targets whose rule is not run, are left to the caller.
+    where it ends, leaves and targets whose rule is not run, are left to the caller. With `pause` it goes on from there,
+    returns after one rule, and is over when there was none to run.
     """
     arrived: Sums = {}  # sums of the gradients of each node's outputs so far
     owned: set[Edge] | None = None  # sums whose array nobody else has
     done: Sums | None = {} if targets else None
     heap: list[tuple[int, Node]] = []
+    if pause is not None:
+        arrived, owned, heap, pause.last = pause.arrived, pause.owned, pause.heap, None
 
     token = _grad_enabled.set(create_graph)
     try:
@@ -109,9 +136,10 @@ def _sweep(
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
                     sums[slot] = _sum(total, g)
-                    owned = owned or set()
+                    if owned is None:
+                        owned = set()
                     owned.add(edge)
-            if not heap:
+            if not heap or (pause is not None and pause.last is not None):
                 return arrived | done if done else arrived
             node = heappop(heap)[1]
             sums = arrived.pop(node)
@@ -126,6 +154,8 @@ def _sweep(
                 arrivals = node.vjp(sums, wanted, create_graph)
             if not retain_graph:
                 node.saved = None
+            if pause is not None:
+                pause.last = Step(node, sums, arrivals, arrived)
     finally:
         _grad_enabled.reset(token)
 
@@ -140,7 +170,11 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
     root: Any = y._edge
-    found = _sweep([(root, start)], None, _NOTHING, False, retain_graph)
+    _accumulate(_sweep([(root, start)], None, _NOTHING, False, retain_graph), start)
+
+
+def _accumulate(found: Sums, start: Tensor) -> None:
+    """Add what a backward pass from the gradient `start` has found to the `grad` of the leaves."""
     taken = {id(start._data)}
     node: Any
     for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
@@ -167,43 +201,40 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
                 hook(leaf)
 
 
-class _Steps(Watch):
-    """Keeps what the rules are given and what they find."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[Node, list[Any], list[tuple[Edge, Tensor]]]] = []
-
-    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
-        self.taken.append((node, list(grads), list(found)))
-
-
-def step(
-    y: Tensor, gradient: Tensor | None = None, *, retain_graph: bool = False
-) -> Iterator[tuple[Node, list[Any], list[tuple[Edge, Tensor]]]]:
+def step(y: Tensor, gradient: Tensor | None = None, *, retain_graph: bool = False) -> Iterator[Step]:
     """The backward pass, one node at a time: to look at, and to teach from.
 
-    It is the pass that `Tensor.backward` makes, watched: it runs through at the first step, and is then shown.
+    It is the pass that `Tensor.backward` makes, and each ``next`` runs the rule of one node; the one that finds no
+    node left adds the gradients to the `grad` of the leaves, all at once, and ends.
+
+    Parameters
+    ----------
+    y, gradient, retain_graph : as for `Tensor.backward`.
 
     Yields
     ------
-    node : the tape node whose rule has run; ``node.op``, ``node.plan.source``.
-    incoming : the gradients of its outputs, None where there is none.
-    outgoing : pairs of a place on the tape, ``(node or leaf, output number)``, and the gradient that goes there.
+    Step : ``node, incoming, outgoing, waiting``; ``node.op`` is the operation, ``node.plan.source`` the call of its
+        rule.
 
     Raises
     ------
-    GraphError, ShapeError, DtypeError : as `Tensor.backward`, after the nodes that came before.
+    GraphError, ShapeError, DtypeError : as `Tensor.backward`, at the node concerned.
+
+    Notes
+    -----
+    A pass that is left half way has added nothing to any `grad`, as one that ends in an error; what had arrived by then
+    is in ``waiting``. The tape of the nodes it showed is freed, unless `retain_graph`; that of the others is there.
     """
-    steps = _Steps()
-    failure = None
-    with watch(steps):
-        try:
-            backward(y, gradient, retain_graph)
-        except Exception as error:
-            failure = error
-    yield from steps.taken
-    if failure is not None:
-        raise failure
+    start = _root_gradient(y, gradient)
+    pause = _Pause()
+    arrivals: Any = [(y._edge, start)]
+    while True:
+        found = _sweep(arrivals, None, _NOTHING, False, retain_graph, pause)
+        if pause.last is None:
+            break
+        yield pause.last
+        arrivals = []
+    _accumulate(found, start)
 
 
 def grad(

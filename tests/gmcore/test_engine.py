@@ -5,6 +5,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 
 import gmcore
 from gmcore import Tensor, grad, gradcheck, no_grad, ops
-from gmcore.engine import by_decomposition
+from gmcore.engine import by_decomposition, step
 from gmcore.errors import DtypeError, GraphError, ShapeError, UnknownNameError
 from gmcore.op import OPS, Node, Op
 from gmcore.tensor import Leaf
+from gmcore.watch import Watch, watch
 
 
 def leaf(x: Any, dtype: str = "float64") -> Tensor:
@@ -333,6 +335,132 @@ def test_a_write_to_a_view_of_the_leaf_is_seen() -> None:
     view.copy_([[5.0], [6.0]])
     with pytest.raises(GraphError, match=CHANGED):
         y.backward()
+
+
+# -- step by step ----------------------------------------------------------------------------------------------
+def random_program(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """A loss, an intermediate result with a hook, and leaves; each result is used several times, or not at all."""
+    rng = np.random.default_rng(seed)
+    xs = [leaf(rng.standard_normal(3)) for _ in range(2)]
+    known = list(xs)
+    for _ in range(12):
+        x, y = (known[i] for i in rng.integers(0, len(known), 2))
+        known.append(
+            [x * y, x + x, ops.tanh(x), ops.iwae_bound(x)[1] - y, ops.concatenate([x, y])[1:4]][rng.integers(5)]
+        )
+    middle = known[5]
+    middle.retain_grad()
+    middle.register_hook(lambda g: g * 2.0)
+    return ops.sum(ops.stack(known[3:])), middle, xs
+
+
+class Seen(Watch):
+    def __init__(self) -> None:
+        self.rules: list[tuple[Any, ...]] = []
+
+    def after_rule(self, node: Node, grads: Any, found: Any) -> None:
+        self.rules.append((node.op.name, bits(grads), bits([g for _, g in found])))
+
+
+def bits(tensors: Any) -> list[bytes | None]:
+    return [None if t is None else t.detach().numpy().tobytes() for t in tensors]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_step_runs_the_rules_of_backward(seed: int) -> None:
+    loss, middle, xs = random_program(seed)
+    seen = Seen()
+    with watch(seen):
+        loss.backward()
+    expected = bits([middle.grad, *[x.grad for x in xs]])
+    loss, middle, xs = random_program(seed)
+    rules = []
+    for node, incoming, outgoing, waiting in step(loss):
+        rules.append((node.op.name, bits(incoming), bits([g for _, g in outgoing])))
+        assert gmcore.is_grad_enabled() and all(x.grad is None for x in xs)
+        # what went out has arrived, and what waits is to come: nodes not yet run, and leaves
+        assert all(place in waiting for (place, _), _ in outgoing) and node not in waiting
+        assert all(isinstance(place, Leaf) or place.saved is not None for place in waiting)
+    assert rules == seen.rules and len(rules) >= 10
+    assert bits([middle.grad, *[x.grad for x in xs]]) == expected
+
+
+def test_step_runs_one_rule_at_a_time(declare: Callable[..., Op]) -> None:
+    ran: list[str] = []
+
+    def rule(g: Tensor, name: str) -> Tensor:
+        ran.append(name)
+        return g * 2.0
+
+    double = declare("double", "x", forward=lambda x, name: x * 2.0, vjp=[rule])
+    x = leaf(1.0)
+    steps = step(double(double(double(x, name="a"), name="b"), name="c"))
+    assert ran == []
+    for expected in ("c", "cb", "cba"):
+        next(steps)
+        assert "".join(ran) == expected and x.grad is None
+    assert next(steps, None) is None and x.grad is not None and x.grad.item() == 8.0
+
+
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_pass_left_half_way(retain_graph: bool) -> None:
+    """It has added to no leaf, shows what had arrived, has freed what it ran, and leaves nothing else behind."""
+    gc.disable()
+    gc.freeze()
+    try:
+        x = leaf([1.0, 2.0])
+        x.grad = gmcore.tensor([100.0, 100.0], "float64")
+        y = x * x
+        loss = ops.sum(y * x)
+        steps = step(loss, retain_graph=retain_graph)
+        next(steps)
+        node, _, _, waiting = next(steps)
+        assert node.op.name == "multiply" and waiting[x._node][0].tolist() == y.tolist()  # type: ignore[index]
+        steps.close()  # type: ignore[attr-defined]
+        assert gmcore.is_grad_enabled() and x.grad.tolist() == [100.0, 100.0]
+        if retain_graph:
+            loss.backward()
+            assert x.grad.tolist() == [103.0, 112.0]
+        else:
+            with pytest.raises(GraphError, match=r"freed by the first pass \(at sum\)"):
+                loss.backward()
+            ops.sum(y).backward()  # had not been reached
+            assert x.grad.tolist() == [102.0, 104.0]
+        del x, y, loss, steps, node, waiting, _
+        assert [o for o in gc.get_objects() if type(o) in (Tensor, Node, Leaf)] == []
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def test_steps_may_be_taken_in_turn_and_under_other_flags() -> None:
+    """Two passes at once, one of them inside no_grad, each from wherever it is asked for."""
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    for_x, for_y = step(ops.sum(ops.exp(x * x))), step(ops.sum(ops.tanh(y) * y))
+    while True:
+        with no_grad():
+            one = next(for_x, None)
+            assert not gmcore.is_grad_enabled()
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(next, for_y, None).result()
+        if one is None and other is None:
+            break
+    np.testing.assert_allclose(x.grad, 2.0 * x.detach().numpy() * np.exp(x.detach().numpy() ** 2), rtol=1e-14)
+    t = np.tanh(y.detach().numpy())
+    np.testing.assert_allclose(y.grad, t + (1.0 - t * t) * y.detach().numpy(), rtol=1e-14)
+
+
+def test_step_shows_what_came_before_an_error() -> None:
+    x = leaf([0.5, 0.5])
+    y = ops.sum(ops.bernoulli_sample(x) * 2.0)
+    seen = []
+    with pytest.raises(GraphError, match="bernoulli_sample has no derivative"):
+        for node, *_ in step(y):
+            seen.append(node.op.name)
+    assert seen == ["sum", "multiply"] and gmcore.is_grad_enabled()
+    with pytest.raises(GraphError, match="does not require a gradient"):
+        next(step(x.detach()))
+    assert list(step(x, np.ones(2))) == [] and x.grad is not None and x.grad.tolist() == [1.0, 1.0]
 
 
 # -- flags -----------------------------------------------------------------------------------------------------

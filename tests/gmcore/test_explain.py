@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gmcore
-from gmcore import engine, explain, ops
+from gmcore import explain, ops
 from gmcore.errors import GraphError
 from gmcore.op import OPS
 from gmcore.tensor import Tensor
@@ -98,33 +98,3 @@ def test_show(name: str) -> None:
 
 def test_show_has_the_source() -> None:
     assert "lambda g, y: g * y" in ops.multiply.show() and "def _linear_rule(" in OPS["linear"].show()
-
-
-def test_step_ends_as_backward() -> None:
-    x, w = leaf((4, 3)), leaf((2, 3))
-    loss_of(x, w).backward()
-    assert x.grad is not None and w.grad is not None
-    expected = x.grad.tolist(), w.grad.tolist()
-    x.grad = w.grad = None
-    loss = loss_of(x, w)
-    steps = list(engine.step(loss, retain_graph=True))
-    assert (x.grad.tolist(), w.grad.tolist()) == expected  # type: ignore[attr-defined]
-    node, incoming, outgoing = steps[0]
-    assert node.op.name == "add" and [g.item() for g in incoming] == [1.0] and [g.item() for _, g in outgoing] == [1, 1]
-    assert [node.op.name for node, _, _ in steps] == [s.node.op.name for s in explain.backward(loss).statements]
-    # what goes out of one node comes in at another, or at a leaf
-    into = {id(node): incoming for node, incoming, _ in steps}
-    for _, _, outgoing in steps[:-1]:
-        for (place, slot), g in outgoing:
-            assert into[id(place)][slot].shape == g.shape
-    assert {place for (place, _), _ in steps[-1][2]} == {x._node, w._node} and gmcore.is_grad_enabled()
-
-
-def test_step_shows_what_came_before_an_error() -> None:
-    x = leaf((2,))
-    y = ops.sum(ops.bernoulli_sample(x) * 2.0)
-    seen = []
-    with pytest.raises(GraphError, match="bernoulli_sample has no derivative"):
-        for node, _, _ in engine.step(y):
-            seen.append(node.op.name)
-    assert seen == ["sum", "multiply"]
