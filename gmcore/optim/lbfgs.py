@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmcore import ops
 from gmcore.errors import ArgumentError
-from gmcore.optim.optimizer import Group, Layout, Optimizer, check_gradient
-from gmcore.tensor import Tensor, enable_grad
+from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
+from gmcore.tensor import Tensor, enable_grad, no_grad
 
 
 class LBFGS(Optimizer):
@@ -42,11 +43,12 @@ class LBFGS(Optimizer):
     ``func_evals``; ``d`` and ``t``, the last direction and step; ``old_stps`` (s) and ``old_dirs`` (y), the oldest
     first; ``H_diag``; ``prev_flat_grad``, ``prev_loss``. `line_search_fn` is the constructor's, not a group's.
 
-    A step depends on a search, so there is no pure update to differentiate through.
-
     References
     ----------
-    Nocedal & Wright, Numerical optimization, 2nd ed., Algorithms 7.4 (two loops), 3.5 and 3.6 (line search).
+    Nocedal, Updating quasi-Newton matrices with limited storage, Mathematics of Computation 35, 1980 (two loops). Liu &
+    Nocedal, On the limited memory BFGS method for large scale optimization, Mathematical Programming 45, 1989 (the
+    scale s.y / y.y, section 4). Nocedal & Wright, Numerical optimization, 2nd ed., Algorithms 7.4, 7.5 (both), 3.5 and
+    3.6 (line search).
     """
 
     def __init__(
@@ -93,22 +95,55 @@ class LBFGS(Optimizer):
             layout |= {"old_dirs": (pairs, size), "old_stps": (pairs, size)}
         return layout
 
+    # -- the update ------------------------------------------------------------------------------------
+    @staticmethod
+    def update(
+        params: Sequence[Tensor], grads: Sequence[Tensor], state: State, hyper: Mapping[str, Any], t: Any = None
+    ) -> tuple[tuple[Tensor, ...], State]:
+        """One iteration as a function of tensors, made of operations: nothing is changed, any derivative exists.
+
+        An optimisation unrolled with it can be differentiated with respect to where it started and to its step
+        lengths. It neither searches nor stops. Whether a pair is kept, which its curvature decides, counts as constant.
+
+        Parameters
+        ----------
+        params, grads : tensors of one dtype, and their gradients of the same shapes.
+        state : ``{}`` before the first step, then what the last call gave; ``optimizer.state`` of the first parameter
+            has this form.
+        hyper : ``lr`` and ``history_size``, such as ``optimizer.param_groups[0]``; lr may be a tensor.
+        t : length of the step, a number or a tensor, such as a line search has found; None for that of `LBFGS` without
+            a search.
+
+        Returns
+        -------
+        The new parameters and the new state.
+
+        Raises
+        ------
+        ArgumentError : one tensor in place of a sequence.
+        """
+        if isinstance(params, Tensor) or isinstance(grads, Tensor):
+            raise ArgumentError("LBFGS.update: params or grads is one tensor, expected sequences; put it in a list")
+        gradient = _flat(grads)
+        state = _turn(state, gradient, hyper["history_size"])
+        state["t"] = _first_length(state, hyper["lr"]) if t is None else t
+        moves = _parts(state["t"] * state["d"], params)
+        return tuple([p + move for p, move in zip(params, moves, strict=True)]), state
+
     # -- the parameters as one vector ------------------------------------------------------------------
-    def _gradient(self) -> np.ndarray:
+    def _gradient(self) -> Tensor:
         params = self.param_groups[0]["params"]
         for p in params:
             if p.grad is not None:
                 check_gradient(p, p.grad)
-        parts = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad._data.ravel() for p in params]
-        return np.concatenate(parts)
+        return _flat([Tensor(np.zeros(p.shape, p.dtype)) if p.grad is None else p.grad for p in params])
 
-    def _move(self, t: float, d: np.ndarray) -> None:
+    def _move(self, t: float, d: Tensor) -> None:
         """Add t d to the parameters."""
-        start = 0
-        for p in self.param_groups[0]["params"]:
-            p._data[...] += t * d[start : start + p.size].reshape(p.shape)
+        params = self.param_groups[0]["params"]
+        for p, move in zip(params, _parts(t * d, params), strict=True):
+            p._data[...] += move._data
             p._written()
-            start += p.size
 
     # -- the step --------------------------------------------------------------------------------------
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -132,11 +167,11 @@ class LBFGS(Optimizer):
         group = self.param_groups[0]
         self.check_group(group)
         state = self.state.setdefault(group["params"][0], {"n_iter": 0, "func_evals": 0})
-        with np.errstate(all="ignore"):  # a search may step where the loss overflows; it comes back
+        with no_grad(), np.errstate(all="ignore"):  # a search may step where the loss overflows; it comes back
             return self._iterate(closure, group, state)
 
     def _iterate(self, closure: Callable[[], Any], group: Group, state: dict[str, Any]) -> Any:
-        def evaluate() -> tuple[Any, np.ndarray]:
+        def evaluate() -> tuple[Any, Tensor]:
             state["func_evals"] += 1
             with enable_grad():
                 loss = closure()
@@ -146,17 +181,14 @@ class LBFGS(Optimizer):
         first_loss, gradient = evaluate()
         loss = float(first_loss)
         for iteration in range(group["max_iter"]):
-            if np.max(np.abs(gradient), initial=0) <= group["tolerance_grad"]:
+            if np.max(np.abs(gradient._data), initial=0) <= group["tolerance_grad"]:
                 break
             if iteration and state["func_evals"] >= last_evaluation:
                 break
-            direction = self._direction(group, state, gradient)
-            slope = _dot(gradient, direction)
-            length = group["lr"]
-            if state["n_iter"] == 0:
-                length *= min(1.0, 1.0 / float(np.sum(np.abs(gradient), dtype=np.float64)))
-            state["n_iter"] += 1
-            state |= {"d": Tensor(direction), "t": length, "prev_flat_grad": Tensor(gradient), "prev_loss": loss}
+            state |= _turn(state, gradient, group["history_size"])
+            state |= {"t": float(_first_length(state, group["lr"])), "prev_loss": loss}
+            direction, length = state["d"], state["t"]
+            slope = _dot(gradient, direction).item()
             if slope > -group["tolerance_change"]:
                 break
             if self.line_search_fn is None:
@@ -169,40 +201,15 @@ class LBFGS(Optimizer):
                 found = self._search(evaluate, direction, _Trial(0.0, loss, gradient, slope), length, last_evaluation)
                 state["t"], loss, gradient = found.t, found.loss, found.gradient
                 self._move(found.t, direction)
-            moved = float(np.max(np.abs(direction))) * state["t"]
+            moved = float(np.max(np.abs(direction._data))) * state["t"]
             if moved <= group["tolerance_change"] or abs(loss - state["prev_loss"]) < group["tolerance_change"]:
                 break
         return first_loss
 
-    def _direction(self, group: Group, state: dict[str, Any], gradient: np.ndarray) -> np.ndarray:
-        """-H gradient, after the last step has been added to the pairs that make up H."""
-        if state["n_iter"] == 0:
-            none = Tensor(np.zeros((0, gradient.size), gradient.dtype))
-            state |= {"old_dirs": none, "old_stps": none, "H_diag": 1.0}
-            return -gradient
-        y = gradient - state["prev_flat_grad"]._data
-        s = state["d"]._data * state["t"]
-        curvature = _dot(y, s)
-        if curvature > 1e-10:  # else H would not stay positive definite
-            for name, vector in (("old_dirs", y), ("old_stps", s)):
-                vectors = np.concatenate([state[name]._data, vector[None]])
-                state[name] = Tensor(vectors[-group["history_size"] :].copy())
-            state["H_diag"] = curvature / _dot(y, y)
-        pairs = list(zip(state["old_stps"]._data, state["old_dirs"]._data, strict=True))
-        d = -gradient
-        shares = []
-        for s, y in reversed(pairs):
-            shares.append(_dot(s, d) / _dot(y, s))
-            d -= shares[-1] * y
-        d *= state["H_diag"]
-        for (s, y), share in zip(pairs, reversed(shares), strict=True):
-            d += (share - _dot(y, d) / _dot(y, s)) * s
-        return d
-
     def _search(
         self,
-        evaluate: Callable[[], tuple[Any, np.ndarray]],
-        direction: np.ndarray,
+        evaluate: Callable[[], tuple[Any, Tensor]],
+        direction: Tensor,
         start: _Trial,
         length: float,
         last_evaluation: int,
@@ -216,15 +223,64 @@ class LBFGS(Optimizer):
             loss, gradient = evaluate()
             for p, values in zip(params, before, strict=True):
                 p.copy_(values)
-            return _Trial(t, float(loss), gradient, _dot(gradient, direction))
+            return _Trial(t, float(loss), gradient, _dot(gradient, direction).item())
 
         state = self.state[params[0]]
-        tolerance = self.param_groups[0]["tolerance_change"] / float(np.max(np.abs(direction)))
+        tolerance = self.param_groups[0]["tolerance_change"] / float(np.max(np.abs(direction._data)))
         return strong_wolfe(at, start, length, tolerance, last_evaluation - state["func_evals"])
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.sum(a * b, dtype=np.float64))
+# -- what the update is made of: operations, on all parameters as one vector --------------------------------
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return ops.concatenate([ops.ravel(x) for x in tensors])
+
+
+def _parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """`vector`, cut into tensors of the shapes of `like`."""
+    ends = np.cumsum([x.size for x in like])[:-1].tolist()
+    return [ops.reshape(part, x.shape) for part, x in zip(ops.split(vector, ends), like, strict=True)]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return ops.sum(a * b)
+
+
+def _turn(state: State, gradient: Tensor, history_size: int) -> State:
+    """The state with a new direction -H gradient, after the last step has been added to the pairs that make up H."""
+    n = state.get("n_iter", 0)
+    if n == 0:
+        steps = changes = Tensor(np.zeros((0, gradient.size), gradient.dtype))
+        scale: Any = 1.0
+    else:
+        steps, changes, scale = state["old_stps"], state["old_dirs"], state["H_diag"]
+        s, y = state["t"] * state["d"], gradient - state["prev_flat_grad"]
+        curvature = _dot(s, y)
+        if curvature.item() > 1e-10:  # else H would not stay positive definite
+            steps, changes = (
+                ops.concatenate([old, new[None]])[-history_size:] for old, new in ((steps, s), (changes, y))
+            )
+            scale = curvature / _dot(y, y)
+    new = {"n_iter": n + 1, "d": _two_loops(-gradient, list(zip(steps, changes, strict=True)), scale)}
+    return new | {"old_stps": steps, "old_dirs": changes, "H_diag": scale, "prev_flat_grad": gradient}
+
+
+def _two_loops(d: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scale: Any) -> Tensor:
+    """H d, for the BFGS matrix H of the pairs (s, y), the oldest first, over scale I."""
+    shares = []
+    for s, y in reversed(pairs):
+        shares.append(_dot(s, d) / _dot(s, y))
+        d = d - shares[-1] * y
+    d = scale * d
+    for (s, y), share in zip(pairs, reversed(shares), strict=True):
+        d = d + (share - _dot(y, d) / _dot(s, y)) * s
+    return d
+
+
+def _first_length(state: State, lr: Any) -> Any:
+    """Length of a step without a search, first trial of one: lr, but of the very first step what `LBFGS` says."""
+    if state["n_iter"] > 1:
+        return lr
+    return lr / ops.maximum(ops.sum(ops.absolute(state["prev_flat_grad"])), 1.0)
 
 
 # -- the line search ------------------------------------------------------------------------------------------
