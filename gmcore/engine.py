@@ -19,7 +19,7 @@ from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
 from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, enable_grad, no_grad, set_grad_enabled
-from gmcore.watch import run_rule, watching
+from gmcore.watch import before_pass, run_rule, watching
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -170,6 +170,8 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
     root: Any = y._edge
+    if watching:
+        before_pass(y)
     _accumulate(_sweep([(root, start)], None, _NOTHING, False, retain_graph), start)
 
 
@@ -226,6 +228,8 @@ def step(y: Tensor, gradient: Tensor | None = None, *, retain_graph: bool = Fals
     is in ``waiting``. The tape of the nodes it showed is freed, unless `retain_graph`; that of the others is there.
     """
     start = _root_gradient(y, gradient)
+    if watching:
+        before_pass(y)
     pause = _Pause()
     arrivals: Any = [(y._edge, start)]
     while True:

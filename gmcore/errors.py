@@ -57,11 +57,15 @@ class UnknownNameError(GmcoreError, LookupError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for an unknown `name` of some `kind`, with the nearest known name as a suggestion."""
+    """The error for an unknown `name` of some `kind`, with the nearest known name as a suggestion.
+
+    What is known is listed as well, as far as it fits a line.
+    """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+    listed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names"
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {listed}")
 
 
 def user_line(models: bool = False) -> str:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmcore.engine import _root_gradient, _sweep
+from gmcore.hooks import Retain
 from gmcore.op import Edge, Meta, Node, Op
 from gmcore.tensor import Array, Leaf, Tensor
 from gmcore.watch import Watch, watch
@@ -35,11 +36,12 @@ def recording() -> AbstractContextManager[None]:
 
 
 def _owner(array: Array) -> Array:
-    """The array whose memory this one views."""
-    return array if array.base is None else array.base
+    """The array whose memory this one views; itself where that memory is no array's (a file's, another library's)."""
+    return array.base if isinstance(array.base, type(array)) else array
 
 
-def _shown(meta: Meta | None) -> str:
+def shown(meta: Meta | None) -> str:
+    """A dtype and a shape, as in ``float32[2, 3]``."""
     return "?" if meta is None else f"{meta[1]}{list(meta[0])}"
 
 
@@ -66,12 +68,22 @@ class Entry:
     arguments: tuple[str, ...]
     """Names of its inputs; of those off the tape only shape and dtype, and that only if it was recorded."""
     outputs: tuple[Meta | None, ...]
-    saved_bytes: int
-    """Memory that the node keeps alive and no older node nor a leaf does."""
+    saved_bytes: int | None
+    """Memory that the node keeps alive and no older node nor a leaf does; None where it is freed."""
 
     @property
     def note(self) -> Note | None:
         return self.node.note
+
+    @property
+    def call(self) -> str:
+        """The operation with the names of its inputs and its attributes."""
+        attrs = [f"{k}={_brief(v)}" for k, v in self.node.attrs.items()]
+        return f"{self.node.op.name}({', '.join([*self.arguments, *attrs])})"
+
+    @property
+    def saves(self) -> str:
+        return "freed" if self.saved_bytes is None else _bytes(self.saved_bytes)
 
 
 class Tape:
@@ -117,44 +129,58 @@ class Tape:
                 self._names[node, slot] = f"v{number}{part}"
             given = node.note.inputs if node.note else node.input_meta
             outputs = [node.output_meta[slot] if node.output_meta else metas.get((node, slot)) for slot in slots]
-            size = 0
+            size = None if node.saved is None else 0
             for array, _, _ in node.saved or ():
                 owner = _owner(array)
                 if id(owner) not in counted:
                     counted.add(id(owner))
                     size += owner.nbytes
             arguments = [
-                _shown(meta) if edge is None else self._names[edge]
-                for edge, meta in zip(node.edges, given, strict=True)
+                shown(meta) if edge is None else self._names[edge] for edge, meta in zip(node.edges, given, strict=True)
             ]
             names = tuple([self._names[node, slot] for slot in slots])
             self.entries.append(Entry(node, names, tuple(arguments), tuple(outputs), size))
 
     @property
     def saved_bytes(self) -> int:
-        return sum(entry.saved_bytes for entry in self.entries)
+        return sum(entry.saved_bytes or 0 for entry in self.entries)
 
     def __str__(self) -> str:
         rows = [("value", "computed by", "shape", "saves", "kernel", "line")]
         for name, leaf in self.leaves.items():
-            rows.append((name, "leaf", "gone" if leaf is None else _shown((leaf.shape, leaf.dtype)), "", "", ""))
+            rows.append((name, "leaf", "gone" if leaf is None else shown((leaf.shape, leaf.dtype)), "", "", ""))
         for entry in self.entries:
             note = entry.note
-            attrs = [f"{k}={_brief(v)}" for k, v in entry.node.attrs.items()]
-            call = f"{entry.node.op.name}({', '.join([*entry.arguments, *attrs])})"
             for i, (name, meta) in enumerate(zip(entry.names, entry.outputs, strict=True)):
                 first = i == 0
                 kernels = ", ".join(note.kernels) if note and first else ""
-                line = _short(note.line) if note and first else ""
-                saves = ("freed" if entry.node.saved is None else _bytes(entry.saved_bytes)) if first else ""
-                rows.append((name, call if first else "", _shown(meta), saves, kernels, line))
-        lines = _columns(rows)
-        lines.append(f"the tape keeps {_bytes(self.saved_bytes)} beside the leaves")
-        return "\n".join(lines)
+                line = short(note.line) if note and first else ""
+                call, saves = (entry.call, entry.saves) if first else ("", "")
+                rows.append((name, call, shown(meta), saves, kernels, line))
+        return "\n".join([*_columns(rows), self.total])
+
+    @property
+    def total(self) -> str:
+        """A line on `saved_bytes`."""
+        return f"the tape keeps {_bytes(self.saved_bytes)} beside the leaves"
+
+    def to_dot(self) -> str:
+        """The tape in Graphviz's language: ``dot -Tsvg``."""
+        lines = ["digraph tape {", "  rankdir=TB;", '  node [shape=box, fontname="monospace"];']
+        for name, leaf in self.leaves.items():
+            shape = "" if leaf is None else shown((leaf.shape, leaf.dtype))
+            lines.append(f'  "{name}" [label="{name}\\n{shape}", style=filled, fillcolor=lightgrey];')
+        for entry in self.entries:
+            box = entry.names[0].partition(".")[0]
+            lines.append(f'  "{box}" [label="{entry.node.op.name}\\n{", ".join(map(shown, entry.outputs))}"];')
+            for edge in entry.node.edges:
+                if edge is not None:
+                    lines.append(f'  "{self._names[edge].partition(".")[0]}" -> "{box}";')
+        return "\n".join([*lines, "}"])
 
 
-def _short(line: str) -> str:
-    """A line without the folders of its file."""
+def short(line: str) -> str:
+    """A line of code without the folders of its file."""
     return re.sub(r"[^\s,]*?([^/\\]+\.py:\d+)", r"\1", line)
 
 
@@ -189,48 +215,6 @@ class Statement:
     """Names of the operations that the rule ran."""
 
 
-class _Program(Watch):
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
-        self.statements: list[Statement] = []
-        self.ran: list[str] = []
-
-    def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
-        self.ran.append(op.name)
-
-    def before_rule(self, node: Node, grads: Sequence[Any]) -> None:
-        self.ran = []
-
-    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
-        names = self.tape._names
-        given = iter(found)
-        arrivals = [next(given) if need else None for need in node.plan.needs]
-        targets = tuple(["_" if a is None else f"g_{names[a[0]]}" for a in arrivals])
-        metas = tuple([None if a is None else (a[1].shape, a[1].dtype) for a in arrivals])
-        self.statements.append(Statement(node, targets, self._source(node), metas, tuple(self.ran)))
-
-    def _source(self, node: Node) -> str:
-        """``plan.source`` with what it looks up in the node written out."""
-        names, plan = self.tape._names, node.plan
-        saved = [
-            names[node, ~i] if i < 0 else node.op.input_name(i) if node.edges[i] is None else names[node.edges[i]]  # type: ignore[index]
-            for i in plan.kept
-        ]
-
-        def value(match: re.Match[str]) -> str:
-            table, key = match[1], match[2]
-            if table == "grads":
-                return f"g_{names[node, int(key)]}"
-            if table == "saved":
-                return f"[{', '.join(saved)}]" if key.startswith(":") else saved[int(key)]
-            if table == "node.attrs":
-                return _brief(node.attrs[key.strip("'")])
-            return repr(node.input_meta[int(key)][int(match[3])])
-
-        text = re.sub(r"(grads|saved|node\.attrs|node\.input_meta)\[([^\]]+)\](?:\[(\d)\])?", value, plan.source)
-        return re.sub(r" if needs\[\d+\] else None|one_each\(node, (.*)\)$", r"\1", text)
-
-
 class Program:
     """The rules that a backward pass ran, in order; `str()` prints them as assignments to gradients ``g_...``."""
 
@@ -247,62 +231,155 @@ class Program:
                 if target in arrived:
                     lines.append(f"# adds to {target}")
             arrived |= set(s.targets) - {"_"}
-            shapes = ", ".join(_shown(meta) for meta in s.gradients if meta is not None)
+            shapes = ", ".join(shown(meta) for meta in s.gradients if meta is not None)
             ran = f"  # {shapes}" + (f"; ran {', '.join(s.ran)}" if s.ran else "")
             lines.append(f"{', '.join(s.targets)}{',' if len(s.targets) == 1 else ''} = {s.source}{ran}")
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A backward pass: the tape it found, and the program that it ran."""
+
+    tape: Tape
+    program: Program
+
+
+class _Passes(Watch):
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+        self.ran: list[str] = []
+
+    def before_pass(self, y: Tensor) -> None:
+        found = Tape(y)
+        edge: Any = y._edge
+        self.passes.append(Pass(found, Program(found._names.get(edge, "x1"), [])))
+
+    def _shows(self, node: Node) -> bool:
+        """Whether the node is of the tape, and not of one that a rule or a hook has made for itself."""
+        return bool(self.passes) and (node, 0) in self.passes[-1].tape._names
+
+    def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
+        self.ran.append(op.name)
+
+    def before_rule(self, node: Node, grads: Sequence[Any]) -> None:
+        if self._shows(node):
+            self.ran = []
+
+    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
+        if not self._shows(node):
+            return
+        tape, program = self.passes[-1].tape, self.passes[-1].program
+        given = iter(found)
+        arrivals = [next(given) if need else None for need in node.plan.needs]
+        targets = tuple(["_" if a is None else f"g_{tape._names[a[0]]}" for a in arrivals])
+        metas = tuple([None if a is None else (a[1].shape, a[1].dtype) for a in arrivals])
+        program.statements.append(Statement(node, targets, _source(node, tape._names), metas, tuple(self.ran)))
+
+
+def _source(node: Node, names: Mapping[Edge, str]) -> str:
+    """The call of the node's rule, ``plan.source``, with what it looks up in the node written out."""
+    plan = node.plan
+    saved = [
+        names[node, ~i] if i < 0 else node.op.input_name(i) if node.edges[i] is None else names[node.edges[i]]  # type: ignore[index]
+        for i in plan.kept
+    ]
+
+    def value(match: re.Match[str]) -> str:
+        table, key = match[1], match[2]
+        if table == "grads":
+            return f"g_{names[node, int(key)]}"
+        if table == "saved":
+            return f"[{', '.join(saved)}]" if key.startswith(":") else saved[int(key)]
+        if table == "node.attrs":
+            return _brief(node.attrs[key.strip("'")])
+        return repr(node.input_meta[int(key)][int(match[3])])
+
+    text = re.sub(r"(grads|saved|node\.attrs|node\.input_meta)\[([^\]]+)\](?:\[(\d)\])?", value, plan.source)
+    return re.sub(r" if needs\[\d+\] else None|one_each\(node, (.*)\)$", r"\1", text)
+
+
+@contextmanager
+def passes() -> Iterator[list[Pass]]:
+    """Note the lines and kernels of calls, as `recording`, and every backward pass inside the block, in this context.
+
+    Yields
+    ------
+    The passes so far: a list to look at after the block.
+    """
+    watcher = _Passes()
+    with watch(watcher):
+        yield watcher.passes
+
+
 def backward(y: Tensor, gradient: Tensor | None = None) -> Program:
-    """The gradient program of `y`, from a real run of the backward pass, which leaves the tape and `grad` as they were.
+    """The gradient program of `y`, from a real run of the backward pass, which leaves the tape and every `grad` as they
+    were. Hooks on the way are called.
 
     Raises
     ------
-    As `Tensor.backward`.
+    GraphError, ShapeError, DtypeError : as `Tensor.backward`.
     """
     start = _root_gradient(y, gradient)
-    found = tape(y)
-    program = _Program(found)
+    watcher = _Passes()
+    watcher.before_pass(y)
     edge: Any = y._edge
-    with watch(program):
-        _sweep([(edge, start)], None, frozenset(), False, True)
-    return Program(found._names.get(edge, "x1"), program.statements)
+    hooked = [entry.node.hooks or {} for entry in watcher.passes[0].tape.entries]
+    retained = [hook.tensor() for table in hooked for _, hook in table.values() if isinstance(hook, Retain)]
+    before = [(tensor, tensor.grad) for tensor in retained if tensor is not None]
+    try:
+        with watch(watcher):
+            _sweep([(edge, start)], None, frozenset(), False, True)
+    finally:
+        for tensor, grad in before:
+            tensor.grad = grad
+    return watcher.passes[0].program
 
 
 def to_dot(y: Tensor) -> str:
-    """The tape of `y` in Graphviz's language: ``dot -Tsvg``."""
-    found = tape(y)
-    lines = ["digraph tape {", "  rankdir=TB;", '  node [shape=box, fontname="monospace"];']
-    for name, leaf in found.leaves.items():
-        shape = "" if leaf is None else _shown((leaf.shape, leaf.dtype))
-        lines.append(f'  "{name}" [label="{name}\\n{shape}", style=filled, fillcolor=lightgrey];')
-    for entry in found.entries:
-        box = entry.names[0].partition(".")[0]
-        lines.append(f'  "{box}" [label="{entry.node.op.name}\\n{", ".join(map(_shown, entry.outputs))}"];')
-        for edge in entry.node.edges:
-            if edge is not None:
-                lines.append(f'  "{found._names[edge].partition(".")[0]}" -> "{box}";')
-    return "\n".join([*lines, "}"])
+    """The tape of `y` in Graphviz's language: ``dot -Tsvg``. Raises `GraphError` if `y` is not on the tape."""
+    return tape(y).to_dot()
+
+
+# -- an operation ------------------------------------------------------------------------------------------------
+def describe(op: Op) -> dict[str, Any]:
+    """The declaration of an operation as data: its names, formula, source, kernels (dtypes by backend) and rules.
+
+    ``forward`` is the source of the function that computes it, None where kernels do; ``vjp`` is a list of the inputs'
+    names and the source of their rule, or the reason why there is none.
+    """
+    spec = getattr(op.forward, "spec", None)
+    rules: dict[str, list[str]] = {}
+    for i, rule in enumerate(op._rules):
+        name = "all inputs" if op._joint else op.input_name(i)
+        rules.setdefault(rule if isinstance(rule, str) else _source_of(rule), []).append(name)
+    return {
+        "op": op.name,
+        "inputs": list(op.inputs),
+        "outputs": list(op.outputs),
+        "formula": op.formula,
+        "source": op.source,
+        "kernel": None if spec is None else spec.name,
+        "backends": {} if spec is None else {name: list(e.dtypes) for name, e in entries(spec).items()},
+        "forward": _source_of(op.forward) if spec is None else None,
+        "vjp": [{"inputs": inputs, "rule": text} for text, inputs in rules.items()],
+    }
 
 
 def show(op: Op) -> str:
-    """What `Op.show` gives."""
+    """What `Op.show` gives: `describe`, to print."""
+    about = describe(op)
     lines = [repr(op), f"formula: {op.formula}"]
     if op.source:
         lines.append(f"source:  {op.source}")
-    spec = getattr(op.forward, "spec", None)
-    if spec is not None:
-        kernels = ", ".join(f"{name} ({', '.join(e.dtypes)})" for name, e in entries(spec).items())
-        lines.append(f"kernels: {spec.name}: {kernels}")
+    if about["forward"] is None:
+        backends = ", ".join(f"{name} ({', '.join(dtypes)})" for name, dtypes in about["backends"].items())
+        lines.append(f"kernels: {about['kernel']}: {backends}")
     else:
-        lines.append(f"kernels: none of its own; forward is {_source_of(op.forward)}")
-    texts: dict[str, list[str]] = {}
-    for i, rule in enumerate(op._rules):
-        name = "all inputs" if op._joint else op.input_name(i)
-        texts.setdefault(rule if isinstance(rule, str) else _source_of(rule), []).append(name)
-    for text, inputs in texts.items():
-        lines += [f"vjp for {', '.join(inputs)}:", textwrap.indent(text, "    ")]
-    if not op._rules:
+        lines += ["kernels: none of its own; forward:", textwrap.indent(about["forward"], "    ")]
+    for each in about["vjp"]:
+        lines += [f"vjp for {', '.join(each['inputs'])}:", textwrap.indent(each["rule"], "    ")]
+    if not about["vjp"]:
         lines.append("vjp:     none; the result carries no gradient")
     return "\n".join(lines)
 
@@ -315,4 +392,4 @@ def _source_of(function: Any) -> str:
         return repr(function)
 
 
-__all__ = ["Program", "Tape", "backward", "recording", "show", "tape", "to_dot"]
+__all__ = ["Pass", "Program", "Tape", "backward", "describe", "passes", "recording", "show", "tape", "to_dot"]

@@ -353,17 +353,14 @@ def fit(
     return training.run()
 
 
-def _begin(
+def assemble(
     model: str | Model,
     data: str | os.PathLike[str] | AnyDataset,
     data_dir: str | os.PathLike[str] | None,
     seed: int,
-    out: str | os.PathLike[str] | None,
-    device: str,
     settings: Mapping[str, Any],
-    progress: Progress | None,
-) -> _Training:
-    """A new run, checked as far as it can be before anything is written."""
+) -> tuple[Model, Recipe, AnyDataset]:
+    """What `fit` begins with, checked as far as it can be: the model, its recipe and the data set."""
     cls = models.get(model) if isinstance(model, str) else type(model)
     fields = [field.name for field in dataclasses.fields(Recipe)]
     arguments = cls.settings if isinstance(model, str) else ()
@@ -379,6 +376,21 @@ def _begin(
         model = drawing_from(init, cls.build, dataset, own, init)
     recipe = model.adapt(recipe, dataset, settings)
     model.check_data(dataset, recipe, seed)
+    return model, recipe, dataset
+
+
+def _begin(
+    model: str | Model,
+    data: str | os.PathLike[str] | AnyDataset,
+    data_dir: str | os.PathLike[str] | None,
+    seed: int,
+    out: str | os.PathLike[str] | None,
+    device: str,
+    settings: Mapping[str, Any],
+    progress: Progress | None,
+) -> _Training:
+    """A new run, checked before anything is written."""
+    model, recipe, dataset = assemble(model, data, data_dir, seed, settings)
     config = {
         "gmcore": gmcore.__version__,
         "model": model.name,

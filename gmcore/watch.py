@@ -47,6 +47,9 @@ class Watch:
     def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
         """`op` was called at `line`; by the derivative rule of the node `rule`, if not None."""
 
+    def before_pass(self, y: Tensor) -> None:
+        """A backward pass from `y` comes next."""
+
     def before_rule(self, node: Node, grads: Sequence[Tensor | None]) -> None:
         """The gradients of the outputs of `node` are complete; its rule comes next."""
 
@@ -58,11 +61,14 @@ class Watch:
 def watch(by: Watch) -> Iterator[None]:
     """Tell `by` of what runs inside the block, in this context only."""
     watching.append(by)
-    token = _watches.set((*_watches.get(), by))
     try:
-        yield
+        token = _watches.set((*_watches.get(), by))
+        _chosen.set(())  # a call that failed after its kernel ran, inside an earlier watch, has left its name
+        try:
+            yield
+        finally:
+            _watches.reset(token)
     finally:
-        _watches.reset(token)
         watching.remove(by)
 
 
@@ -101,6 +107,12 @@ def kernel_ran(spec: KernelSpec, arrays: Sequence[Any], attrs: Mapping[str, Any]
     """Keep which kernel an operation has just run, for the note on its node."""
     if _watches.get():
         _chosen.set((*_chosen.get(), f"{spec.name}: {select(spec, arrays, attrs).backend}"))
+
+
+def before_pass(y: Tensor) -> None:
+    """Tell the watches of a backward pass that comes next."""
+    for each in _watches.get():
+        each.before_pass(y)
 
 
 def run_rule(node: Node, grads: list[Any], needs: Sequence[bool] | None, create_graph: bool) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gmcore
-from gmcore.cli import doctor, evaluate, kernels, models, sample, train
+from gmcore.cli import doctor, evaluate, explain, kernels, models, sample, train
 from gmcore.errors import ArgumentError, GmcoreError, unknown_name
 from gmkernels import KernelError
 
@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": (evaluate, "measure the bound of a run's model on a split"),
     "models": (models, "list the models and their settings"),
     "kernels": (kernels, "list the kernels and their backends, or explain one"),
+    "explain": (explain, "show the tape and gradient program of a model's training step, or an operation"),
     "doctor": (doctor, "report versions, threads, caches and optional packages"),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gmcore
-from gmcore import explain, ops
+from gmcore import engine, explain, ops
 from gmcore.errors import GraphError
 from gmcore.op import OPS
 from gmcore.tensor import Tensor
@@ -98,3 +98,49 @@ def test_show(name: str) -> None:
 
 def test_show_has_the_source() -> None:
     assert "lambda g, y: g * y" in ops.multiply.show() and "def _linear_rule(" in OPS["linear"].show()
+
+
+def test_passes() -> None:
+    """Each backward pass of the block, whoever makes it; what its tape kept, though the pass has freed it since."""
+    x, w = leaf((4, 3)), leaf((2, 3))
+    with explain.passes() as passes:
+        ops.sum(ops.tanh(x)).backward()
+        gmcore.grad(ops.sum(x), x)  # adds to no leaf: no pass
+        list(engine.step(loss_of(x, w)))
+    assert watching == [] and len(passes) == 2
+    first, second = passes
+    assert [e.node.op.name for e in first.tape.entries] == ["tanh", "sum"] and first.tape.saved_bytes == 4 * 3 * 4
+    assert [s.node.op.name for s in first.program.statements] == ["sum", "tanh"]
+    assert str(second.program) == str(explain.backward(loss_of(x, w)))
+    assert second.tape.entries[0].note is not None and "freed" not in str(second.tape)
+    ops.sum(x).backward()
+    assert len(passes) == 2
+
+
+def test_backward_through_a_checkpoint() -> None:
+    """What the recomputation runs belongs to the rule of the checkpoint; its own nodes are not on the tape."""
+    x = leaf((3,))
+    program = explain.backward(ops.sum(gmcore.checkpoint(lambda t: ops.tanh(t) * t, x)))
+    (_, inner) = program.statements
+    assert inner.node.op.name == "checkpoint" and inner.targets == ("g_x1",)
+    assert inner.ran[:2] == ("tanh", "multiply") and len(inner.ran) > 4
+
+
+def test_backward_leaves_retained_gradients_alone() -> None:
+    x = leaf((3,))
+    y = ops.tanh(x)
+    y.retain_grad()
+    loss = ops.sum(y * y)
+    explain.backward(loss)
+    assert y.grad is None and x.grad is None
+    loss.backward(retain_graph=True)
+    expected = y.grad
+    explain.backward(loss)
+    assert y.grad is expected
+
+
+def test_memory_of_another_owner() -> None:
+    """An array over a file's or another library's memory has an owner that is no array."""
+    array = np.frombuffer(np.ones(6, np.float32).tobytes(), np.float32)
+    tape = explain.tape(ops.sum(leaf((6,)) * array))
+    assert tape.saved_bytes == array.nbytes

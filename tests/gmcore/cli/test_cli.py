@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gmcore
+from gmcore import models
 from gmcore.cli import COMMANDS, main
 from gmcore.cli.train import parse_settings
 from gmcore.errors import ArgumentError
 from gmcore.extras import EXTRAS
+from gmcore.op import OPS
+from gmcore.train import fit
 
 TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_samples=20"]
 
@@ -128,6 +132,79 @@ def test_kernels_lists_every_kernel_and_explains_each(capsys):
         assert "".join(kernel["formula"].split()) in "".join(printed.split())
 
 
+def test_explain_shows_the_first_step_of_training(own, capsys):
+    losses = []
+    fit("iwae", "own.npy", epochs=1, settings=parse_settings(TINY[1::2]), seed=3, batch_size=5, out="run",
+        progress=lambda event: losses.append(event.loss.item()) if event.stage == "step" else None)  # fmt: skip
+    asked = ["explain", "iwae", *own[:2], *TINY, "--seed", "3", "--batch-size", "5"]
+    assert main([*asked, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    (one,) = shown["passes"]
+    assert shown["loss"] == losses[0] and shown["batch_size"] == 5
+    ops = [entry["op"] for entry in one["tape"]]
+    assert ops.count("linear") == 5 and ops[-1] == "negative"
+    assert sorted(ops) == sorted(statement["op"] for statement in one["backward"])
+    assert one["tape"][0]["kernels"] == ["linear: reference"] and "networks.py:" in one["tape"][0]["line"]
+    assert one["saved_bytes"] == sum(entry["saved_bytes"] for entry in one["tape"]) > 0
+    leaves = {leaf["name"]: leaf["parameter"] for leaf in one["leaves"]}
+    assert leaves["x1"] == "encoder.trunk.0.weight" and len(leaves) == 10
+
+    assert main(asked) == 0
+    head, *table = capsys.readouterr().out.splitlines()
+    assert head.split() == f"first step iwae on own, batch of 5, seed 3, loss {losses[0]:.6g}".split()
+    assert [line.split()[2:] for line in table if line.split()[:1] == ["x1"]] == [["6]", "leaf", leaves["x1"]]]
+    assert any("linear(float32[5, 6], x1, x2, activation='tanh')" in line for line in table)
+    assert main([*asked, "--what", "backward"]) == 0
+    program = capsys.readouterr().out
+    assert "# x1  float32[8, 6]  encoder.trunk.0.weight" in program and "_, g_x1, g_x2 = rule_0(g_v1" in program
+    for printed in (table, program.splitlines()):
+        assert max(map(len, printed)) <= 100
+    assert main([*asked, "--what", "dot"]) == 0
+    dot = capsys.readouterr().out
+    assert dot.startswith("digraph tape {") and dot.endswith("}\n") and '"x1" -> "v1";' in dot
+
+
+def test_explain_shows_every_operation(capsys):
+    for name, op in OPS.items():
+        assert main(["explain", name]) == 0
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= 100
+        assert "".join(op.show().split()).replace("#", "") == "".join(printed.split()).replace("#", "")
+    for name, kernels, inputs in (("linear", ["reference", "cpu"], ["all inputs"]), ("multiply", [], ["x", "y"])):
+        assert main(["explain", name, "--json"]) == 0
+        described = json.loads(capsys.readouterr().out)
+        assert (described["op"], described["formula"]) == (name, OPS[name].formula)
+        assert list(described["backends"]) == kernels and (described["forward"] is None) == bool(kernels)
+        assert [name for rule in described["vjp"] for name in rule["inputs"]] == inputs
+
+
+def test_explain_of_other_steps_and_of_a_name_that_is_both(own, capsys, monkeypatch):
+    class TwoPasses(models.get("vae")):
+        name = "tanh"
+
+        def compute_gradients(self, batch, *, generator):
+            gmcore.grad(self.loss(gmcore.tensor(batch), generator=generator)[0], list(self.parameters()))  # no pass
+            super().compute_gradients(batch, generator=generator)
+            return super().compute_gradients(batch, generator=generator)
+
+    class NoPass(models.get("vae")):
+        name = "closed"
+
+        def compute_gradients(self, batch, *, generator):
+            return models.Step(gmcore.tensor(0.0), {}, len(batch))
+
+    for cls in (TwoPasses, NoPass):
+        monkeypatch.setitem(models._registered, cls.name, cls)
+    assert main(["explain", "tanh"]) == 2
+    assert "'tanh' is a model and an operation; say --what tape or --what op" in capsys.readouterr().err
+    assert main(["explain", "tanh", "--what", "op"]) == 0
+    assert capsys.readouterr().out.startswith("<op tanh(x) -> out>")
+    assert main(["explain", "tanh", *own[:2], *TINY, "--what", "tape"]) == 0
+    assert capsys.readouterr().out.count("first step") == 2
+    assert main(["explain", "closed", *own[:2], *TINY]) == 2
+    assert "closed: its training step makes no backward pass" in capsys.readouterr().err
+
+
 def test_doctor(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -168,6 +245,17 @@ def test_doctor(capsys, monkeypatch):
         (["sample", "absent"], "absent: not a run"),
         (["evaluate", "absent"], "absent: not a run"),
         (["models", "va"], "did you mean 'vae'?"),
+        (["explain"], "the following arguments are required: NAME"),
+        (["explain", "iwea"], "unknown model or operation 'iwea'; did you mean 'iwae'?"),
+        (["explain", "gausian_sample"], "did you mean 'gaussian_sample'?"),
+        (["explain", "vae", "--what", "op"], "unknown operation 'vae'"),
+        (["explain", "tanh", "--what", "dot"], "unknown model 'tanh'"),
+        (["explain", "tanh", "--what", "tapes"], "invalid choice: 'tapes'"),
+        (["explain", "tanh", "--batch-size", "3"], "--batch-size is for models; 'tanh' is an operation"),
+        (["explain", "tanh", "--set", "a=3"], "--set is for models"),
+        (["explain", "vae", "--batch-size", "0"], "batch_size must be a positive integer, got 0"),
+        (["explain", "vae", "--set", "latent_siz=2"], "did you mean 'latent_size'?"),
+        (["explain", "vae", "--data", "minst"], "did you mean 'mnist'?"),
         (["kernels", "gausian_sample"], "did you mean 'gaussian_sample'?"),
     ],
 )
@@ -175,7 +263,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     assert main(arguments) == 2
     printed, errors = capsys.readouterr()
     (line,) = [line for line in errors.splitlines() if line]
-    assert line.startswith("gmcore: error: ") and message in line
+    assert line.startswith("gmcore: error: ") and message in line and len(line) < 500
     assert not printed and not os.path.exists("runs")
 
 
