@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gmcore.tensor import Tensor, is_floating
 from gmcore.watch import Watch, watch
 
 if TYPE_CHECKING:
-    from gmcore.op import Edge, Node, Op
+    from gmcore.op import Node, Op
 
 
 def detect_anomaly() -> AbstractContextManager[None]:
@@ -73,14 +73,13 @@ class _Anomalies(Watch):
                     f"{_line(node)}"
                 )
 
-    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
-        for edge, g in found:
-            if flaw := _flaw(g):
-                name = node.op.input_name(node.edges.index(edge))
+    def after_rule(self, node: Node, found: Sequence[Tensor | None]) -> None:
+        for i, g in enumerate(found):
+            if g is not None and (flaw := _flaw(g)):
                 inside = "" if self.inside is None else f", first in {self.inside}"
                 raise AnomalyError(
-                    f"backward through {node.op.name} made {flaw} in the gradient of its {name} ({_shown(g)}) from "
-                    f"finite gradients{inside}{_line(node)}"
+                    f"backward through {node.op.name} made {flaw} in the gradient of its {node.op.input_name(i)} "
+                    f"({_shown(g)}) from finite gradients{inside}{_line(node)}"
                 )
 
 

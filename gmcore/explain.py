@@ -248,33 +248,32 @@ class Pass:
 class _Passes(Watch):
     def __init__(self) -> None:
         self.passes: list[Pass] = []
+        self.awaited: set[Node] = set()
+        """Nodes of the last pass whose rule has not run. Other rules belong to `grad`, or to a recomputation."""
         self.ran: list[str] = []
 
     def before_pass(self, y: Tensor) -> None:
         found = Tape(y)
         edge: Any = y._edge
+        self.awaited = {entry.node for entry in found.entries}
         self.passes.append(Pass(found, Program(found._names.get(edge, "x1"), [])))
-
-    def _shows(self, node: Node) -> bool:
-        """Whether the node is of the tape, and not of one that a rule or a hook has made for itself."""
-        return bool(self.passes) and (node, 0) in self.passes[-1].tape._names
 
     def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
         self.ran.append(op.name)
 
     def before_rule(self, node: Node, grads: Sequence[Any]) -> None:
-        if self._shows(node):
+        if node in self.awaited:
             self.ran = []
 
-    def after_rule(self, node: Node, grads: Sequence[Any], found: Sequence[tuple[Edge, Tensor]]) -> None:
-        if not self._shows(node):
+    def after_rule(self, node: Node, found: Sequence[Tensor | None]) -> None:
+        if node not in self.awaited:
             return
+        self.awaited.remove(node)
         tape, program = self.passes[-1].tape, self.passes[-1].program
-        given = iter(found)
-        arrivals = [next(given) if need else None for need in node.plan.needs]
-        targets = tuple(["_" if a is None else f"g_{tape._names[a[0]]}" for a in arrivals])
-        metas = tuple([None if a is None else (a[1].shape, a[1].dtype) for a in arrivals])
-        program.statements.append(Statement(node, targets, _source(node, tape._names), metas, tuple(self.ran)))
+        targets = ["_" if g is None else f"g_{tape._names[edge]}" for edge, g in zip(node.edges, found, strict=True)]  # type: ignore[index]
+        metas = [None if g is None else (g.shape, g.dtype) for g in found]
+        source = _source(node, tape._names)
+        program.statements.append(Statement(node, tuple(targets), source, tuple(metas), tuple(self.ran)))
 
 
 def _source(node: Node, names: Mapping[Edge, str]) -> str:

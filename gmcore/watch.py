@@ -16,7 +16,7 @@ from gmcore.errors import user_line
 from gmkernels import KernelSpec, select
 
 if TYPE_CHECKING:
-    from gmcore.op import Edge, Node, Op
+    from gmcore.op import Node, Op
     from gmcore.tensor import Tensor
 
 watching: list[Watch] = []
@@ -53,8 +53,8 @@ class Watch:
     def before_rule(self, node: Node, grads: Sequence[Tensor | None]) -> None:
         """The gradients of the outputs of `node` are complete; its rule comes next."""
 
-    def after_rule(self, node: Node, grads: Sequence[Tensor | None], found: Sequence[tuple[Edge, Tensor]]) -> None:
-        """The rule of `node` has run and `found` the gradients of its inputs."""
+    def after_rule(self, node: Node, found: Sequence[Tensor | None]) -> None:
+        """The rule of `node` has run and `found` the gradients of its inputs, None where none was wanted."""
 
 
 @contextmanager
@@ -125,6 +125,9 @@ def run_rule(node: Node, grads: list[Any], needs: Sequence[bool] | None, create_
         found = node.vjp(grads, needs, create_graph)
     finally:
         _rule.reset(token)
-    for each in watches:
-        each.after_rule(node, grads, found)
+    if watches:
+        rest = iter(found)
+        by_input = [next(rest)[1] if need else None for need in needs or node.plan.needs]
+        for each in watches:
+            each.after_rule(node, by_input)
     return found

@@ -10,6 +10,7 @@ import pytest
 import gmcore
 from gmcore import Tensor, detect_anomaly, ops
 from gmcore.errors import AnomalyError
+from gmcore.op import OPS, Op
 from gmcore.watch import watching
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -50,6 +51,17 @@ def test_backward() -> None:
     y = compute(leaf([4.0, 0.0]))
     with detect_anomaly(), pytest.raises(AnomalyError, match="sqrt .*run the forward pass inside"):
         y.backward()
+
+
+def test_an_input_that_is_given_twice_is_named_by_its_place() -> None:
+    rules = [lambda g: g, lambda g: g * np.inf]
+    op = Op("given_twice", "x y", forward=np.add, vjp=rules, formula="x + y", examples=lambda rng: [])
+    try:
+        x = leaf([1.0])
+        with detect_anomaly(), pytest.raises(AnomalyError, match="made infinity in the gradient of its y "):
+            op(x, x).backward()
+    finally:
+        del OPS["given_twice"]
 
 
 def test_second_order() -> None:

@@ -358,8 +358,11 @@ class Seen(Watch):
     def __init__(self) -> None:
         self.rules: list[tuple[Any, ...]] = []
 
-    def after_rule(self, node: Node, grads: Any, found: Any) -> None:
-        self.rules.append((node.op.name, bits(grads), bits([g for _, g in found])))
+    def before_rule(self, node: Node, grads: Any) -> None:
+        self.rules.append((node.op.name, bits(grads)))
+
+    def after_rule(self, node: Node, found: Any) -> None:
+        self.rules[-1] += (bits([g for g in found if g is not None]),)
 
 
 def bits(tensors: Any) -> list[bytes | None]:

@@ -7,8 +7,8 @@ import pytest
 
 import gmcore
 from gmcore import engine, explain, ops
-from gmcore.errors import GraphError
-from gmcore.op import OPS
+from gmcore.errors import GraphError, ShapeError
+from gmcore.op import OPS, Op
 from gmcore.tensor import Tensor
 from gmcore.watch import watching
 
@@ -45,6 +45,23 @@ def test_tape() -> None:
     text = str(tape)
     for part in ("linear(x1, x2, float32[2], activation='tanh')", "v3.kl", "test_explain.py:", "float32[4, 2]"):
         assert part in text
+
+
+def test_a_kernel_of_a_call_that_failed_is_not_of_the_next() -> None:
+    def forward(*arrays: np.ndarray, **attrs: object) -> None:
+        OPS["iwae_bound"].forward(*arrays, **attrs)
+        raise ValueError("too late")
+
+    broken = Op("broken", "log_w", forward=forward, vjp=None, formula="", examples=lambda rng: [])
+    try:
+        with explain.recording(), pytest.raises(ShapeError, match="too late"):
+            broken(leaf((3,)), axis=0)
+        with explain.recording():
+            y = ops.tanh(leaf((3,)))
+        (entry,) = explain.tape(y).entries
+        assert entry.note is not None and entry.note.kernels == ()
+    finally:
+        del OPS["broken"]
 
 
 def test_tape_without_recording_and_after_backward() -> None:
@@ -115,6 +132,15 @@ def test_passes() -> None:
     assert second.tape.entries[0].note is not None and "freed" not in str(second.tape)
     ops.sum(x).backward()
     assert len(passes) == 2
+
+
+def test_a_gradient_along_the_tape_of_a_pass_is_no_part_of_it() -> None:
+    x, y = leaf((3,)), leaf((3,))
+    with explain.passes() as passes:
+        loss = ops.sum(x * y)
+        loss.backward(retain_graph=True)
+        gmcore.grad(loss, y)
+    assert [s.targets for s in passes[0].program.statements] == [("g_v1",), ("g_x1", "g_x2")]
 
 
 def test_backward_through_a_checkpoint() -> None:
