@@ -77,7 +77,7 @@ class Step(NamedTuple):
     outgoing: Sequence[tuple[Edge, Tensor]]
     """Places on the tape, ``(node or leaf, output number)``, and the gradient that goes there."""
     waiting: Sums
-    """The sums of what has arrived so far at leaves and at nodes still to come; the next step changes them."""
+    """The sums of what has arrived so far at leaves and at nodes still to come, as the pass keeps them: they change."""
 
 
 class _Pause:
@@ -85,7 +85,6 @@ class _Pause:
 
     def __init__(self) -> None:
         self.arrived: Sums = {}
-        self.owned: set[Edge] = set()
         self.heap: list[tuple[int, Node]] = []
         self.last: Step | None = None
         """The rule it has just run; None where none was left."""
@@ -106,11 +105,11 @@ def _sweep(
     returns after one rule, and is over when there was none to run.
     """
     arrived: Sums = {}  # sums of the gradients of each node's outputs so far
-    owned: set[Edge] | None = None  # sums whose array nobody else has
+    owned: set[Edge] | None = None  # sums whose array nobody else has, that this call has made
     done: Sums | None = {} if targets else None
     heap: list[tuple[int, Node]] = []
     if pause is not None:
-        arrived, owned, heap, pause.last = pause.arrived, pause.owned, pause.heap, None
+        arrived, heap, pause.last = pause.arrived, pause.heap, None
 
     token = _grad_enabled.set(create_graph)
     try:
@@ -136,8 +135,7 @@ def _sweep(
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
                     sums[slot] = _sum(total, g)
-                    if owned is None:
-                        owned = set()
+                    owned = owned or set()
                     owned.add(edge)
             if not heap or (pause is not None and pause.last is not None):
                 return arrived | done if done else arrived

@@ -183,6 +183,7 @@ def test_explain_of_other_steps_and_of_a_name_that_is_both(own, capsys, monkeypa
         name = "tanh"
 
         def compute_gradients(self, batch, *, generator):
+            assert self.training
             gmcore.grad(self.loss(gmcore.tensor(batch), generator=generator)[0], list(self.parameters()))  # no pass
             super().compute_gradients(batch, generator=generator)
             return super().compute_gradients(batch, generator=generator)

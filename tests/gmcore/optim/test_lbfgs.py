@@ -310,13 +310,16 @@ def unroll(params, hyper, lengths):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "options", [{"lr": 0.05, "history_size": 4}, {"line_search_fn": "strong_wolfe", "history_size": 4}], ids=str
+    "options",
+    [{"lr": 0.05, "history_size": 4}, {"lr": 0.05, "history_size": 4, "line_search_fn": "strong_wolfe"}],
+    ids=str,
 )
 def test_the_update_is_that_of_the_step(options, dtype):
     """The same numbers, bit for bit, as they are the same operations; given the lengths that a search found, too."""
-    steps = 100 if "lr" in options else 8
+    steps = 8 if "line_search_fn" in options else 100
     params, optimizer, found = iterate(optim, ops, lambda x: nn.Parameter(x.astype(dtype)), steps, **options)
     lengths = found if "line_search_fn" in options else [None] * steps
+    assert any(t > 0.05 for t in found) == ("line_search_fn" in options)
     starts = [tensor(x, dtype) for x in CONVEX_STARTS]
     others, state = unroll(starts, optimizer.param_groups[0], lengths)
     for p, q in zip(params, others, strict=True):
