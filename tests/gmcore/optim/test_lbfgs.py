@@ -284,7 +284,7 @@ CONVEX_STARTS = (np.array([[0.5, -0.3, 0.2], [-1.0, 0.1, 0.4]]), np.array(0.7))
 def iterate(lib, functions, make_parameter, steps, **options):
     """`steps` iterations of one evaluation or search each; the parameters, the optimizer and the lengths taken."""
     params = [make_parameter(x) for x in CONVEX_STARTS]
-    options = {"max_iter": 1, "tolerance_grad": 0.0, "tolerance_change": 0.0, **options}
+    options = {"max_iter": 1, "max_eval": 20, "tolerance_grad": 0.0, "tolerance_change": 0.0, **options}
     optimizer = lib.LBFGS(params, **options)
 
     def closure():
