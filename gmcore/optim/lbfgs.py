@@ -260,19 +260,20 @@ def _turn(state: State, gradient: Tensor, history_size: int) -> State:
                 ops.concatenate([old, new[None]])[-history_size:] for old, new in ((steps, s), (changes, y))
             )
             scale = curvature / _dot(y, y)
-    new = {"n_iter": n + 1, "d": _two_loops(-gradient, list(zip(steps, changes, strict=True)), scale)}
+    pairs = list(zip(steps, changes, ops.sum(steps * changes, axis=1), strict=True))
+    new = {"n_iter": n + 1, "d": _two_loops(-gradient, pairs, scale)}
     return new | {"old_stps": steps, "old_dirs": changes, "H_diag": scale, "prev_flat_grad": gradient}
 
 
-def _two_loops(d: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scale: Any) -> Tensor:
-    """H d, for the BFGS matrix H of the pairs (s, y), the oldest first, over scale I."""
+def _two_loops(d: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scale: Any) -> Tensor:
+    """H d, for the BFGS matrix H of the pairs s, y (and s.y), the oldest first, over scale I."""
     shares = []
-    for s, y in reversed(pairs):
-        shares.append(_dot(s, d) / _dot(s, y))
+    for s, y, curvature in reversed(pairs):
+        shares.append(_dot(s, d) / curvature)
         d = d - shares[-1] * y
     d = scale * d
-    for (s, y), share in zip(pairs, reversed(shares), strict=True):
-        d = d + (share - _dot(y, d) / _dot(s, y)) * s
+    for (s, y, curvature), share in zip(pairs, reversed(shares), strict=True):
+        d = d + (share - _dot(y, d) / curvature) * s
     return d
 
 
