@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gmcore import ops
 from gmcore.errors import ArgumentError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
-from gmcore.tensor import Tensor, enable_grad, no_grad
+from gmcore.tensor import Tensor, enable_grad
 
 
 class LBFGS(Optimizer):
@@ -131,18 +130,18 @@ class LBFGS(Optimizer):
         return tuple([p + move for p, move in zip(params, moves, strict=True)]), state
 
     # -- the parameters as one vector ------------------------------------------------------------------
-    def _gradient(self) -> Tensor:
+    def _gradient(self) -> np.ndarray:
         params = self.param_groups[0]["params"]
         for p in params:
             if p.grad is not None:
                 check_gradient(p, p.grad)
-        return _flat([Tensor(np.zeros(p.shape, p.dtype)) if p.grad is None else p.grad for p in params])
+        return _flat([np.zeros(p.shape, p.dtype) if p.grad is None else p.grad._data for p in params])
 
-    def _move(self, t: float, d: Tensor) -> None:
+    def _move(self, t: float, d: np.ndarray) -> None:
         """Add t d to the parameters."""
         params = self.param_groups[0]["params"]
         for p, move in zip(params, _parts(t * d, params), strict=True):
-            p._data[...] += move._data
+            p._data[...] += move
             p._written()
 
     # -- the step --------------------------------------------------------------------------------------
@@ -167,11 +166,11 @@ class LBFGS(Optimizer):
         group = self.param_groups[0]
         self.check_group(group)
         state = self.state.setdefault(group["params"][0], {"n_iter": 0, "func_evals": 0})
-        with no_grad(), np.errstate(all="ignore"):  # a search may step where the loss overflows; it comes back
+        with np.errstate(all="ignore"):  # a search may step where the loss overflows; it comes back
             return self._iterate(closure, group, state)
 
     def _iterate(self, closure: Callable[[], Any], group: Group, state: dict[str, Any]) -> Any:
-        def evaluate() -> tuple[Any, Tensor]:
+        def evaluate() -> tuple[Any, np.ndarray]:
             state["func_evals"] += 1
             with enable_grad():
                 loss = closure()
@@ -181,14 +180,16 @@ class LBFGS(Optimizer):
         first_loss, gradient = evaluate()
         loss = float(first_loss)
         for iteration in range(group["max_iter"]):
-            if np.max(np.abs(gradient._data), initial=0) <= group["tolerance_grad"]:
+            if np.max(np.abs(gradient), initial=0) <= group["tolerance_grad"]:
                 break
             if iteration and state["func_evals"] >= last_evaluation:
                 break
-            state |= _turn(state, gradient, group["history_size"])
-            state |= {"t": float(_first_length(state, group["lr"])), "prev_loss": loss}
-            direction, length = state["d"], state["t"]
-            slope = _dot(gradient, direction).item()
+            arrays = {name: value._data if isinstance(value, Tensor) else value for name, value in state.items()}
+            arrays = _turn(arrays, gradient, group["history_size"])
+            direction, length = arrays["d"], float(_first_length(arrays, group["lr"]))
+            state |= {name: Tensor(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+            state |= {"H_diag": float(arrays["H_diag"]), "t": length, "prev_loss": loss}
+            slope = float(_dot(gradient, direction))
             if slope > -group["tolerance_change"]:
                 break
             if self.line_search_fn is None:
@@ -201,15 +202,15 @@ class LBFGS(Optimizer):
                 found = self._search(evaluate, direction, _Trial(0.0, loss, gradient, slope), length, last_evaluation)
                 state["t"], loss, gradient = found.t, found.loss, found.gradient
                 self._move(found.t, direction)
-            moved = float(np.max(np.abs(direction._data))) * state["t"]
+            moved = float(np.max(np.abs(direction))) * state["t"]
             if moved <= group["tolerance_change"] or abs(loss - state["prev_loss"]) < group["tolerance_change"]:
                 break
         return first_loss
 
     def _search(
         self,
-        evaluate: Callable[[], tuple[Any, Tensor]],
-        direction: Tensor,
+        evaluate: Callable[[], tuple[Any, np.ndarray]],
+        direction: np.ndarray,
         start: _Trial,
         length: float,
         last_evaluation: int,
@@ -223,33 +224,34 @@ class LBFGS(Optimizer):
             loss, gradient = evaluate()
             for p, values in zip(params, before, strict=True):
                 p.copy_(values)
-            return _Trial(t, float(loss), gradient, _dot(gradient, direction).item())
+            return _Trial(t, float(loss), gradient, float(_dot(gradient, direction)))
 
         state = self.state[params[0]]
-        tolerance = self.param_groups[0]["tolerance_change"] / float(np.max(np.abs(direction._data)))
+        tolerance = self.param_groups[0]["tolerance_change"] / float(np.max(np.abs(direction)))
         return strong_wolfe(at, start, length, tolerance, last_evaluation - state["func_evals"])
 
 
-# -- what the update is made of: operations, on all parameters as one vector --------------------------------
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return ops.concatenate([ops.ravel(x) for x in tensors])
+# -- the iteration, on all parameters as one vector ------------------------------------------------------------
+# In NumPy's functions, which are operations where they get tensors: a step runs them on arrays, the update on tensors.
+def _flat(xs: Sequence[Any]) -> Any:
+    return np.concatenate([np.ravel(x) for x in xs])
 
 
-def _parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """`vector`, cut into tensors of the shapes of `like`."""
+def _parts(vector: Any, like: Sequence[Tensor]) -> list[Any]:
+    """`vector`, cut into parts of the shapes of `like`."""
     ends = np.cumsum([x.size for x in like])[:-1].tolist()
-    return [ops.reshape(part, x.shape) for part, x in zip(ops.split(vector, ends), like, strict=True)]
+    return [np.reshape(part, x.shape) for part, x in zip(np.split(vector, ends), like, strict=True)]
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return ops.sum(a * b)
+def _dot(a: Any, b: Any) -> Any:
+    return np.sum(a * b)
 
 
-def _turn(state: State, gradient: Tensor, history_size: int) -> State:
+def _turn(state: State, gradient: Any, history_size: int) -> State:
     """The state with a new direction -H gradient, after the last step has been added to the pairs that make up H."""
     n = state.get("n_iter", 0)
     if n == 0:
-        steps = changes = Tensor(np.zeros((0, gradient.size), gradient.dtype))
+        steps = changes = gradient[None][:0]
         scale: Any = 1.0
     else:
         steps, changes, scale = state["old_stps"], state["old_dirs"], state["H_diag"]
@@ -257,15 +259,15 @@ def _turn(state: State, gradient: Tensor, history_size: int) -> State:
         curvature = _dot(s, y)
         if curvature.item() > 1e-10:  # else H would not stay positive definite
             steps, changes = (
-                ops.concatenate([old, new[None]])[-history_size:] for old, new in ((steps, s), (changes, y))
+                np.concatenate([old, new[None]])[-history_size:] for old, new in ((steps, s), (changes, y))
             )
             scale = curvature / _dot(y, y)
-    pairs = list(zip(steps, changes, ops.sum(steps * changes, axis=1), strict=True))
+    pairs = list(zip(steps, changes, np.sum(steps * changes, axis=1), strict=True))
     new = {"n_iter": n + 1, "d": _two_loops(-gradient, pairs, scale)}
     return new | {"old_stps": steps, "old_dirs": changes, "H_diag": scale, "prev_flat_grad": gradient}
 
 
-def _two_loops(d: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], scale: Any) -> Tensor:
+def _two_loops(d: Any, pairs: Sequence[tuple[Any, Any, Any]], scale: Any) -> Any:
     """H d, for the BFGS matrix H of the pairs s, y (and s.y), the oldest first, over scale I."""
     shares = []
     for s, y, curvature in reversed(pairs):
@@ -281,7 +283,7 @@ def _first_length(state: State, lr: Any) -> Any:
     """Length of a step without a search, first trial of one: lr, but of the very first step what `LBFGS` says."""
     if state["n_iter"] > 1:
         return lr
-    return lr / ops.maximum(ops.sum(ops.absolute(state["prev_flat_grad"])), 1.0)
+    return lr / np.maximum(np.sum(np.abs(state["prev_flat_grad"])), 1.0)
 
 
 # -- the line search ------------------------------------------------------------------------------------------
