@@ -18,8 +18,16 @@ from gmcore import hooks
 from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
-from gmcore.tensor import Leaf, Tensor, _grad_enabled, as_tensor, enable_grad, no_grad, set_grad_enabled
-from gmcore.watch import before_pass, run_rule, watching
+from gmcore.tensor import (
+    Leaf,
+    Tensor,
+    _mode,
+    as_tensor,
+    enable_grad,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -111,7 +119,16 @@ def _sweep(
     if pause is not None:
         arrived, heap, pause.last = pause.arrived, pause.heap, None
 
-    token = _grad_enabled.set(create_graph)
+    mode = _mode.get()
+    run_rule: Callable[..., list[tuple[Edge, Tensor]]]
+    if type(mode) is bool:
+        mode, run_rule = create_graph, Node.vjp
+    else:
+        mode = mode.recording(create_graph)
+        run_rule = mode.run_rule
+        if needs is None and roots:
+            mode.before_pass(*roots[0])
+    token = _mode.set(mode)
     try:
         arrivals = roots
         while True:
@@ -146,16 +163,13 @@ def _sweep(
             if done is not None and node in targets:
                 done[node] = sums
             wanted = None if needs is None else needs[node]
-            if watching:
-                arrivals = run_rule(node, sums, wanted, create_graph)
-            else:
-                arrivals = node.vjp(sums, wanted, create_graph)
+            arrivals = run_rule(node, sums, wanted, create_graph)
             if not retain_graph:
                 node.saved = None
             if pause is not None:
                 pause.last = Step(node, sums, arrivals, arrived)
     finally:
-        _grad_enabled.reset(token)
+        _mode.reset(token)
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
@@ -168,8 +182,6 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
     root: Any = y._edge
-    if watching:
-        before_pass(y)
     _accumulate(_sweep([(root, start)], None, _NOTHING, False, retain_graph), start)
 
 
@@ -226,8 +238,6 @@ def step(y: Tensor, gradient: Tensor | None = None, *, retain_graph: bool = Fals
     is in ``waiting``. The tape of the nodes it showed is freed, unless `retain_graph`; that of the others is there.
     """
     start = _root_gradient(y, gradient)
-    if watching:
-        before_pass(y)
     pause = _Pause()
     arrivals: Any = [(y._edge, start)]
     while True:
@@ -317,7 +327,7 @@ def by_decomposition(op_inputs: str, function: Callable[..., Any], attrs: str = 
     def rule(*values: Any) -> list[Tensor | None]:
         *rest, needs, grads = values
         tensors, options = rest[: len(names)], rest[len(names) :]
-        create_graph = _grad_enabled.get()
+        create_graph = is_grad_enabled()
         with enable_grad():
             if create_graph:
                 # Each input behind an identity of its own: one that is used twice, or computed from another,

@@ -321,9 +321,8 @@ def backward(y: Tensor, gradient: Tensor | None = None) -> Program:
     """
     start = _root_gradient(y, gradient)
     watcher = _Passes()
-    watcher.before_pass(y)
     edge: Any = y._edge
-    hooked = [entry.node.hooks or {} for entry in watcher.passes[0].tape.entries]
+    hooked = [entry.node.hooks or {} for entry in Tape(y).entries]
     retained = [hook.tensor() for table in hooked for _, hook in table.values() if isinstance(hook, Retain)]
     before = [(tensor, tensor.grad) for tensor in retained if tensor is not None]
     try:

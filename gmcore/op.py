@@ -29,8 +29,8 @@ import numpy as np
 from numpy import ndarray
 
 from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, user_line
-from gmcore.tensor import FLOATING, Array, Tensor, _grad_enabled, as_tensor, is_floating
-from gmcore.watch import Meta, Note, called, kernel_ran, watching
+from gmcore.tensor import FLOATING, Array, Tensor, _mode, as_tensor, is_floating
+from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
 
 Rule = Callable[..., Any]
@@ -163,7 +163,10 @@ class Op:
             # NumPy returns a scalar, not an array, from operations on arrays of no dimensions.
             out = Tensor(np.asarray(result) if isinstance(result, np.generic) else result)
             outputs = (out,)
-        if _grad_enabled.get():
+        if self.view and _shares_memory(out._data, arrays[0]):
+            out._version = inputs[0]._counter()
+        mode = _mode.get()
+        if mode is True:
             for x in inputs:
                 if x._edge is not None:
                     if out is not outputs and ((dtype := out._data.dtype) is _FLOAT32 or dtype is _FLOAT64):
@@ -171,10 +174,10 @@ class Op:
                     else:
                         self._record(inputs, outputs, attrs)
                     break
-        if self.view and _shares_memory(out._data, arrays[0]):
-            out._version = inputs[0]._counter()
-        if watching:
-            called(self, inputs, outputs)
+        elif mode is not False:
+            if mode and any(x._edge is not None for x in inputs):
+                self._record(inputs, outputs, attrs)
+            mode.called(self, inputs, outputs)
         return out
 
     apply = __call__
@@ -453,8 +456,9 @@ def kernel(spec: KernelSpec) -> Callable[..., Any]:
 
     def forward(*arrays: Array, **attrs: Any) -> Any:
         outputs = run(spec, arrays, attrs)
-        if watching:
-            kernel_ran(spec, arrays, attrs)
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.kernel_ran(spec, arrays, attrs)
         return outputs[0] if single else outputs
 
     forward.spec = spec  # type: ignore[attr-defined]

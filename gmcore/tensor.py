@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gmcore.op import Node, Op
+    from gmcore.watch import Watched
 
 Array = Any
 """A `numpy.ndarray`, or an array of another library on another device."""
@@ -56,12 +57,20 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-_grad_enabled: ContextVar[bool] = ContextVar("gmcore.grad_enabled", default=True)
+_mode: ContextVar[bool | Watched] = ContextVar("gmcore.mode", default=True)
+"""Whether operations are recorded: True or False; inside a watch, a `Watched` with that truth value. An engine that
+nobody watches asks whether the mode is True and then whether it is False, and so pays nothing for what it might be."""
+
+
+def mode_with(recording: bool) -> bool | Watched:
+    """The mode of this context, but for whether operations are recorded."""
+    mode = _mode.get()
+    return recording if type(mode) is bool else mode.recording(recording)
 
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded in this context."""
-    return _grad_enabled.get()
+    return bool(_mode.get())
 
 
 @contextmanager
@@ -76,11 +85,11 @@ def set_grad_enabled(enabled: bool) -> Iterator[None]:
     ------
     None
     """
-    token = _grad_enabled.set(enabled)
+    token = _mode.set(mode_with(enabled))
     try:
         yield
     finally:
-        _grad_enabled.reset(token)
+        _mode.reset(token)
 
 
 def no_grad() -> Any:
