@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.engine import by_decomposition
-from gmcore.errors import ArgumentError, ShapeError
+from gmcore.errors import ArgumentError, ShapeError, user_function
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import dtype_of, exp, real
 from gmcore.ops.reduce import sum
@@ -35,7 +35,9 @@ _EXAMPLE_KEY = Tensor(np.array((7, 3, 0), np.uint64))
 
 def _check_samples(samples: int | None) -> None:
     if samples is not None and samples < 1:
-        raise ArgumentError(f"samples must be a positive integer or None, got {samples!r}")
+        raise ArgumentError(
+            f"{user_function()}: samples must be a positive integer or None, got {samples!r} (called at {user_line()})"
+        )
 
 
 # -- fills ---------------------------------------------------------------------------------------------------
@@ -183,7 +185,8 @@ def gaussian_sample(
 
     Raises
     ------
-    ShapeError : shapes that differ or have no axis.  ArgumentError : samples below 1.
+    ShapeError : shapes that differ or have no axis.  DtypeError : not floating, or of two dtypes.
+    ArgumentError : samples below 1.
 
     Notes
     -----
@@ -244,7 +247,7 @@ def bernoulli_sample(
 
     Raises
     ------
-    ArgumentError : samples below 1.  ShapeError : `probs` not float32 or float64.
+    ArgumentError : samples below 1.  DtypeError : `probs` not floating.
     """
     _check_samples(samples)
     return _bernoulli_sample(probs, _key(generator, key), samples=samples)
@@ -267,7 +270,7 @@ def bernoulli_sample_logits(
 
     Raises
     ------
-    ArgumentError : samples below 1.  ShapeError : `logits` not float32 or float64.
+    ArgumentError : samples below 1.  DtypeError : `logits` not floating.
     """
     _check_samples(samples)
     return _bernoulli_sample_logits(logits, _key(generator, key), samples=samples)
@@ -316,7 +319,7 @@ def dropout(
 
     Raises
     ------
-    ArgumentError : p outside [0, 1].
+    ArgumentError : p outside [0, 1].  DtypeError : `x` not floating.
 
     Notes
     -----
@@ -353,5 +356,8 @@ def straight_through(hard: Any, soft: Any) -> Tensor:
     """
     hard, soft = as_tensor(hard), as_tensor(soft)
     if hard.shape != soft.shape:
-        raise ShapeError(f"straight_through: hard {hard.shape} and soft {soft.shape} differ (called at {user_line()})")
+        raise ShapeError(
+            f"straight_through: expected one shape, got hard {hard.shape} and soft {soft.shape} "
+            f"(called at {user_line()})"
+        )
     return hard.detach() + (soft - soft.detach())
