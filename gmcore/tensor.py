@@ -59,6 +59,11 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
+def finfo(dtype: np.dtype[Any]) -> Any:
+    """`numpy.finfo` of a floating dtype, also of bfloat16."""
+    return np.finfo(dtype) if dtype.kind == "f" else require("ml_dtypes", "bfloat16").finfo(dtype)
+
+
 _grad_enabled: ContextVar[bool] = ContextVar("gmcore.grad_enabled", default=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError, user_function
 from gmcore.op import Example, Op, Rule, user_line
-from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, is_floating
+from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, finfo, is_floating
 
 _LN_2, _LN_10 = math.log(2.0), math.log(10.0)
 
@@ -418,10 +418,10 @@ def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: fl
 
     Returns
     -------
-    x.shape; float32 stays float32, integers become float64.
+    x.shape, in the dtype of `x`; integers become float64.
     """
     x = as_tensor(x)
-    limits = np.finfo(x.dtype if x.dtype.kind == "f" else np.float64)
+    limits = finfo(x.dtype if is_floating(x.dtype) else np.dtype(np.float64))
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf
     return _where(isnan(x), nan, _where(equal(x, np.inf), high, _where(equal(x, -np.inf), low, x)))

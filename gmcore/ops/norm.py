@@ -13,7 +13,7 @@ from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import as_floating, cast, real, sqrt
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import Axis, broadcast_to, reshape
-from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
 
 
 # -- mean 0 and variance 1 ------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     """
     x = as_floating(input, "rms_norm")
     shape = _trailing("rms_norm", x, normalized_shape)
-    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    eps = float(finfo(x.dtype).eps) if eps is None else eps
     power = mean(x * x, axis=tuple(range(-len(shape), 0)), keepdims=True)
     return _affine(x / sqrt(power + eps), weight, None, shape, "rms_norm")
 

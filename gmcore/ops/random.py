@@ -14,7 +14,7 @@ import numpy as np
 from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, ShapeError, user_function
 from gmcore.op import Example, Op, kernel, user_line
-from gmcore.ops.elementwise import dtype_of, exp, real
+from gmcore.ops.elementwise import cast, dtype_of, exp, real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims
 from gmcore.random import Generator, default_generator
@@ -72,7 +72,7 @@ def normal(
     Parameters
     ----------
     shape : of the result; an int for one axis.
-    dtype : floating.
+    dtype : floating; of a half type, the float32 numbers rounded.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -83,7 +83,7 @@ def normal(
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
     """
-    return _normal(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
+    return _fill(_normal, shape, dtype, _key(generator, key))
 
 
 def uniform(
@@ -94,7 +94,7 @@ def uniform(
     Parameters
     ----------
     shape : of the result; an int for one axis.
-    dtype : floating.
+    dtype : floating; of a half type, the float32 numbers rounded.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -105,7 +105,13 @@ def uniform(
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
     """
-    return _uniform(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
+    return _fill(_uniform, shape, dtype, _key(generator, key))
+
+
+def _fill(op: Op, shape: int | Sequence[int], dtype: Any, key: Tensor) -> Tensor:
+    dtype = dtype_of(dtype)
+    half = dtype.itemsize == 2
+    return cast(op(key, shape=_as_shape(shape), dtype="float32" if half else dtype.name), dtype)
 
 
 def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -118,7 +124,7 @@ _normal.public, _uniform.public = normal, uniform
 # -- Gaussian ------------------------------------------------------------------------------------------------
 def _noise(mu: Tensor, key: Tensor, samples: int | None) -> Tensor:
     shape = mu.shape if samples is None else (samples, *mu.shape)
-    return _normal(key, shape=shape, dtype=mu.dtype.name)
+    return _fill(_normal, shape, mu.dtype, key)
 
 
 def _gaussian_sample_backward_plain(

@@ -77,16 +77,16 @@ class Call(NamedTuple):
     def arrays(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         """Where the arrays stand among the arguments, some of them in sequences; and the arrays."""
         for i, x in enumerate(self.values()):
-            if isinstance(x, (np.ndarray, Tensor)):
+            if isinstance(x, (np.ndarray, np.generic, Tensor)):
                 yield (i,), np.asarray(x)
             elif isinstance(x, (list, tuple)):
-                yield from (((i, j), a) for j, a in enumerate(x) if isinstance(a, np.ndarray))
+                yield from (((i, j), np.asarray(a)) for j, a in enumerate(x) if isinstance(a, (np.ndarray, np.generic)))
 
     def replaced(self, place: tuple[int, ...], by: Any) -> "Call":
         values = self.values()
         i, *rest = place
-        if isinstance(values[i], Tensor) and by.dtype.kind in "fiub":
-            by = Tensor(by)
+        if isinstance(values[i], Tensor) and not isinstance(by, Tensor) and by.dtype.kind in "fiub":
+            by = Tensor(np.asarray(by))
         values[i] = type(values[i])(by if [j] == rest else a for j, a in enumerate(values[i])) if rest else by
         n = len(self.args)
         return self._replace(args=tuple(values[:n]), kwargs=dict(zip(self.kwargs, values[n:], strict=True)))
