@@ -63,11 +63,9 @@ def of_dtype(call: Call, half: Any, dtype: Any) -> tuple[list[Tensor], list[Tens
 
 def error_in_roundings(found: Tensor, expected: Tensor, half: Any) -> float:
     """Largest difference, in halves of an ulp (2^-11 or 2^-8) of the largest element that is expected."""
-    difference, scale = (np.asarray(x.detach(), np.float64) for x in (found, expected))
-    largest = np.max(np.abs(scale), initial=0.0) or 1.0
-    return float(
-        np.max(np.abs(difference - scale), initial=0.0) / largest * 2.0 ** (11 if half.name == "float16" else 8)
-    )
+    y, e = (np.asarray(x.detach(), np.float64) for x in (found, expected))
+    largest = np.abs(e).max(initial=0.0) or 1.0
+    return float(np.abs(y - e).max(initial=0.0) / largest * 2.0 ** (11 if half.name == "float16" else 8))
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
