@@ -135,3 +135,64 @@ def train_step(model: VAE, x: torch.Tensor, eps: torch.Tensor | None = None) -> 
         return loss
 
     return call
+
+
+# -- restricted Boltzmann machine, language model, discriminator ---------------------------------------------------
+def cd_step(
+    weight: torch.Tensor, visible_bias: torch.Tensor, hidden_bias: torch.Tensor, v: torch.Tensor, lr: float
+) -> Callable[[], object]:
+    """CD-1 in place, without autograd: products, fused sigmoids, no copies."""
+
+    @torch.no_grad()
+    def call() -> None:
+        h = torch.sigmoid(torch.addmm(hidden_bias, v, weight.T))
+        v1 = torch.bernoulli(torch.sigmoid(torch.addmm(visible_bias, torch.bernoulli(h), weight)))
+        h1 = torch.sigmoid(torch.addmm(hidden_bias, v1, weight.T))
+        step = lr / len(v)
+        weight.addmm_(h.T, v, alpha=step).addmm_(h1.T, v1, alpha=-step)
+        visible_bias.add_((v - v1).sum(0), alpha=step)
+        hidden_bias.add_((h - h1).sum(0), alpha=step)
+
+    return call
+
+
+class CharRNN(nn.Module):
+    """A character language model: one-hot symbols, an LSTM, a linear layer."""
+
+    def __init__(self, symbols: int, hidden_size: int) -> None:
+        super().__init__()
+        self.symbols = symbols
+        self.rnn = nn.LSTM(symbols, hidden_size)
+        self.logits = nn.Linear(hidden_size, symbols)
+
+    def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy; both (time, batch)."""
+        h, _ = self.rnn(F.one_hot(inputs, self.symbols).float())
+        return F.cross_entropy(self.logits(h).flatten(0, 1), targets.flatten())
+
+
+def discriminator() -> nn.Sequential:
+    """28 x 28 images to a logit by two convolutions of stride 2, the second with batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.BatchNorm2d(64),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 1),
+    )
+
+
+def supervised_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """A step of Adam down `loss`."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def call() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return value
+
+    return call

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gmcore.errors import AnomalyError
+from gmcore.errors import AnomalyError, shown
 from gmcore.tensor import Tensor, is_floating
 from gmcore.watch import Watch, watch
 
@@ -40,10 +40,6 @@ def _flaw(x: Tensor, infinities: bool = True) -> str | None:
     return "infinity" if infinities and np.isinf(x._data).any() else None
 
 
-def _shown(x: Tensor) -> str:
-    return f"{x.dtype}{list(x.shape)}"
-
-
 class _Anomalies(Watch):
     def __init__(self) -> None:
         self.inside: str | None = None
@@ -58,7 +54,7 @@ class _Anomalies(Watch):
             if rule is not None:
                 self.inside = self.inside or op.name
                 return
-            shown = ", ".join(f"{op.input_name(i)}: {_shown(x)}" for i, x in enumerate(inputs))
+            shown = ", ".join(f"{op.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
             at = next((i for i, flawed in enumerate(given) if flawed == flaw), None)
             origin = "" if at is None else f"; it was given {flaw} in its {op.input_name(at)}, made outside the block"
             raise AnomalyError(f"{op.name}({shown}) made {flaw} in its {name}{origin} (called at {line})")
@@ -68,7 +64,7 @@ class _Anomalies(Watch):
         for g in grads:
             if g is not None and (flaw := _flaw(g)):
                 raise AnomalyError(
-                    f"backward: the gradient of the result of {node.op.name} ({_shown(g)}) has {flaw}, but nothing "
+                    f"backward: the gradient of the result of {node.op.name} ({shown(g)}) has {flaw}, but nothing "
                     "that flowed into it: the gradient passed in, a hook, or the sum over several paths made it"
                     f"{_line(node)}"
                 )
@@ -79,7 +75,7 @@ class _Anomalies(Watch):
                 inside = "" if self.inside is None else f", first in {self.inside}"
                 raise AnomalyError(
                     f"backward through {node.op.name} made {flaw} in the gradient of its {node.op.input_name(i)} "
-                    f"({_shown(g)}) from finite gradients{inside}{_line(node)}"
+                    f"({shown(g)}) from finite gradients{inside}{_line(node)}"
                 )
 
 

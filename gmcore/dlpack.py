@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, GraphError
+from gmcore.errors import ArgumentError, DtypeError, GraphError, user_line
 from gmcore.tensor import Tensor, check_device
 
 
@@ -26,20 +26,29 @@ def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = Non
 
     Raises
     ------
-    ArgumentError : not such an array, or not on the CPU.  DtypeError : not floats, integers or booleans.
+    ArgumentError : not such an array, or not on the CPU.
+    DtypeError : not floats, integers or booleans; bfloat16, for which NumPy has no DLPack.
     GraphError : the other library refuses, for example because `x` requires a gradient there.
     """
     check_device(device)
     if not hasattr(x, "__dlpack__") or not hasattr(x, "__dlpack_device__"):
-        raise ArgumentError(f"from_dlpack: expected an array with __dlpack__, got {type(x).__name__}")
-    if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
-        raise DtypeError(f"from_dlpack: cannot make a tensor of dtype {x.dtype}; expected floats, integers or booleans")
+        raise ArgumentError(
+            f"from_dlpack: expected an array with __dlpack__, got {type(x).__name__} (called at {user_line()})"
+        )
+    kind = type(x).__name__
     try:
-        array = np.from_dlpack(x, copy=copy)
+        array = x if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub" else np.from_dlpack(x, copy=copy)
     except BufferError as error:
-        raise GraphError(f"from_dlpack: {type(x).__name__} does not share its memory: {error}") from None
+        raise GraphError(f"from_dlpack: {kind} does not share its memory: {error} (called at {user_line()})") from None
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ArgumentError(f"from_dlpack: NumPy cannot view this {type(x).__name__}: {error}") from None
+        unknown = DtypeError if "dtype" in str(error) else ArgumentError  # all that NumPy says of bfloat16
+        raise unknown(
+            f"from_dlpack: NumPy cannot view this {kind} of {getattr(x, 'dtype', 'unknown dtype')}: {error} "
+            f"(called at {user_line()})"
+        ) from None
     if array.dtype.kind not in "fiub":
-        raise DtypeError(f"from_dlpack: cannot make a tensor of dtype {array.dtype}")
+        raise DtypeError(
+            f"from_dlpack: cannot make a tensor of dtype {array.dtype}; expected floats, integers or booleans that "
+            f"NumPy hands out by DLPack (called at {user_line()})"
+        )
     return Tensor(array)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -68,6 +69,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {listed}")
 
 
+def shown(value: Any) -> str:
+    """An argument in an error message: dtype and shape of a tensor or array, also inside a tuple."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(shown, value))}{',' * (len(value) == 1)})"
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else repr(value)
+
+
 def user_line(models: bool = False) -> str:
     """``file:line`` of the innermost frame outside this package, for error messages.
 
@@ -79,3 +87,13 @@ def user_line(models: bool = False) -> str:
             break
         frame = frame.f_back  # type: ignore[assignment]
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
+
+
+def user_function() -> str:
+    """Name of the function of this package that the line of `user_line` called, for error messages."""
+    name = "?"
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        name = frame.f_code.co_qualname
+        frame = frame.f_back  # type: ignore[assignment]
+    return name.removesuffix(".__init__")

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, user_line
-from gmcore.tensor import FLOATING, Array, Tensor, _mode, as_tensor, is_floating
+from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, shown, user_line
+from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, wrap
 from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
 
@@ -191,9 +191,9 @@ class Op:
             if type(x) in (int, float, bool) and dtypes:
                 x = np.asarray(x, _weak(x, dtypes))
             try:
-                tensors.append(as_tensor(x))
+                tensors.append(wrap(x))
             except DtypeError as error:
-                raise DtypeError(f"{self.name}: {error} ({user_line()})") from None
+                raise DtypeError(f"{self.name}: {error} (called at {user_line()})") from None
         return tuple(tensors)
 
     def _in_single(self, arrays: Sequence[Array], attrs: Mapping[str, Any]) -> Any:
@@ -211,11 +211,19 @@ class Op:
         return np.asarray(result).astype(half) if result.dtype == np.float32 else result
 
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
-        given = ", ".join(f"{self.input_name(i)}: {x.dtype}{list(x.shape)}" for i, x in enumerate(inputs))
-        options = "".join(f", {k}={v!r}" for k, v in attrs.items())
-        mixed = len({x.dtype for x in inputs if is_floating(x.dtype)}) > 1
-        kind = DtypeError if mixed or isinstance(error, TypeError) else ShapeError
-        return kind(f"{self.name}({given}{options}): {error} (called at {user_line()})")
+        """The error of a call that the forward function refused: a kernel or a NumPy function, which state a wrong
+        dtype by a TypeError (a negative power of integers apart), and all else by a ValueError or an IndexError."""
+        given = ", ".join(f"{self.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
+        options = "".join(f", {k}={shown(v)}" for k, v in attrs.items())
+        kind: type[GmcoreError] = ShapeError
+        expected = "shapes that broadcast" if self.broadcast else ""
+        if isinstance(error, TypeError) or (self.broadcast and _broadcast([x.shape for x in inputs])):
+            kind = DtypeError
+            arguments = [a for args, _ in self.examples(np.random.default_rng(0)) for a in args]
+            floating = any(isinstance(a, np.ndarray) and is_floating(a.dtype) for a in arguments)
+            expected = "floating numbers" if floating else "booleans or integers"
+        hint = f"; expected {expected}" if expected and "expected" not in str(error) else ""
+        return kind(f"{self.name}({given}{options}): {error}{hint} (called at {user_line()})")
 
     # -- tape ------------------------------------------------------------------------------------------
     def _record(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
@@ -229,6 +237,15 @@ class Op:
             else:
                 y._cut = self
             slot += 1
+
+
+def _broadcast(shapes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether arrays of these shapes broadcast with each other."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
 
 
 def _weak(x: bool | int | float, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:

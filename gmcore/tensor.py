@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmcore import hooks
-from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
+from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError, shown, user_function, user_line
 from gmcore.extras import require
 
 if TYPE_CHECKING:
@@ -51,10 +51,18 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         found = np.dtype(dtype)
     except TypeError:
-        raise DtypeError(f"{dtype!r} is not a dtype") from None
-    if found.kind not in "fiub" and found.name != "bfloat16":
-        raise DtypeError(f"expected a dtype of floats, integers or booleans, got {found}")
+        found = None
+    if found is None or (found.kind not in "fiub" and found.name != "bfloat16"):
+        raise DtypeError(
+            f"{user_function()}: expected a dtype of floats, integers or booleans, got {found or repr(dtype)} "
+            f"(called at {user_line()})"
+        )
     return found
+
+
+def finfo(dtype: np.dtype[Any]) -> Any:
+    """`numpy.finfo` of a floating dtype, also of bfloat16."""
+    return np.finfo(dtype) if dtype.kind == "f" else require("ml_dtypes", "bfloat16").finfo(dtype)
 
 
 _mode: ContextVar[bool | Watched] = ContextVar("gmcore.mode", default=True)
@@ -383,14 +391,22 @@ class Tensor:
         Raises
         ------
         GraphError : a tensor that was computed.  ShapeError : another shape.  DtypeError : another kind of dtype.
+        ArgumentError : memory that is read-only.
         """
         value = source._data if isinstance(source, Tensor) else np.asarray(source)
         if not self.is_leaf:
             raise GraphError(f"copy_ writes into leaves only; this tensor was computed by {self._node.op.name}")  # type: ignore[union-attr]
         if value.shape != self.shape:
-            raise ShapeError(f"copy_: the source has shape {value.shape}, expected {self.shape}")
+            raise ShapeError(f"copy_: expected the shape {self.shape}, got {value.shape} (called at {user_line()})")
         if not np.can_cast(value.dtype, self.dtype, "same_kind"):
-            raise DtypeError(f"copy_: cannot write {value.dtype} into {self.dtype}")
+            raise DtypeError(
+                f"copy_: expected numbers that fit {self.dtype}, got {value.dtype} (called at {user_line()})"
+            )
+        if isinstance(self._data, np.ndarray) and not self._data.flags.writeable:
+            raise ArgumentError(
+                f"copy_: the memory of this tensor, {shown(self)}, is read-only; write into a tensor "
+                f"of a copy of it, gmcore.tensor(array) (called at {user_line()})"
+            )
         np.copyto(self._data, value, casting="same_kind")
         self._written()
         return self
@@ -679,19 +695,30 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         if x.requires_grad:
             raise GraphError("tensor() copies numbers and would cut the tape; call .detach() if that is meant")
         x = x._data
-    if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
-        raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
-    from_python = not hasattr(x, "dtype")
-    try:
-        data: np.ndarray = np.array(x, dtype=None if dtype is None else as_dtype(dtype))
-    except (ValueError, TypeError) as error:
-        raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}") from None
-    if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
-        raise DtypeError(f"cannot make a tensor of dtype {data.dtype}; expected floats, integers or booleans")
-    if from_python and dtype is None:
-        data = data.astype(_DEFAULT_DTYPES[data.dtype.kind])
+    data = _named(_numbers, x, None if dtype is None else as_dtype(dtype))
     check_device(device)
     return Tensor(data, requires_grad)
+
+
+def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> np.ndarray:
+    """A copy of `x` as an array."""
+    if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
+        raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
+    try:
+        data: np.ndarray = np.array(x, dtype)
+    except (ValueError, TypeError) as error:
+        raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}; expected numbers") from None
+    if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
+        raise DtypeError(f"cannot make a tensor of dtype {data.dtype}; expected floats, integers or booleans")
+    return data.astype(_DEFAULT_DTYPES[data.dtype.kind]) if dtype is None and not hasattr(x, "dtype") else data
+
+
+def _named(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``; a `DtypeError` of it says which function the user called, and where."""
+    try:
+        return function(*args)
+    except DtypeError as error:
+        raise DtypeError(f"{user_function()}: {error} (called at {user_line()})") from None
 
 
 def check_device(device: str | None) -> None:
@@ -711,8 +738,13 @@ def as_tensor(x: Any) -> Tensor:
     ------
     DtypeError : not numbers.
     """
+    return x if isinstance(x, Tensor) else _named(wrap, x)
+
+
+def wrap(x: Any) -> Tensor:
+    """`as_tensor` for a caller that completes the text of a `DtypeError`."""
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
         return Tensor(x)
-    return tensor(x)
+    return Tensor(_numbers(x))

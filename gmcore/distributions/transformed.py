@@ -14,7 +14,7 @@ from gmcore.distributions.distribution import Distribution
 from gmcore.distributions.independent import Independent
 from gmcore.distributions.normal import Normal
 from gmcore.distributions.transforms import ComposeTransform, ExpTransform, Transform
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor
 
@@ -76,7 +76,10 @@ class TransformedDistribution(Distribution):
     def _monotone(self, name: str) -> Any:
         sign = self._transform.sign
         if sign is None or self.event_shape:
-            raise ArgumentError(f"{type(self).__name__}: {name} needs elementwise monotone transforms")
+            raise ArgumentError(
+                f"{type(self).__name__} has no closed form of its {name}; expected elementwise monotone transforms "
+                f"(called at {user_line()})"
+            )
         return np.asarray(sign) > 0
 
     def cdf(self, value: Any) -> Tensor:

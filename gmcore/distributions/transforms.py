@@ -13,7 +13,7 @@ from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.constraints import Constraint
 from gmcore.errors import ArgumentError
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, finfo
 
 _LOG_2 = math.log(2.0)
 
@@ -245,7 +245,7 @@ class SigmoidTransform(Transform):
     codomain = constraints.open_unit_interval
 
     def _call(self, x: Tensor) -> Tensor:
-        limits = np.finfo(x.dtype)
+        limits = finfo(x.dtype)
         return ops.clip(ops.sigmoid(x), float(limits.tiny), 1.0 - float(limits.eps))
 
     def _inverse(self, y: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError
+from gmcore.errors import ArgumentError, DtypeError, user_function
 from gmcore.op import Example, Op, Rule, user_line
-from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, is_floating
+from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, finfo, is_floating
 
 _LN_2, _LN_10 = math.log(2.0), math.log(10.0)
 
@@ -188,8 +188,7 @@ tanh = _unary("tanh", np.tanh, lambda g, out: g * (1.0 - out * out), "tanh x")
 
 
 def _sigmoid(x: Any) -> Any:
-    half = x.dtype.type(0.5)
-    return half * np.tanh(half * x) + half
+    return 0.5 * np.tanh(0.5 * x) + 0.5
 
 
 def _softplus(x: Any) -> Any:
@@ -399,7 +398,9 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Tensor:
         )
     condition = as_tensor(condition)
     if condition.dtype.kind != "b":
-        raise DtypeError(f"where: the condition is {condition.dtype}, expected bool; compare first")
+        raise DtypeError(
+            f"where: the condition is {condition.dtype}, expected bool; compare first (called at {user_line()})"
+        )
     return _where(condition, x, y)
 
 
@@ -417,10 +418,10 @@ def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: fl
 
     Returns
     -------
-    x.shape; float32 stays float32, integers become float64.
+    x.shape, in the dtype of `x`; integers become float64.
     """
     x = as_tensor(x)
-    limits = np.finfo(x.dtype if x.dtype.kind == "f" else np.float64)
+    limits = finfo(x.dtype if is_floating(x.dtype) else np.dtype(np.float64))
     high = float(limits.max) if posinf is None else posinf
     low = float(limits.min) if neginf is None else neginf
     return _where(isnan(x), nan, _where(equal(x, np.inf), high, _where(equal(x, -np.inf), low, x)))
@@ -458,13 +459,11 @@ def cast(x: Any, dtype: Any) -> Tensor:
     ------
     DtypeError : not a dtype of numbers, or a tensor that requires a gradient cast to integers or booleans.
     """
-    x = as_tensor(x)
-    try:
-        dtype = as_dtype(dtype)
-    except DtypeError as error:
-        raise DtypeError(f"cast: {error}") from None
+    x, dtype = as_tensor(x), as_dtype(dtype)
     if not is_floating(dtype) and x.requires_grad:
-        raise DtypeError(f"cast: {dtype} carries no gradient; call .detach() first if that is meant")
+        raise DtypeError(
+            f"cast: {dtype} carries no gradient; call .detach() first if that is meant (called at {user_line()})"
+        )
     return x if x.dtype == dtype else _cast(x, dtype=dtype)
 
 
@@ -496,5 +495,5 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     """A floating dtype from its name. Raises `ArgumentError` for anything else."""
     found = as_dtype(dtype)
     if not is_floating(found):
-        raise ArgumentError(f"expected a floating dtype, got {dtype!r}")
+        raise ArgumentError(f"{user_function()}: expected a floating dtype, got {dtype!r} (called at {user_line()})")
     return found

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown, user_function
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import real, where
-from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape
+from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor
 
 
@@ -37,6 +37,8 @@ def _places(index: Any, shape: tuple[int, ...]) -> Array:
 def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     out = np.zeros(shape, x.dtype)
     if _is_basic(index):
+        if x.ndim > np.ndim(out[index]):  # NumPy would let axes of length 1 in front go
+            raise ValueError(f"expected x of a shape that broadcasts to {np.shape(out[index])}")
         out[index] = x
     else:
         # Through the elements' numbers, because NumPy adds ten times faster at an index of one axis.
@@ -59,6 +61,8 @@ def _getitem_examples(rng: np.random.Generator) -> Iterator[Example]:
 def _scatter_examples(rng: np.random.Generator) -> Iterator[Example]:
     for x, index in _index_examples(rng):
         yield (real(rng, x[index].shape), index, x.shape), {}
+    yield (real(rng, (1, 3)), np.array([0, 2, 2]), (4, 3)), {}
+    yield (real(rng, ()), slice(1, 3), (4, 3)), {}
 
 
 _getitem = Op(
@@ -74,7 +78,7 @@ _scatter_add = Op(
     "scatter_add",
     "x",
     forward=_scatter_forward,
-    vjp=[lambda g, index: _getitem(g, index=index)],
+    vjp=[lambda g, index, x_shape: sum_to(_getitem(g, index=index), x_shape)],
     formula="zeros of a shape with x added at index: the adjoint of x[index]",
     examples=_scatter_examples,
 )
@@ -89,7 +93,9 @@ def _plain_index(index: Any) -> Any:
     if isinstance(index, Tensor):
         index = index._data
     if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
-        raise DtypeError(f"an index is integer or boolean, got {index.dtype} (called at {user_line()})")
+        raise DtypeError(
+            f"{user_function()}: expected an index of integers or booleans, got {index.dtype} (called at {user_line()})"
+        )
     return index
 
 
@@ -152,21 +158,28 @@ def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
 
     Raises
     ------
-    ArgumentError : `axis` out of range.  ShapeError : an index out of bounds.  DtypeError : floating indices.
+    ArgumentError : `axis` out of range.  ShapeError : an index out of bounds.
+    DtypeError : `indices` that are not integers.
     """
-    x = as_tensor(x)
+    x, places = as_tensor(x), _integers(indices, "take")
     if axis is None:
-        return getitem(ravel(x), np.asarray(_plain_index(indices)))
+        return _getitem(ravel(x), index=places)
     at = one_axis(x.ndim, axis, "take", x.shape)
-    return getitem(x, np.asarray(_plain_index(indices)) if at == 0 else (*(slice(None),) * at, indices))
+    return _getitem(x, index=(*(slice(None),) * at, places) if at else places)
+
+
+def _integers(indices: Any, name: str) -> Array:
+    """`indices` as an array. Raises `DtypeError` for others than integers."""
+    places = np.asarray(_plain_index(indices))
+    if places.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected integer indices, got {shown(places)} (called at {user_line()})")
+    return places
 
 
 def _along_axis(shape: tuple[int, ...], indices: Any, axis: int, name: str) -> tuple[Array, ...]:
     """The index that picks ``x[i, ..., indices[i, ..., k], ...]`` for x of `shape`."""
     at = one_axis(len(shape), axis, name, shape)
-    places = np.asarray(_plain_index(indices))
-    if places.dtype.kind not in "iu":
-        raise DtypeError(f"{name}: expected integer indices, got {places.dtype} (called at {user_line()})")
+    places = _integers(indices, name)
     fits = places.ndim == len(shape) and all(
         m in (1, n) for i, (m, n) in enumerate(zip(places.shape, shape)) if i != at
     )
@@ -207,7 +220,7 @@ def add_at(x: Any, index: Any, values: Any) -> Tensor:
     ----------
     x : any shape.
     index : as for `getitem`.
-    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`.
+    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`, if the kind stays.
 
     Returns
     -------
@@ -215,7 +228,8 @@ def add_at(x: Any, index: Any, values: Any) -> Tensor:
 
     Raises
     ------
-    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.  DtypeError : a floating index.
+    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
+    DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
     x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
     return x + _scatter_add(_fitted(values, x, index, "add_at"), index=index, shape=x.shape)
@@ -230,7 +244,7 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
     ----------
     x : any shape.
     index : as for `getitem`.
-    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`.
+    values : of a shape that broadcasts to that of ``x[index]``; converted to the dtype of `x`, if the kind stays.
 
     Returns
     -------
@@ -238,7 +252,8 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
 
     Raises
     ------
-    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.  DtypeError : a floating index.
+    ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
+    DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
     x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
     values = _fitted(values, x, index, "set_at")
@@ -255,13 +270,18 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
 
 def _fitted(values: Tensor, x: Tensor, index: Any, name: str) -> Tensor:
     """`values` in the dtype of x and the shape of x[index]."""
+    if not np.can_cast(values.dtype, x.dtype, "same_kind"):
+        raise DtypeError(
+            f"{name}: expected values that fit {shown(x)}, got {shown(values)}; convert one of them with astype "
+            f"(called at {user_line()})"
+        )
     try:
         shape = x._data[index].shape
         np.broadcast_to(values._data, shape)
     except (ValueError, IndexError) as error:
         raise ShapeError(
-            f"{name}: values {values.dtype}{list(values.shape)} do not fit the index into {x.dtype}{list(x.shape)}: "
-            f"{error} (called at {user_line()})"
+            f"{name}: values {shown(values)} do not fit the index {shown(index)} into {shown(x)}: {error} "
+            f"(called at {user_line()})"
         ) from None
     return broadcast_to(values.astype(x.dtype), shape)
 
@@ -368,7 +388,9 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = Tr
     x = as_tensor(x)
     at = one_axis(x.ndim, axis, "topk", x.shape)
     if not 0 <= k <= x.shape[at]:
-        raise ArgumentError(f"topk: k={k} of axis {axis} of shape {x.shape} (called at {user_line()})")
+        raise ArgumentError(
+            f"topk: k={k} of axis {axis} of shape {x.shape}; expected 0 <= k <= {x.shape[at]} (called at {user_line()})"
+        )
     order = argsort(x, at)._data
     chosen = np.flip(order, at) if largest else order
     indices = chosen[(*(slice(None),) * at, slice(k))]

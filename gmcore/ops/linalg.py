@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, ShapeError
+from gmcore.errors import ArgumentError, ShapeError, shown
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import concatenate
 from gmcore.ops.diagonal import diag_embed, diagonal
@@ -44,7 +44,7 @@ def _matrix(name: str, a: Any, square: bool = True) -> Tensor:
 
 
 def _fault(name: str, at: tuple[int, ...], a: Any, what: str) -> ArgumentError:
-    which = f"matrix {at} of {a.dtype}{list(a.shape)}" if at else f"the matrix {a.dtype}{list(a.shape)}"
+    which = f"matrix {at} of {shown(a)}" if at else f"the matrix {shown(a)}"
     return ArgumentError(f"{name}: {which} {what} (called at {user_line()})")
 
 

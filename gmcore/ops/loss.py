@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import (
     absolute,
@@ -225,8 +225,8 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reducti
     p, t = _same_shape(name, input=input, target=target)
     if ((p._data < 0) | (p._data > 1)).any():
         raise ArgumentError(
-            f"{name}: the input has elements outside [0, 1], from {p._data.min()} to {p._data.max()}; for logits "
-            f"use {name}_with_logits (called at {user_line()})"
+            f"{name}: expected probabilities in [0, 1], the input goes from {p._data.min()} to {p._data.max()}; for "
+            f"logits use {name}_with_logits (called at {user_line()})"
         )
     return _reduce(name, _weighted(name, _bce(p, t), weight), reduction)
 
@@ -235,20 +235,20 @@ _bce_with_logits.public, _bce.public = binary_cross_entropy_with_logits, binary_
 
 
 # -- classes ------------------------------------------------------------------------------------------------------
-def _class_weight(name: str, weight: Any, classes: int) -> Tensor | None:
+def _class_weight(name: str, weight: Any, classes: int, input: Tensor) -> Tensor | None:
     if weight is None:
         return None
     weight = as_tensor(weight)
     if weight.shape != (classes,):
         raise ShapeError(
-            f"{name}: weight {weight.shape}, expected one for each of {classes} classes (called at {user_line()})"
+            f"{name}: weight {weight.shape}, expected one for each of {classes} classes of the input {input.shape} "
+            f"(called at {user_line()})"
         )
     return weight
 
 
-def _rows(name: str, input: Any) -> tuple[Tensor, tuple[int, ...]]:
+def _rows(name: str, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """(C,), (N, C) or (N, C, d1, ...) as rows (M, C), and the shape without the classes."""
-    x = as_tensor(input)
     if not x.ndim:
         raise ShapeError(f"{name}: expected input (C,), (N, C) or (N, C, d1, ...), got () (called at {user_line()})")
     axis = 0 if x.ndim == 1 else 1
@@ -259,14 +259,18 @@ def _rows(name: str, input: Any) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def _indices(
-    name: str, target: Any, shape: tuple[int, ...], classes: int, ignored: int | None = None
+    name: str, target: Any, input: Tensor, shape: tuple[int, ...], classes: int, ignored: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The classes of the rows, 0 for ignored ones, and which rows are not ignored."""
     t = as_tensor(target)._data
     if t.dtype.kind not in "iu":
-        raise DtypeError(f"{name}: expected class indices, integers, as the target, got {t.dtype} ({user_line()})")
+        raise DtypeError(
+            f"{name}: expected class indices, integers, as the target, got {shown(t)} (called at {user_line()})"
+        )
     if t.shape != shape:
-        raise ShapeError(f"{name}: expected target {shape} for this input, got {t.shape} (called at {user_line()})")
+        raise ShapeError(
+            f"{name}: expected target {shape} for an input {input.shape}, got {t.shape} (called at {user_line()})"
+        )
     kept = np.ones(t.shape, bool) if ignored is None else t != ignored
     outside = kept & ((t < 0) | (t >= classes))
     if outside.any():
@@ -287,10 +291,11 @@ def _negative_log_likelihood(
     name: str, log_probs: Any, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
 ) -> Tensor:
     _check_reduction(name, reduction)
+    log_probs = as_tensor(log_probs)
     rows, shape = _rows(name, log_probs)
     classes = rows.shape[1]
-    weight = _class_weight(name, weight, classes)
-    index, kept = _indices(name, target, shape, classes, ignore_index)
+    weight = _class_weight(name, weight, classes, log_probs)
+    index, kept = _indices(name, target, log_probs, shape, classes, ignore_index)
     if reduction == "mean" and not kept.any():
         raise ArgumentError(
             f"{name}: no element to take the mean of: the target {shape} is empty or holds nothing but "
@@ -363,14 +368,21 @@ def cross_entropy(
     """
     name = "cross_entropy"
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ArgumentError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing} ({user_line()})")
+        raise ArgumentError(
+            f"{name}: label_smoothing must be in [0, 1], got {label_smoothing} (called at {user_line()})"
+        )
     x, q = as_tensor(input), as_tensor(target)
     log_probs = log_softmax(x, axis=min(1, x.ndim - 1)) if x.ndim else x
     if not is_floating(q.dtype):
         return _negative_log_likelihood(name, log_probs, q, weight, ignore_index, reduction, label_smoothing)
-    _same_shape(name, input=x, target=q)
+    if q.shape != x.shape:
+        kind = DtypeError if q.shape == _rows(name, x)[1] else ShapeError
+        raise kind(
+            f"{name}: expected class indices, integers, or probabilities of the input's shape {x.shape} as the target, "
+            f"got {shown(q)} (called at {user_line()})"
+        )
     rows, shape = _rows(name, log_probs)
-    weight = _class_weight(name, weight, rows.shape[1])
+    weight = _class_weight(name, weight, rows.shape[1], x)
     q, _ = _rows(name, q)
     if label_smoothing:
         q = (1.0 - label_smoothing) * q + label_smoothing / rows.shape[1]
@@ -404,10 +416,11 @@ def multi_margin_loss(
     name = "multi_margin_loss"
     if p not in (1, 2):
         raise ArgumentError(f"{name}: p must be 1 or 2, got {p} (called at {user_line()})")
+    input = as_tensor(input)
     rows, shape = _rows(name, input)
     classes = rows.shape[1]
-    weight = _class_weight(name, weight, classes)
-    index, _ = _indices(name, target, shape, classes)
+    weight = _class_weight(name, weight, classes, input)
+    index, _ = _indices(name, target, input, shape, classes)
     excess = relu(margin - expand_dims(_pick(rows, index), 1) + rows)
     others = Tensor(np.arange(classes) != index[:, None])
     loss = sum(where(others, excess if p == 1 else excess * excess, 0.0), axis=1) * (1.0 / max(classes, 1))
@@ -575,7 +588,9 @@ def gaussian_nll_loss(
     if v.shape not in (x.shape, (*x.shape[:-1], 1)):
         raise ShapeError(f"{name}: var {v.shape} does not fit input {x.shape} (called at {user_line()})")
     if (v._data < 0).any():
-        raise ArgumentError(f"{name}: var has negative elements, the least {v._data.min()} ({user_line()})")
+        raise ArgumentError(
+            f"{name}: expected var >= 0, its least element is {v._data.min()} (called at {user_line()})"
+        )
     v = straight_through(maximum(v, eps), v)
     difference = x - t
     loss = 0.5 * (log(v) + difference * difference / v)

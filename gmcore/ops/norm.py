@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, ShapeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import as_floating, cast, real, sqrt
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import Axis, broadcast_to, reshape
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
 
 
 # -- mean 0 and variance 1 ------------------------------------------------------------------------------------
@@ -95,9 +95,9 @@ def standardize(x: Any, axis: Axis = None, eps: float = 1e-5) -> tuple[Tensor, T
 
     Raises
     ------
-    ArgumentError : `axis` out of range, or no elements along it.
+    DtypeError : an input that is not floating.  ArgumentError : `axis` out of range, or no elements along it.
     """
-    x = as_tensor(x)
+    x = as_floating(x, "standardize")
     axes = normalize_axis(x, axis, "standardize")
     if not math.prod(x.shape[a] for a in axes):
         raise ArgumentError(f"standardize: no elements along axis {axes} of shape {x.shape} (called at {user_line()})")
@@ -150,10 +150,11 @@ def layer_norm(
 
     Raises
     ------
+    DtypeError : an input that is not floating.
     ShapeError : an input with other last axes, a weight or bias of another size.
     ArgumentError : rows of no elements.
     """
-    x = as_tensor(input)
+    x = as_floating(input, "layer_norm")
     shape = _trailing("layer_norm", x, normalized_shape)
     return _affine(standardize(x, tuple(range(-len(shape), 0)), eps)[0], weight, bias, shape, "layer_norm")
 
@@ -180,7 +181,7 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     """
     x = as_floating(input, "rms_norm")
     shape = _trailing("rms_norm", x, normalized_shape)
-    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    eps = float(finfo(x.dtype).eps) if eps is None else eps
     power = mean(x * x, axis=tuple(range(-len(shape), 0)), keepdims=True)
     return _affine(x / sqrt(power + eps), weight, None, shape, "rms_norm")
 
@@ -201,10 +202,11 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
 
     Raises
     ------
+    DtypeError : an input that is not floating.
     ShapeError : an input without channels, or channels that do not fit.
     ArgumentError : groups of no elements.
     """
-    x = as_tensor(input)
+    x = as_floating(input, "group_norm")
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
         raise ShapeError(
             f"group_norm: expected input (N, C, ...) with C a multiple of num_groups={num_groups}, got {x.shape} "
@@ -243,17 +245,23 @@ def batch_norm(
 
     Raises
     ------
+    DtypeError : an input that is not floating, or running statistics that are no floating tensors.
     ShapeError : shapes that do not fit, or a single value per channel in training, of which there is no variance.
     ArgumentError : no running statistics where they are needed.
     """
-    x = as_tensor(input)
+    x = as_floating(input, "batch_norm")
     if x.ndim < 2:
         raise ShapeError(f"batch_norm: expected input (N, C) or (N, C, ...), got {x.shape} (called at {user_line()})")
     channels, shape = x.shape[1], (x.shape[1], *(1,) * (x.ndim - 2))
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running is None and not training:
             raise ArgumentError(f"batch_norm: {name} is None outside training (called at {user_line()})")
-        if running is not None and running.shape != (channels,):
+        if running is None:
+            continue
+        if not isinstance(running, Tensor) or not is_floating(running.dtype):
+            given = getattr(running, "dtype", type(running).__name__)
+            raise DtypeError(f"batch_norm: expected {name} as a floating tensor, got {given} (called at {user_line()})")
+        if running.shape != (channels,):
             raise ShapeError(
                 f"batch_norm: {name} {running.shape} does not fit input {x.shape}; expected {(channels,)} "
                 f"(called at {user_line()})"
@@ -264,7 +272,9 @@ def batch_norm(
         return _affine(centred / sqrt(reshape(running_var, shape) + eps), weight, bias, shape, "batch_norm")
     n = x.size // channels if channels else 0
     if n < 2:
-        raise ShapeError(f"batch_norm: expected more than one value per channel, got {x.shape} ({user_line()})")
+        raise ShapeError(
+            f"batch_norm: expected more than one value per channel, got {x.shape} (called at {user_line()})"
+        )
     out, center, variance = standardize(x, (0, *range(2, x.ndim)), eps)
     for running, new in ((running_mean, center._data), (running_var, variance._data * (n / (n - 1)))):
         if running is not None:

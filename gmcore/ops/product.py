@@ -294,7 +294,10 @@ def dot(x: Any, y: Any) -> Tensor:
     if not x.ndim or not y.ndim:
         return x * y
     if x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
-        raise ShapeError(f"dot: shapes {x.shape} and {y.shape} do not fit (called at {user_line()})")
+        raise ShapeError(
+            f"dot: shapes {x.shape} and {y.shape} do not fit; expected (..., k), and (..., k, n) or (k,) "
+            f"(called at {user_line()})"
+        )
     return tensordot(x, y, ([-1], [-2 if y.ndim > 1 else 0]))
 
 
@@ -317,7 +320,9 @@ def inner(x: Any, y: Any) -> Tensor:
     if not x.ndim or not y.ndim:
         return x * y
     if x.shape[-1] != y.shape[-1]:
-        raise ShapeError(f"inner: shapes {x.shape} and {y.shape} do not fit (called at {user_line()})")
+        raise ShapeError(
+            f"inner: shapes {x.shape} and {y.shape} do not fit; expected equal last lengths (called at {user_line()})"
+        )
     return tensordot(x, y, ([-1], [-1]))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from gmcore.engine import by_decomposition
-from gmcore.errors import ArgumentError, ShapeError
+from gmcore.errors import ArgumentError, ShapeError, user_function
 from gmcore.op import Example, Op, kernel, user_line
-from gmcore.ops.elementwise import dtype_of, exp, real
+from gmcore.ops.elementwise import cast, dtype_of, exp, real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims
 from gmcore.random import Generator, default_generator
@@ -35,7 +35,9 @@ _EXAMPLE_KEY = Tensor(np.array((7, 3, 0), np.uint64))
 
 def _check_samples(samples: int | None) -> None:
     if samples is not None and samples < 1:
-        raise ArgumentError(f"samples must be a positive integer or None, got {samples!r}")
+        raise ArgumentError(
+            f"{user_function()}: samples must be a positive integer or None, got {samples!r} (called at {user_line()})"
+        )
 
 
 # -- fills ---------------------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def normal(
     Parameters
     ----------
     shape : of the result; an int for one axis.
-    dtype : floating.
+    dtype : floating; of a half type, the float32 numbers rounded.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -81,7 +83,7 @@ def normal(
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
     """
-    return _normal(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
+    return _fill(_normal, shape, dtype, _key(generator, key))
 
 
 def uniform(
@@ -92,7 +94,7 @@ def uniform(
     Parameters
     ----------
     shape : of the result; an int for one axis.
-    dtype : floating.
+    dtype : floating; of a half type, the float32 numbers rounded.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -103,7 +105,13 @@ def uniform(
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
     """
-    return _uniform(_key(generator, key), shape=_as_shape(shape), dtype=dtype_of(dtype).name)
+    return _fill(_uniform, shape, dtype, _key(generator, key))
+
+
+def _fill(op: Op, shape: int | Sequence[int], dtype: Any, key: Tensor) -> Tensor:
+    dtype = dtype_of(dtype)
+    half = dtype.itemsize == 2
+    return cast(op(key, shape=_as_shape(shape), dtype="float32" if half else dtype.name), dtype)
 
 
 def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -116,7 +124,7 @@ _normal.public, _uniform.public = normal, uniform
 # -- Gaussian ------------------------------------------------------------------------------------------------
 def _noise(mu: Tensor, key: Tensor, samples: int | None) -> Tensor:
     shape = mu.shape if samples is None else (samples, *mu.shape)
-    return _normal(key, shape=shape, dtype=mu.dtype.name)
+    return _fill(_normal, shape, mu.dtype, key)
 
 
 def _gaussian_sample_backward_plain(
@@ -183,7 +191,8 @@ def gaussian_sample(
 
     Raises
     ------
-    ShapeError : shapes that differ or have no axis.  ArgumentError : samples below 1.
+    ShapeError : shapes that differ or have no axis.  DtypeError : not floating, or of two dtypes.
+    ArgumentError : samples below 1.
 
     Notes
     -----
@@ -244,7 +253,7 @@ def bernoulli_sample(
 
     Raises
     ------
-    ArgumentError : samples below 1.  ShapeError : `probs` not float32 or float64.
+    ArgumentError : samples below 1.  DtypeError : `probs` not floating.
     """
     _check_samples(samples)
     return _bernoulli_sample(probs, _key(generator, key), samples=samples)
@@ -267,7 +276,7 @@ def bernoulli_sample_logits(
 
     Raises
     ------
-    ArgumentError : samples below 1.  ShapeError : `logits` not float32 or float64.
+    ArgumentError : samples below 1.  DtypeError : `logits` not floating.
     """
     _check_samples(samples)
     return _bernoulli_sample_logits(logits, _key(generator, key), samples=samples)
@@ -316,7 +325,7 @@ def dropout(
 
     Raises
     ------
-    ArgumentError : p outside [0, 1].
+    ArgumentError : p outside [0, 1].  DtypeError : `x` not floating.
 
     Notes
     -----
@@ -353,5 +362,8 @@ def straight_through(hard: Any, soft: Any) -> Tensor:
     """
     hard, soft = as_tensor(hard), as_tensor(soft)
     if hard.shape != soft.shape:
-        raise ShapeError(f"straight_through: hard {hard.shape} and soft {soft.shape} differ (called at {user_line()})")
+        raise ShapeError(
+            f"straight_through: expected one shape, got hard {hard.shape} and soft {soft.shape} "
+            f"(called at {user_line()})"
+        )
     return hard.detach() + (soft - soft.detach())

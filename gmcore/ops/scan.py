@@ -38,7 +38,9 @@ _cumsum: Op = Op(
 
 
 def _recurrence_forward(a: Any, b: Any, axis: int) -> Any:
-    out = np.empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b))
+    if a.shape != b.shape:
+        raise ValueError("expected a and b of one shape")
+    out = np.empty(a.shape, np.result_type(a, b))
     rows, factors, terms = (np.moveaxis(v, axis, 0) for v in (out, a, b))
     for i in range(len(rows)):
         rows[i] = factors[i] * rows[i - 1] + terms[i] if i else terms[0]

@@ -15,6 +15,7 @@ from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, tota
 from gmkernels.registry import (
     Example,
     Explanation,
+    KernelDtypeError,
     KernelError,
     KernelSpec,
     Signature,
@@ -41,6 +42,7 @@ __all__ = [
     "Cost",
     "Example",
     "Explanation",
+    "KernelDtypeError",
     "KernelError",
     "KernelSpec",
     "Signature",

@@ -20,7 +20,8 @@ training step ten times slower. Products therefore call single-threaded BLAS fro
 
 The loop flushes denormals to zero (a denormal operand costs a hundred times more) and restores the caller's
 floating-point state. Two Python threads may launch at once: one gets the pool, the other runs its blocks
-serially. A child forked after the pool was started runs serially too, since no layer survives a fork.
+serially. A child forked after the pool was started runs serially too, since no layer survives a fork. A fork waits
+until no other thread compiles.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import caching, cgutils
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
@@ -264,15 +266,21 @@ _in_use = threading.Lock()
 _forked = False
 
 
+def _before_fork() -> None:
+    """Wait for other threads that compile: in the child, nobody would finish what they hold half done and locked."""
+    global_compiler_lock.acquire()
+
+
 def _after_fork() -> None:
     global _in_use, _forked
+    global_compiler_lock.release()
     _in_use = threading.Lock()  # the parent's may be held by a thread that does not exist here
     layer = sys.modules.get("numba.np.ufunc.parallel")
     _forked = _forked or bool(getattr(layer, "_is_initialized", False))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=global_compiler_lock.release, after_in_child=_after_fork)
 
 
 def get_num_threads() -> int:
@@ -342,7 +350,6 @@ class BlockKernel:
         functools.update_wrapper(self, function)
         self._function = function
         self._compiled: dict[tuple[str, ...], tuple[int, Any]] = {}
-        self._compiling = threading.Lock()
 
     def __call__(self, blocks: int, *arguments: Any) -> None:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
@@ -364,7 +371,7 @@ class BlockKernel:
         return array.array("q", values)
 
     def _compile(self, kinds: tuple[str, ...]) -> tuple[int, Any]:
-        with self._compiling:
+        with global_compiler_lock:  # Numba compiles under it, and a fork waits for it
             if kinds not in self._compiled:
                 compiled = _entry_point(self._function, kinds)
                 self._compiled[kinds] = (compiled.address, compiled)

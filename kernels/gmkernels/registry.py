@@ -43,6 +43,10 @@ class KernelError(ValueError):
     """A call that no kernel can take: the message names the operation, what was given and what was expected."""
 
 
+class KernelDtypeError(KernelError, TypeError):
+    """A call that would be taken if its arrays had other dtypes."""
+
+
 class Example(NamedTuple):
     """One call that exercises a spec: its inputs and attributes (a generated test runs it on every kernel).
 
@@ -245,10 +249,14 @@ def unregister(spec: KernelSpec, backend: str) -> None:
 
     Raises
     ------
-    KeyError : no such kernel.
+    KernelError : no such kernel.
     """
-    del _entries[spec.name][backend]
-    if not _entries[spec.name]:
+    registered = _entries.get(spec.name, {})
+    if backend not in registered:
+        known = f"on {', '.join(registered)}" if registered else "on no backend"
+        raise KernelError(f"{spec.name} has no kernel on {backend!r} to unregister; it has kernels {known}")
+    del registered[backend]
+    if not registered:
         del _entries[spec.name], _specs[spec.name]
     _plans.clear()
 
@@ -282,6 +290,27 @@ def _resolve(spec: KernelSpec | str) -> KernelSpec:
     if spec not in _specs:
         raise KernelError(f"unknown kernel {spec!r}; known: {', '.join(sorted(_specs))}")
     return _specs[spec]
+
+
+def _infer(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Layout:
+    """What `spec.infer` gives; a `KernelError` of it is a `KernelDtypeError` if the shapes are not to blame."""
+    try:
+        return spec.infer(*inputs, **attrs)
+    except KernelError as error:
+        usual = next(iter(spec.examples(np.random.default_rng(0), np.float64)), None)
+
+        def in_usual_dtype(a: Any, example: Any) -> Any:
+            if type(a) is tuple:
+                return tuple([in_usual_dtype(part, example[0]) for part in a])
+            return np.broadcast_to(np.empty((), example.dtype), a.shape)
+
+        try:
+            if usual is None:
+                raise error
+            spec.infer(*map(in_usual_dtype, inputs, usual.inputs), **attrs)
+        except KernelError:
+            raise error from None
+        raise KernelDtypeError(str(error)) from None
 
 
 @contextmanager
@@ -391,7 +420,10 @@ def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], ba
         return accepting[preferred]
     if not accepting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "none is registered"
-        raise KernelError(f"{spec.name}: no kernel takes this call ({reasons})")
+        known = {dtype for entry in candidates.values() for dtype in entry.dtypes}
+        unknown = candidates and any(np.dtype(d).kind == "f" and d not in known for d in sig.dtypes)
+        kind = KernelDtypeError if unknown else KernelError
+        raise kind(f"{spec.name}: no kernel takes this call ({reasons})")
     return min(accepting.values(), key=lambda e: (_estimate(e, inputs, attrs), e.backend == "reference"))
 
 
@@ -459,7 +491,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> _Plan:
-    outputs = spec.infer(*inputs, **attrs)
+    outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
     return _Plan(entry.kernel(), outputs, spec.workspace(*inputs, **attrs), pack)
@@ -529,7 +561,7 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
     KernelError : an unknown name, inputs that do not fit the spec, or no kernel that takes the call.
     """
     spec = _resolve(op)
-    spec.infer(*inputs, **attrs)
+    _infer(spec, inputs, attrs)
     sig = signature(spec, inputs, attrs)
     chosen = select(spec, inputs, attrs, backend)
     candidates = _entries[spec.name]

@@ -78,6 +78,14 @@ def test_errors():
             from_dlpack(np.ones(1).astype(dtype))
 
 
+def test_bfloat16_is_refused_by_name():
+    """NumPy, through whose DLPack all arrays come, knows no bfloat16."""
+    torch, ml_dtypes = pytest.importorskip("torch"), pytest.importorskip("ml_dtypes")
+    for x in (torch.ones(2, dtype=torch.bfloat16), np.ones(2, ml_dtypes.bfloat16)):
+        with pytest.raises(DtypeError, match=f"from_dlpack: .*bfloat16.* \\(called at {__file__}"):
+            from_dlpack(x)
+
+
 def test_what_is_computed_from_it_has_a_gradient():
     x = from_dlpack(np.array([2.0, 3.0])).requires_grad_()
     assert gmcore.grad((x * x).sum(), x).tolist() == [4.0, 6.0]

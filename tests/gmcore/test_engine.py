@@ -562,7 +562,7 @@ def test_only_leaves_change() -> None:
         y.copy_([1.0])
     x.requires_grad = False
     assert not (x * 2.0).requires_grad
-    with pytest.raises(ShapeError, match=r"copy_: the source has shape \(2,\), expected \(1,\)"):
+    with pytest.raises(ShapeError, match=r"copy_: expected the shape \(1,\), got \(2,\)"):
         x.copy_([1.0, 2.0])
 
 

@@ -118,7 +118,8 @@ def _sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _scatter_add(x: np.ndarray, index: Any, shape: tuple[int, ...]) -> np.ndarray:
     cell = np.arange(np.prod(shape)).reshape(shape)[index]
-    return np.bincount(cell.ravel(), x.ravel(), minlength=np.prod(shape)).reshape(shape) * 1.0
+    added = np.broadcast_to(x, cell.shape).ravel()
+    return np.bincount(cell.ravel(), added, minlength=np.prod(shape)).reshape(shape) * 1.0
 
 
 ACTIVATION = {
@@ -661,38 +662,6 @@ def test_is_documented(op: Op) -> None:
     assert getattr(ops, public, op.public) is op.public
 
 
-def _misshapen(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Arrays like x of other shapes: an axis more at either end, an axis less, and longer axes."""
-    yield np.ones((*x.shape, 7))
-    yield np.ones((7, *x.shape))
-    for i in range(x.ndim):
-        yield np.ones((*x.shape[:i], *x.shape[i + 1 :]))
-        yield np.ones((*x.shape[:i], x.shape[i] + 7, *x.shape[i + 1 :]))
-
-
-@each_op
-def test_wrong_shapes_are_named(op: Op) -> None:
-    """A misshapen input is taken, or refused by an error with the op, the shape and the caller's line.
-
-    An op of several inputs has to refuse some.
-    """
-    refused = 0
-    for case in cases(op):
-        for i, x in enumerate(case.inputs):
-            for wrong in _misshapen(x):
-                try:
-                    with np.errstate(all="ignore"):  # ones are the pole of some functions
-                        case(*case.inputs[:i], wrong, *case.inputs[i + 1 :])
-                except GmcoreError as error:
-                    refused += 1
-                    text = str(error)
-                    assert isinstance(error, (ShapeError, ArgumentError))
-                    assert op.name in text or op.name == "checkpoint"  # the op that its function called is named
-                    assert str(wrong.shape) in text or str(list(wrong.shape)) in text
-                    assert f"{__file__}:" in text
-    assert refused or len(op.inputs) == 1 or all(len(case.inputs) <= 1 for case in cases(op))
-
-
 X = gmcore.tensor(np.ones((2, 3)))
 BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "sum": (lambda: ops.sum(X, axis=2), ArgumentError, r"sum: axis 2 .*\(2, 3\)"),
@@ -735,13 +704,18 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "meshgrid": (lambda: ops.meshgrid(X), ShapeError, r"meshgrid: expected vectors, got shapes .*\(2, 3\)"),
     "meshgrid indexing": (lambda: ops.meshgrid(indexing="yx"), ArgumentError, "meshgrid: indexing='yx'"),
     "take": (lambda: ops.take(X, 3, axis=1), ShapeError, r"getitem\(x: float64\[2, 3\]"),
+    "take booleans": (lambda: ops.take(X, [True, False]), DtypeError, r"take: expected integer indices, got bool\[2\]"),
     "take axis": (lambda: ops.take(X, 0, axis=2), ArgumentError, r"take: axis 2 .*\(2, 3\)"),
     "take_along_axis": (
         lambda: ops.take_along_axis(X, np.zeros((3, 3), int), 1),
         ShapeError,
         r"take_along_axis: indices of shape \(3, 3\) do not fit \(2, 3\)",
     ),
-    "take_along_axis floats": (lambda: ops.take_along_axis(X, X, 1), DtypeError, "index is integer or boolean"),
+    "take_along_axis floats": (
+        lambda: ops.take_along_axis(X, X, 1),
+        DtypeError,
+        "take_along_axis: expected an index of",
+    ),
     "take_along_axis mask": (lambda: ops.take_along_axis(X, X > 0, 1), DtypeError, "take_along_axis: expected integer"),
     "set_at": (lambda: ops.set_at(X, 0, np.ones(2)), ShapeError, r"set_at: values float64\[2\] .*float64\[2, 3\]"),
     "set_at outside": (lambda: ops.set_at(X, 2, 0.0), ShapeError, "set_at: values .*index 2"),
@@ -762,7 +736,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "broadcast_to": (lambda: ops.broadcast_to(X, (2, 4)), ShapeError, r"broadcast_to\(.*\[2, 3\].*\(2, 4\)"),
     "sum_to": (lambda: ops.sum_to(X, (4,)), ShapeError, r"sum_to: shape \(4,\) .*\(2, 3\)"),
     "getitem": (lambda: X[2], ShapeError, r"getitem\(.*\[2, 3\]"),
-    "getitem by floats": (lambda: X[X], DtypeError, "index is integer or boolean, got float64"),
+    "getitem by floats": (lambda: X[X], DtypeError, "expected an index of integers or booleans, got float64"),
     "scatter_add": (lambda: ops.scatter_add(X, 0, (2, 2)), ShapeError, r"scatter_add\(.*\[2, 3\].*\(2, 2\)"),
     "concatenate": (lambda: ops.concatenate([X, X[:, :2]]), ShapeError, r"concatenate\(.*\[2, 3\].*\[2, 2\]"),
     "concatenate nothing": (lambda: ops.concatenate([]), ShapeError, "concatenate: expected at least one"),

@@ -334,6 +334,15 @@ def test_a_tensor_on_the_tape_is_not_copied_off_it() -> None:
 
 def test_copy_refuses_another_kind_of_number() -> None:
     t = gmcore.tensor([1, 2])
-    with pytest.raises(DtypeError, match="copy_: cannot write float64 into int64"):
+    with pytest.raises(DtypeError, match="copy_: expected numbers that fit int64, got float64"):
         t.copy_(np.array([0.5, 0.5]))
     assert t.tolist() == [1, 2] and t.version == 0
+
+
+def test_copy_refuses_memory_that_is_read_only() -> None:
+    array = np.zeros(2)
+    array.flags.writeable = False
+    t = gmcore.as_tensor(array)
+    with pytest.raises(ArgumentError, match=rf"copy_: .* float64\[2\], is read-only.*{__file__}"):
+        t.copy_([1.0, 2.0])
+    assert t.version == 0

@@ -25,7 +25,8 @@ def _cells(shape: tuple[int, ...], index: Any) -> Any:
 
 def _scatter_add(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     zeros = torch.zeros(int(np.prod(shape)), dtype=x.dtype)
-    return zeros.index_add(0, _cells(shape, index).ravel(), x.ravel()).reshape(shape)
+    cells = _cells(shape, index)
+    return zeros.index_add(0, cells.ravel(), x.expand(cells.shape).reshape(-1)).reshape(shape)
 
 
 def _axes(x: Any, axis: Any) -> tuple[int, ...]:

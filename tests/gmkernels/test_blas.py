@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from gmkernels import blas, registry
 from gmkernels.dense import matmul, spec
@@ -17,7 +18,6 @@ needs_blas = pytest.mark.skipif(blas.find() is None, reason=str(blas.available()
 @needs_blas
 def test_found_library_is_numpys():
     library = blas.find()
-    threadpoolctl = pytest.importorskip("threadpoolctl")
     before = library.get_num_threads()
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert library.get_num_threads() == 1

@@ -2,13 +2,14 @@
 
 import math
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmkernels import KernelError, run
-from gmkernels.dense import activation_backward, linear, matmul, spec
+from gmkernels import KernelError, pool, run
+from gmkernels.dense import activation_backward, cpu, linear, matmul, spec
 
 BACKENDS = ("reference", "cpu")
 ACTIVATIONS = spec.ACTIVATIONS
@@ -83,9 +84,6 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
 
 
 def test_tiles_cover_a_product_once():
-    pytest.importorskip("numba")
-    from gmkernels.dense import cpu
-
     shapes = [(1, 1, 1), (100, 784, 500), (16, 1024, 256), (5, 10**6, 3), (2048, 2048, 2048), (7, 9, 10**6)]
     for m, k, n in shapes:
         row_tiles, column_tiles = cpu.tiles(m, k, n)
@@ -187,9 +185,6 @@ def test_activations_at_infinity_and_nan(backend):
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    pool = pytest.importorskip("gmkernels.pool")
-    import numba
-
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one core")
     rng = np.random.default_rng(4)

@@ -117,7 +117,7 @@ def test_matches_pytorch():
         (np.ones((2, 3)), 2, r"log_w of shape \(2, 3\) has no axis 2"),
         (np.ones((2, 3)), -3, "has no axis -3"),
         (np.ones((0, 3)), 0, r"log_w of shape \(0, 3\) has no samples along axis 0"),
-        (np.ones((2, 3), int), 0, "log_w must be floating, got int64"),
+        (np.ones((2, 3), int), 0, "expected a floating log_w, got int64"),
     ],
 )
 def test_refusals(log_w, axis, message):

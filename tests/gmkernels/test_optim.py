@@ -139,6 +139,14 @@ def test_average(backend):
     np.testing.assert_allclose(a[1], 4 * 0.75**2, rtol=1e-15)
 
 
+@pytest.mark.parametrize("decay", [-0.1, 1.5, math.nan])
+def test_average_refuses_other_decays(decay):
+    a = [np.ones(3)]
+    with pytest.raises(KernelError, match=rf"average: expected a decay in \[0, 1\], got {decay}"):
+        average(a, [np.zeros(3)], decay=decay)
+    assert a[0].tolist() == [1.0] * 3
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_total_norm_at_infinity_and_nan_and_of_nothing(backend):
     for norm_type in (1.0, 2.0, 3.5, math.inf):

@@ -121,6 +121,36 @@ def test_forked_child_works():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_waits_for_a_thread_that_compiles():
+    """The child would otherwise find the compiler locked by a thread that it does not have, and wait for ever."""
+    done = script("""
+        import os, signal, sys, threading, time, warnings
+        warnings.simplefilter("ignore")
+        x, begun, compiled, entry_point = np.arange(5.0), threading.Event(), [], pool._entry_point
+
+        def compile_slowly(*arguments):
+            begun.set()
+            time.sleep(0.3)
+            compiled.append(entry_point(*arguments))
+            return compiled[-1]
+
+        pool._entry_point = compile_slowly
+        other = threading.Thread(target=accumulate, args=(1, x, np.empty_like(x), 5))
+        other.start()
+        begun.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            y = np.empty_like(x)
+            accumulate(1, x, y, 5)
+            os._exit(0 if len(compiled) == 1 and np.array_equal(y, np.cumsum(x)) else 1)
+        other.join()
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
 @pytest.mark.skipif(not pool._FLUSH_BITS, reason="denormals are not flushed on this machine")
 def test_denormals_are_flushed_inside_and_only_there(threads):
     tiny = np.full(100_000, 1e-40, np.float32)

@@ -7,6 +7,7 @@ import gmkernels
 from gmkernels import (
     Cost,
     Example,
+    KernelDtypeError,
     KernelError,
     KernelSpec,
     explain,
@@ -171,6 +172,41 @@ def test_registration_errors(spec):
         register(make_spec(), "triton", scaled_cpu)
     with pytest.raises(KernelError, match="unknown backend 'fpga'; expected one of reference, cpu"):
         register(spec, "fpga", scaled_cpu)
+
+
+def test_removing_what_is_not_registered(spec):
+    with pytest.raises(KernelError, match="scaled has no kernel on 'triton' to unregister; it has .* reference, cpu"):
+        unregister(spec, "triton")
+    with pytest.raises(KernelError, match="other has no kernel on 'cpu' to unregister; .* no backend"):
+        unregister(make_spec("other"), "cpu")
+
+
+def test_a_wrong_dtype_is_told_from_a_wrong_shape():
+    """Both are what `infer` raises; which it is shows with the dtypes of the spec's examples."""
+
+    def infer(x, key):
+        if x.dtype.kind != "f" or x.ndim != 1 or key.dtype != np.uint64:
+            raise KernelError("pair: expected one axis of floating numbers, and a key")
+        return [(x.shape, x.dtype)]
+
+    def examples(rng, dtype):
+        yield Example((np.ones(5, dtype), np.zeros(3, np.uint64)), {})
+
+    spec = make_spec("pair", infer=infer, inputs=("x", "key"), examples=examples)
+    register(spec, "reference", scaled_reference)
+    x, key = np.ones(3), np.zeros(3, np.uint64)
+    try:
+        run(spec, (x, key))
+        for inputs in ((x.astype(int), key), (x, key.astype(float)), (x.astype(np.longdouble), key)):
+            with pytest.raises(KernelDtypeError):
+                run(spec, inputs)
+            assert issubclass(KernelDtypeError, TypeError)
+        for inputs in ((x[None], key), (x[None].astype(int), key)):
+            with pytest.raises(KernelError) as caught:
+                run(spec, inputs)
+            assert not isinstance(caught.value, TypeError)
+    finally:
+        unregister(spec, "reference")
 
 
 def test_unknown_backend(spec, monkeypatch):

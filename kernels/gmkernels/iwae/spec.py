@@ -21,7 +21,7 @@ def split(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
 def _reduced(op: str, name: str, a: Array, axis: int) -> tuple[int, ...]:
     """Shape of `a` without the axis of the samples."""
     if a.dtype.kind != "f":
-        raise KernelError(f"{op}: {name} must be floating, got {a.dtype}")
+        raise KernelError(f"{op}: expected a floating {name}, got {a.dtype}{list(a.shape)}")
     if not -a.ndim <= axis < a.ndim:
         raise KernelError(f"{op}: {name} of shape {a.shape} has no axis {axis}")
     axis %= a.ndim

@@ -286,8 +286,10 @@ def average(averages: Arrays, params: Arrays, *, decay: float, backend: str | No
 
     Raises
     ------
-    KernelError : arrays that do not fit each other.
+    KernelError : arrays that do not fit each other, or a `decay` outside [0, 1].
     """
+    if not 0 <= decay <= 1:
+        raise KernelError(f"average: expected a decay in [0, 1], got {decay!r}")
     run(spec.AVERAGE, (tuple(params), np.array([decay], np.float64)), outputs=(tuple(averages),), backend=backend)
 
 

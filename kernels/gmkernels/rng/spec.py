@@ -23,7 +23,7 @@ def check_key(op: str, key: Any) -> None:
     """Raise `KernelError` unless `key` is a uint64 array (seed, draw, offset)."""
     if key.dtype != np.uint64 or key.shape != (3,):
         raise KernelError(
-            f"{op}: key must be a uint64 array (seed, draw, offset); got {key.dtype} of shape {key.shape}"
+            f"{op}: expected a key uint64[3], (seed, draw, offset), got {key.dtype}{list(key.shape)}"
         )
 
 

@@ -59,6 +59,11 @@ MIXED = [
     ("Normal", "Laplace"), ("LowRankMultivariateNormal", "MultivariateNormal"),
     ("MultivariateNormal", "LowRankMultivariateNormal"),
 ]  # fmt: skip
+NOT_IN_TORCH = {
+    ("HalfNormal", "Normal"), ("LogNormal", "Normal"), ("HalfNormal", "Exponential"), ("LogNormal", "Exponential"),
+    ("LogNormal", "Gamma"), ("Logistic", "Normal"),
+}  # fmt: skip
+"""Their formulas have the mean difference of log probabilities for a check."""
 NAMES = [(kind, kind) for kind in KINDS if kind != "Logistic"] + MIXED
 INFINITE = [
     ("Normal", "Gamma"),
@@ -98,11 +103,9 @@ def test_is_positive_and_zero_for_equals(p, q):
         np.testing.assert_allclose(kl_divergence(p, p).numpy(), 0.0, atol=1e-14)
 
 
-@pytest.mark.parametrize("names", NAMES, ids="-".join)
+@pytest.mark.parametrize("names", [names for names in NAMES if names not in NOT_IN_TORCH], ids="-".join)
 def test_against_torch(names):
     torch = pytest.importorskip("torch")
-    if "Logistic" in names:
-        pytest.skip("PyTorch has none")
     p, q = pair(names)
 
     def convert(x):
@@ -112,10 +115,7 @@ def test_against_torch(names):
         getattr(torch.distributions, kind)(**{name: convert(x) for name, x in KINDS[kind][i].items()})
         for i, kind in enumerate(names)
     ]
-    try:
-        expected = torch.distributions.kl_divergence(*theirs)
-    except NotImplementedError:  # the mean difference of log probabilities remains
-        return
+    expected = torch.distributions.kl_divergence(*theirs)
     # Differences of numbers of order 10.
     np.testing.assert_allclose(kl_divergence(p, q).numpy(), expected, rtol=1e-11, atol=1e-12)
 

@@ -78,7 +78,7 @@ def test_saturated_sigmoids_have_a_density() -> None:
 def test_no_formula_for_what_the_transform_hides() -> None:
     d = TransformedDistribution(Normal(LOC, SCALE), StickBreakingTransform())
     for call in (lambda: d.mean, d.entropy, lambda: d.cdf(np.full(4, 0.25)), lambda: d.icdf(0.5)):
-        with pytest.raises(ArgumentError, match=r"closed form of its (mean|entropy)|needs elementwise monotone"):
+        with pytest.raises(ArgumentError, match=r"closed form of its (mean|entropy|i?cdf)"):
             call()
 
 
