@@ -25,7 +25,7 @@ from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
 from gmkernels.gemm import gemm
-from gmkernels.pool import block_kernel, jitable
+from gmkernels.pool import block_kernel, jitable, reduction
 from gmkernels.registry import KernelError
 
 Arrays = Sequence[Any]
@@ -33,8 +33,13 @@ Options = Mapping[str, Any]
 
 
 @functools.lru_cache(1024)
-def _numbers(p: Plan) -> np.ndarray:
-    return np.array(p, np.int64)
+def _numbers(p: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the window of a channel the elements that meet each element of a filter begin; and the plan."""
+    h, w = np.ogrid[: p.kernel_h, : p.kernel_w]
+    h, w = h * p.dilation_h, w * p.dilation_w
+    part = h % p.stride_h * p.phases_w + w % p.stride_w
+    starts = (part * p.plane_h + h // p.stride_h) * p.plane_w + w // p.stride_w
+    return starts.astype(np.int64).ravel(), np.array(p, np.int64)
 
 
 @jitable
@@ -60,26 +65,6 @@ def _tile(p, tile):
 
 
 @jitable
-def _spaced(source, step, target):
-    if step == 1:
-        for i in range(target.size):
-            target[i] = source[i]
-    else:
-        for i in range(target.size):
-            target[i] = source[i * step]
-
-
-@jitable
-def _add_spaced(source, target, step):
-    if step == 1:
-        for i in range(source.size):
-            target[i] += source[i]
-    else:
-        for i in range(source.size):
-            target[i * step] += source[i]
-
-
-@jitable
 def _copy(source, target):
     for i in range(target.size):
         target[i] = source[i]
@@ -92,83 +77,71 @@ def _add(source, target):
 
 
 @jitable
-def _span(p, h, b, col):
-    """Of a row of a window: its first column of x, and from where to where its elements lie inside x."""
-    w = col * p.stride_w + b - p.left
-    if not 0 <= h < p.height:
-        return w, 0, 0
-    first = min(p.plane_w, max(0, (p.stride_w - 1 - w) // p.stride_w))
-    return w, first, max(first, min(p.plane_w, (p.width - 1 - w) // p.stride_w + 1))
-
-
-@jitable
-def _look(p, x, plane, row, col, window):
-    """The window of a tile on one image's channels, which begin at number `plane` in x."""
-    at = 0
-    for c in range(plane, plane + p.channels):
-        for a in range(p.phases_h):
-            for b in range(p.phases_w):
-                for r in range(p.plane_h):
-                    h = (row + r) * p.stride_h + a - p.top
-                    w, first, last = _span(p, h, b, col)
-                    window[at : at + first] = 0
-                    source = x[(c * p.height + h) * p.width + w + first * p.stride_w :]
-                    _spaced(source, p.stride_w, window[at + first : at + last])
-                    window[at + last : at + p.plane_w] = 0
+def _exchange(p, planes, row, col, window, back):
+    """Fill the window of a tile, which is zeros, from one image's channels; or add it to them if `back`."""
+    stride, step = p.stride_w, np.uint64(p.stride_w)  # unsigned: Numba counts negative indices from the end
+    for a in range(p.phases_h):
+        for b in range(p.phases_w):
+            w = col * stride + b - p.left  # the column of x where each row of the window begins
+            first = min(p.plane_w, max(0, (stride - 1 - w) // stride))  # its elements inside x
+            last = max(first, min(p.plane_w, (p.width - 1 - w) // stride + 1))
+            for c in range(p.channels):
+                at = ((c * p.phases_h + a) * p.phases_w + b) * p.plane_h * p.plane_w
+                h = row * p.stride_h + a - p.top
+                for _ in range(p.plane_h):
+                    if 0 <= h < p.height:
+                        x = planes[(c * p.height + h) * p.width + w + first * stride :]
+                        line = window[at + first : at + last]
+                        if back:
+                            for i in range(line.size):
+                                x[np.uint64(i) * step] += line[i]
+                        else:
+                            for i in range(line.size):
+                                line[i] = x[np.uint64(i) * step]
                     at += p.plane_w
+                    h += p.stride_h
+
+
+@reduction
+def _finite(x):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i] * 0
+    return total == 0
 
 
 @jitable
-def _unlook(p, window, d_x, plane, row, col):
-    """Add a window to the image it looks at."""
-    at = 0
-    for c in range(plane, plane + p.channels):
-        for a in range(p.phases_h):
-            for b in range(p.phases_w):
-                for r in range(p.plane_h):
-                    h = (row + r) * p.stride_h + a - p.top
-                    w, first, last = _span(p, h, b, col)
-                    target = d_x[(c * p.height + h) * p.width + w + first * p.stride_w :]
-                    _add_spaced(window[at + first : at + last], target, p.stride_w)
-                    at += p.plane_w
+def _clear_ends(p, matrix, at, columns, rows, cols):
+    """Zeros in the columns of one image, which begin at number `at`, that are no positions of a tile of that size."""
+    for _ in range(p.channels * p.kernel_h * p.kernel_w):
+        line = matrix[at : at + p.image_columns]
+        for r in range(rows - 1):
+            line[r * p.plane_w + cols : (r + 1) * p.plane_w] = 0
+        line[(rows - 1) * p.plane_w + cols :] = 0
+        at += columns
 
 
 @jitable
-def _start(p, c, i, j):
-    """Where in the window the elements that meet element (c, i, j) of the filters begin."""
-    h, w = i * p.dilation_h, j * p.dilation_w
-    part = (c * p.phases_h + h % p.stride_h) * p.phases_w + w % p.stride_w
-    return (part * p.plane_h + h // p.stride_h) * p.plane_w + w // p.stride_w
-
-
-@jitable
-def _clear_ends(p, matrix, rows, cols):
-    """Zeros in the columns of one image that are no positions of a tile of that size."""
-    for r in range(rows - 1):
-        for i in range(r * p.plane_w + cols, (r + 1) * p.plane_w):
-            matrix[i] = 0
-    for i in range((rows - 1) * p.plane_w + cols, matrix.size):
-        matrix[i] = 0
-
-
-@jitable
-def _to_matrix(p, window, matrix, at, columns):
-    """Rows of the matrix, in the columns of one image, which begin at number `at`."""
+def _to_matrix(p, window, starts, matrix, at, columns):
+    """Rows of the matrix, in the columns of one image."""
+    part = window.size // p.channels
     for c in range(p.channels):
-        for i in range(p.kernel_h):
-            for j in range(p.kernel_w):
-                _copy(window[_start(p, c, i, j) :], matrix[at : at + p.image_columns])
-                at += columns
+        for k in range(starts.size):
+            start = c * part + starts[k]
+            _copy(window[start : start + p.image_columns], matrix[at : at + p.image_columns])
+            at += columns
 
 
 @jitable
-def _to_tile(p, g, plane, row, col, rows, cols, tile, at, columns):
-    """The tile of one image's filters, which begin at number `plane` in g; zeros elsewhere."""
-    for o in range(plane, plane + p.filters):
+def _to_tile(p, g, row, col, rows, cols, tile, at, columns):
+    """The tile of one image's filters, zero in the columns that are no positions."""
+    for o in range(p.filters):
+        start = (o * p.out_h + row) * p.out_w + col
         tile[at : at + p.image_columns] = 0
         for r in range(rows):
-            start = (o * p.out_h + row + r) * p.out_w + col
-            _copy(g[start : start + cols], tile[at + r * p.plane_w : at + r * p.plane_w + cols])
+            line = at + r * p.plane_w
+            _copy(g[start : start + cols], tile[line : line + cols])
+            start += p.out_w
         at += columns
 
 
@@ -184,7 +157,7 @@ def _add_bias(source, bias, target):
 
 
 @block_kernel
-def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, products, numbers, lanes, units):
+def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, products, starts, numbers, lanes, units):
     p = _plan(numbers)
     taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, y.itemsize
     size = windows.size // lanes
@@ -195,8 +168,10 @@ def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, product
         group = unit % p.groups
         first, last, row, col, rows, cols = _tile(p, unit // p.groups)
         for image in range(first, last):
-            _look(p, x, (image * p.groups + group) * p.channels, row, col, window)
-            _to_matrix(p, window, matrix, (image - first) * p.image_columns, columns)
+            start = (image * p.groups + group) * p.channels * p.height * p.width
+            window[:] = 0
+            _exchange(p, x[start:], row, col, window, False)
+            _to_matrix(p, window, starts, matrix, (image - first) * p.image_columns, columns)
         w = weight.ctypes.data + item * group * p.filters * taps
         used = (last - first) * p.image_columns
         gemm(
@@ -216,7 +191,7 @@ def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, product
 
 
 @block_kernel
-def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, tiles, numbers, lanes, units):
+def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, tiles, starts, numbers, lanes, units):
     p = _plan(numbers)
     taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, d_x.itemsize
     size = windows.size // lanes
@@ -224,14 +199,15 @@ def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, til
     matrix = matrices[lane * taps * columns : (lane + 1) * taps * columns]
     tile = tiles[lane * p.filters * columns : (lane + 1) * p.filters * columns]
     per_image = p.row_tiles * p.col_tiles
+    finite = _finite(weight)
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
         w = weight.ctypes.data + item * group * p.filters * taps
         for part in range(per_image):
             first, last, row, col, rows, cols = _tile(p, unit // p.groups * per_image + part)
             for image in range(first, last):
-                at, plane = (image - first) * p.image_columns, (image * p.groups + group) * p.filters
-                _to_tile(p, g, plane, row, col, rows, cols, tile, at, columns)
+                start = (image * p.groups + group) * p.filters * p.out_h * p.out_w
+                _to_tile(p, g[start:], row, col, rows, cols, tile, (image - first) * p.image_columns, columns)
             used = (last - first) * p.image_columns
             gemm(
                 function, wide, d_x, TRANS, NO_TRANS, taps, used, p.filters, 1, w, taps,
@@ -240,21 +216,22 @@ def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, til
             for image in range(first, last):
                 window[:] = 0
                 at = (image - first) * p.image_columns
+                if not finite:  # 0 times the weight is not 0
+                    _clear_ends(p, matrix, at, columns, rows, cols)
                 for c in range(p.channels):
-                    for i in range(p.kernel_h):
-                        for j in range(p.kernel_w):
-                            line, start = matrix[at : at + p.image_columns], _start(p, c, i, j)
-                            _clear_ends(p, line, rows, cols)  # 0 times an infinite weight
-                            _add(line, window[start : start + p.image_columns])
-                            at += columns
-                plane = (image * p.groups + group) * p.channels
+                    for k in range(starts.size):
+                        line, start = matrix[at : at + p.image_columns], c * size // p.channels + starts[k]
+                        _add(line, window[start : start + p.image_columns])
+                        at += columns
+                start = (image * p.groups + group) * p.channels * p.height * p.width
+                planes = d_x[start : start + p.channels * p.height * p.width]
                 if part == 0:
-                    d_x[plane * p.height * p.width : (plane + p.channels) * p.height * p.width] = 0
-                _unlook(p, window, d_x, plane, row, col)
+                    planes[:] = 0
+                _exchange(p, planes, row, col, window, True)
 
 
 @block_kernel
-def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums, numbers, lanes, units):
+def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums, starts, numbers, lanes, units):
     p = _plan(numbers)
     taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, g.itemsize
     size = windows.size // lanes
@@ -267,14 +244,14 @@ def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums,
         used = (last - first) * p.image_columns
         for group in range(p.groups):
             for image in range(first, last):
-                at, channel = (image - first) * p.image_columns, (image * p.groups + group) * p.channels
-                _look(p, x, channel, row, col, window)
-                _to_matrix(p, window, matrix, at, columns)
-                for k in range(taps):
-                    line = matrix[k * columns + at : k * columns + at + p.image_columns]
-                    _clear_ends(p, line, rows, cols)  # 0 times an infinite x
-                plane = (image * p.groups + group) * p.filters
-                _to_tile(p, g, plane, row, col, rows, cols, tile, at, columns)
+                at, start = (image - first) * p.image_columns, (image * p.groups + group) * p.channels
+                window[:] = 0
+                _exchange(p, x[start * p.height * p.width :], row, col, window, False)
+                _to_matrix(p, window, starts, matrix, at, columns)
+                if not _finite(window):  # 0 times it would not be 0
+                    _clear_ends(p, matrix, at, columns, rows, cols)
+                start = (image * p.groups + group) * p.filters * p.out_h * p.out_w
+                _to_tile(p, g[start:], row, col, rows, cols, tile, at, columns)
             total = sums.ctypes.data + item * (lane * p.groups + group) * p.filters * taps
             gemm(
                 function, wide, g, NO_TRANS, TRANS, p.filters, taps, used, 1, tile.ctypes.data, columns,
@@ -307,7 +284,7 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
     units = p.tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _conv2d(lanes, *_library(p, y.dtype), x, weight, bias, y, *workspace, _numbers(p), lanes, units)
+        _conv2d(lanes, *_library(p, y.dtype), x, weight, bias, y, *workspace, *_numbers(p), lanes, units)
 
 
 def _split(options: Options) -> tuple[Any, Attrs]:
@@ -324,7 +301,7 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
     units = p.image_tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _backward_input(lanes, *_library(p, g.dtype), g, weight, d_x, *workspace, _numbers(p), lanes, units)
+        _backward_input(lanes, *_library(p, g.dtype), g, weight, d_x, *workspace, *_numbers(p), lanes, units)
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -337,6 +314,6 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
         return
     lanes = p.lanes(p.tiles)
     with blas.single_threaded():
-        _backward_weight(lanes, *_library(p, g.dtype), g, x, *workspace, _numbers(p), lanes, p.tiles)
+        _backward_weight(lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), lanes, p.tiles)
     with np.errstate(all="ignore"):
         np.add.reduce(workspace[-1], axis=0, out=d_weight.reshape(-1))
