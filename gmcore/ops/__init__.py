@@ -18,6 +18,7 @@ from gmcore.ops.arrange import (
     tril,
     triu,
 )
+from gmcore.ops.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from gmcore.ops.diagonal import diag, diag_embed, diagonal, trace
 from gmcore.ops.elementwise import (
     absolute,
@@ -196,6 +197,10 @@ __all__ = [
     "cholesky",
     "clip",
     "concatenate",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cos",
     "cosh",
     "cosine_embedding_loss",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import signal, special, stats
 
 import gmcore
 from gmcore import Tensor, ops
@@ -328,7 +328,67 @@ def _binomial_quantile(u: float, n: float, p: float) -> float:
     return n - stats.binom.ppf(u, n, 1 - p) if p > 0.5 else stats.binom.ppf(u, n, p)
 
 
+def _conv2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """By SciPy's correlation of each plane with each filter, spread out, at every place; then the strides."""
+    if x.ndim == 3:
+        return _conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
+    (s, t), (d, e) = np.broadcast_to(stride, 2), np.broadcast_to(dilation, 2)
+    reach = [d * (weight.shape[2] - 1), e * (weight.shape[3] - 1)]
+    if padding == "same":
+        width = [(n // 2, n - n // 2) for n in reach]
+    else:
+        width = [(n, n) for n in np.broadcast_to(0 if padding == "valid" else padding, 2)]
+    padded = np.pad(x, [(0, 0), (0, 0), *width])
+    spread = np.zeros((*weight.shape[:2], *(n + 1 for n in reach)))
+    spread[..., ::d, ::e] = weight
+    each = len(weight) // groups
+    y = [
+        [
+            sum(signal.correlate(image[o // each * weight.shape[1] + c], spread[o, c], "valid")
+                for c in range(weight.shape[1]))
+            for o in range(len(weight))
+        ]
+        for image in padded
+    ]  # fmt: skip
+    found = np.asarray(y).reshape(len(x), len(weight), *(n - r for n, r in zip(padded.shape[2:], reach)))
+    return found[..., ::s, ::t] + bias[:, None, None]
+
+
+def _meetings(y: Any, x: Any, size: Any, stride: Any, padding: Any, dilation: Any) -> Iterator[tuple[int, ...]]:
+    """p, q, h, w, i, j such that element (i, j) of a kernel at place (p, q) meets element (h, w)."""
+    for p, q, i, j in np.ndindex(*y, *size):
+        h, w = p * stride[0] + i * dilation[0] - padding[0][0], q * stride[1] + j * dilation[1] - padding[1][0]
+        if 0 <= h < x[0] and 0 <= w < x[1]:
+            yield p, q, h, w, i, j
+
+
+def _conv2d_backward_input(g: Any, weight: Any, size: Any, groups: int, **attrs: Any) -> np.ndarray:
+    d_x = np.zeros((groups, len(g), weight.shape[1], *size))
+    parts = zip(np.split(g, groups, 1), np.split(weight, groups), d_x)
+    for (gs, ws, xs), (p, q, h, w, i, j) in itertools.product(
+        parts, _meetings(g.shape[2:], size, weight.shape[2:], **attrs)
+    ):
+        xs[:, :, h, w] += gs[:, :, p, q] @ ws[:, :, i, j]
+    return np.concatenate(d_x, 1)
+
+
+def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **attrs: Any) -> np.ndarray:
+    d_weight = np.zeros((groups, g.shape[1] // groups, x.shape[1] // groups, *size))
+    parts = zip(np.split(g, groups, 1), np.split(x, groups, 1), d_weight)
+    for (gs, xs, ws), (p, q, h, w, i, j) in itertools.product(
+        parts, _meetings(g.shape[2:], x.shape[2:], size, **attrs)
+    ):
+        ws[:, :, i, j] += gs[:, :, p, q].T @ xs[:, :, h, w]
+    return np.concatenate(d_weight)
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
+    "conv2d": _conv2d,
+    "conv2d_backward_input": _conv2d_backward_input,
+    "conv2d_backward_weight": _conv2d_backward_weight,
     "checkpoint": lambda function, x, y: (np.tanh(x * y) * x, np.exp(y) + x**2),
     "identity": lambda x: x,
     "sigmoid": special.expit,

@@ -1,5 +1,6 @@
 """Every op against PyTorch in float64: values, gradients and second gradients to 1e-9; then random programs."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,32 @@ def _standardize(x: Any, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) * torch.rsqrt(var + eps), mean, var
 
 
+def _conv2d(*args: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that even kernels need a copy for padding="same"
+        return torch.nn.functional.conv2d(*args, **options)
+
+
+def _conv2d_of(x: Any, weight: Any, padding: Any, **options: Any) -> Any:
+    """With zeros that may differ from side to side."""
+    padded = torch.nn.functional.pad(x, (*padding[1], *padding[0]))
+    return torch.nn.functional.conv2d(padded, weight, **options)
+
+
+def _conv2d_backward_input(g: Any, weight: Any, size: Any, groups: int, **options: Any) -> Any:
+    x = torch.zeros(len(g), weight.shape[1] * groups, *size, dtype=g.dtype, requires_grad=True)
+    return torch.autograd.grad(_conv2d_of(x, weight, groups=groups, **options), x, g, create_graph=True)[0]
+
+
+def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **options: Any) -> Any:
+    weight = torch.zeros(g.shape[1], x.shape[1] // groups, *size, dtype=g.dtype, requires_grad=True)
+    return torch.autograd.grad(_conv2d_of(x, weight, groups=groups, **options), weight, g, create_graph=True)[0]
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
+    "conv2d": _conv2d,
+    "conv2d_backward_input": _conv2d_backward_input,
+    "conv2d_backward_weight": _conv2d_backward_weight,
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
         "log", "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul",

@@ -16,9 +16,7 @@ def _needs_blas(signature: Signature) -> str | None:
 
 for _spec in (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-4, efficiency=0.05)
-    register(
-        _spec, "cpu", f"gmkernels.conv.cpu:{_spec.name}", overhead=1e-5, efficiency=0.5, accepts=_needs_blas
-    )
+    register(_spec, "cpu", f"gmkernels.conv.cpu:{_spec.name}", overhead=1e-5, efficiency=0.5, accepts=_needs_blas)
 
 
 def conv2d(

@@ -71,6 +71,12 @@ def _copy(source, target):
 
 
 @jitable
+def _clear(target):
+    for i in range(target.size):
+        target[i] = 0
+
+
+@jitable
 def _add(source, target):
     for i in range(target.size):
         target[i] += source[i]
@@ -116,8 +122,8 @@ def _clear_ends(p, matrix, at, columns, rows, cols):
     for _ in range(p.channels * p.kernel_h * p.kernel_w):
         line = matrix[at : at + p.image_columns]
         for r in range(rows - 1):
-            line[r * p.plane_w + cols : (r + 1) * p.plane_w] = 0
-        line[(rows - 1) * p.plane_w + cols :] = 0
+            _clear(line[r * p.plane_w + cols : (r + 1) * p.plane_w])
+        _clear(line[(rows - 1) * p.plane_w + cols :])
         at += columns
 
 
@@ -137,7 +143,7 @@ def _to_tile(p, g, row, col, rows, cols, tile, at, columns):
     """The tile of one image's filters, zero in the columns that are no positions."""
     for o in range(p.filters):
         start = (o * p.out_h + row) * p.out_w + col
-        tile[at : at + p.image_columns] = 0
+        _clear(tile[at : at + p.image_columns])
         for r in range(rows):
             line = at + r * p.plane_w
             _copy(g[start : start + cols], tile[line : line + cols])
@@ -169,7 +175,7 @@ def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, product
         first, last, row, col, rows, cols = _tile(p, unit // p.groups)
         for image in range(first, last):
             start = (image * p.groups + group) * p.channels * p.height * p.width
-            window[:] = 0
+            _clear(window)
             _exchange(p, x[start:], row, col, window, False)
             _to_matrix(p, window, starts, matrix, (image - first) * p.image_columns, columns)
         w = weight.ctypes.data + item * group * p.filters * taps
@@ -184,7 +190,7 @@ def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, product
                 shift = bias[channel] if bias.size > 0 else y.dtype.type(0)
                 start = ((image * p.groups * p.filters + channel) * p.out_h + row) * p.out_w + col
                 at = o * columns + (image - first) * p.image_columns
-                for r in range(rows):
+                for _ in range(rows):
                     _add_bias(product[at : at + cols], shift, y[start : start + cols])
                     start += p.out_w
                     at += p.plane_w
@@ -214,7 +220,7 @@ def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, til
                 tile.ctypes.data, columns, 0, matrix.ctypes.data, columns,
             )  # fmt: skip
             for image in range(first, last):
-                window[:] = 0
+                _clear(window)
                 at = (image - first) * p.image_columns
                 if not finite:  # 0 times the weight is not 0
                     _clear_ends(p, matrix, at, columns, rows, cols)
@@ -226,7 +232,7 @@ def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, til
                 start = (image * p.groups + group) * p.channels * p.height * p.width
                 planes = d_x[start : start + p.channels * p.height * p.width]
                 if part == 0:
-                    planes[:] = 0
+                    _clear(planes)
                 _exchange(p, planes, row, col, window, True)
 
 
@@ -245,7 +251,7 @@ def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums,
         for group in range(p.groups):
             for image in range(first, last):
                 at, start = (image - first) * p.image_columns, (image * p.groups + group) * p.channels
-                window[:] = 0
+                _clear(window)
                 _exchange(p, x[start * p.height * p.width :], row, col, window, False)
                 _to_matrix(p, window, starts, matrix, at, columns)
                 if not _finite(window):  # 0 times it would not be 0
