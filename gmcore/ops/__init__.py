@@ -128,6 +128,16 @@ from gmcore.ops.loss import (
     xlogy,
 )
 from gmcore.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, standardize
+from gmcore.ops.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+    max_unpool1d,
+    max_unpool2d,
+)
 from gmcore.ops.product import ACTIVATIONS, dot, einsum, inner, linear, matmul, outer, tensordot
 from gmcore.ops.random import (
     bernoulli_sample,
@@ -162,6 +172,8 @@ from gmcore.ops.special import digamma, erf, erfc, erfcx, erfinv, gammainc, lgam
 __all__ = [
     "absolute",
     "ACTIVATIONS",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
     "add",
     "add_at",
     "all",
@@ -180,6 +192,8 @@ __all__ = [
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
     "bernoulli_log_prob",
     "bernoulli_sample",
@@ -277,6 +291,10 @@ __all__ = [
     "margin_ranking_loss",
     "matmul",
     "max",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool1d",
+    "max_unpool2d",
     "maximum",
     "mean",
     "median",

@@ -385,7 +385,80 @@ def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **attrs: Any
     return np.concatenate(d_weight)
 
 
+def _starts(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> list[int]:
+    """Where windows begin: all of one fits, or in ceil_mode less than a stride is missing and it begins inside."""
+    more = s - 1 if ceil_mode else 0
+    return [a for a in range(-p, n, s) if a + d * (k - 1) < n + p + more]
+
+
+def _pool(
+    x: np.ndarray, reduce: Callable[..., float], kernel_size: Any, stride: Any = None, padding: Any = 0,
+    dilation: Any = 1, ceil_mode: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """reduce(elements inside the plane, their places, size of the window with its padding) of each window."""
+    if x.ndim == 3:
+        return _pool(x[None], reduce, kernel_size, stride, padding, dilation, ceil_mode)[0]
+    k, p, d = (np.broadcast_to(value, 2) for value in (kernel_size, padding, dilation))
+    s = k if stride is None else np.broadcast_to(stride, 2)
+    rows, columns = (
+        [np.arange(a, min(a + d[i] * k[i], x.shape[2 + i] + p[i]), d[i])
+         for a in _starts(x.shape[2 + i], k[i], s[i], p[i], d[i], ceil_mode)]
+        for i in range(2)
+    )  # fmt: skip
+    y = np.zeros((*x.shape[:2], len(rows), len(columns)))
+    for n, c, i, j in np.ndindex(*y.shape):
+        h, w = (a[(a >= 0) & (a < m)] for a, m in zip((rows[i], columns[j]), x.shape[2:]))
+        places = np.add.outer(h * x.shape[3], w)
+        y[n, c, i, j] = reduce(x[n, c].ravel()[places], places, len(rows[i]) * len(columns[j]))
+    return y
+
+
+def _max_pool2d(x: np.ndarray, return_indices: bool, **windows: Any) -> Any:
+    return (
+        _pool(x, lambda elements, places, size: elements.max(), **windows),
+        _pool(x, lambda elements, places, size: places.ravel()[elements.argmax()], **windows).astype(int),
+    )
+
+
+def _avg_pool2d(
+    x: np.ndarray, count_include_pad: bool = True, divisor_override: int | None = None, **windows: Any
+) -> np.ndarray:
+    def mean(elements: np.ndarray, places: np.ndarray, size: int) -> float:
+        return elements.sum() / (divisor_override or (size if count_include_pad else elements.size))
+
+    return _pool(x, mean, **windows)
+
+
+def _avg_pool2d_backward(g: np.ndarray, size: Any, kernel: Any, divisor: int | None, **windows: Any) -> np.ndarray:
+    """By the windows of each element of the plane: one that begins at most the kernel before it and holds it."""
+    windows.pop("count_include_pad")  # there is no padding in the examples
+    d_x = np.zeros((*g.shape[:2], *size))
+    for h, w in np.ndindex(*size):
+        unit = np.zeros((1, 1, *size))
+        unit[..., h, w] = 1.0
+        shares = _pool(unit, lambda elements, places, count: elements.sum() / (divisor or count), kernel, **windows)
+        d_x[..., h, w] = (g * shares).sum((2, 3))
+    return d_x
+
+
+def _plane_gather(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    n, c = np.ogrid[: x.shape[0], : x.shape[1]]
+    return x[n[..., None, None], c[..., None, None], indices // x.shape[3], indices % x.shape[3]]
+
+
+def _plane_scatter(x: np.ndarray, indices: np.ndarray, size: Any) -> np.ndarray:
+    y = np.zeros((*x.shape[:2], *size))
+    for at in np.ndindex(*x.shape):
+        y[at[:2]].ravel()[indices[at]] += x[at]
+    return y
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d_backward": _avg_pool2d_backward,
+    "plane_gather": _plane_gather,
+    "plane_scatter": _plane_scatter,
     "conv2d": _conv2d,
     "conv2d_backward_input": _conv2d_backward_input,
     "conv2d_backward_weight": _conv2d_backward_weight,
@@ -523,6 +596,7 @@ def test_ops_without_derivatives_say_so(name: str) -> None:
         xs = [Tensor(x, requires_grad=True) for x in case.inputs]
         ys = case.outputs(*xs)
         assert all(y.dtype.kind != "f" for y in ys) == (name in NOT_FLOATING_OUTPUT)
+        ys = [y for y in ys if y.dtype.kind == "f"] or ys  # places come with maxima
         weights = [np.ones(y.shape, y.dtype) for y in ys]
         if name in NOT_FLOATING_OUTPUT | NO_FLOATING_INPUT:
             assert not any(y.requires_grad for y in ys)

@@ -184,7 +184,28 @@ def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **options: A
     return torch.autograd.grad(_conv2d_of(x, weight, groups=groups, **options), weight, g, create_graph=True)[0]
 
 
+def _plane_gather(x: Any, indices: np.ndarray) -> Any:
+    places = torch.from_numpy(indices)
+    return x.flatten(2).gather(2, places.flatten(2)).reshape(places.shape)
+
+
+def _plane_scatter(x: Any, indices: np.ndarray, size: Any) -> Any:
+    zeros = torch.zeros(*x.shape[:2], size[0] * size[1], dtype=x.dtype)
+    return zeros.scatter_add(2, torch.from_numpy(indices).flatten(2), x.flatten(2)).unflatten(2, size)
+
+
+def _avg_pool2d_backward(g: Any, size: Any, kernel: Any, divisor: Any, **windows: Any) -> Any:
+    x = torch.zeros(*g.shape[:2], *size, dtype=g.dtype, requires_grad=True)
+    y = torch.nn.functional.avg_pool2d(x, kernel, divisor_override=divisor, **windows)
+    return torch.autograd.grad(y, x, g, create_graph=True)[0]
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
+    "max_pool2d": torch.nn.functional.max_pool2d,
+    "avg_pool2d": torch.nn.functional.avg_pool2d,
+    "avg_pool2d_backward": _avg_pool2d_backward,
+    "plane_gather": _plane_gather,
+    "plane_scatter": _plane_scatter,
     "conv2d": _conv2d,
     "conv2d_backward_input": _conv2d_backward_input,
     "conv2d_backward_weight": _conv2d_backward_weight,
