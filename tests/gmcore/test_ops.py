@@ -287,6 +287,24 @@ def _standardize(x: np.ndarray, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) / np.sqrt(var + eps), mean, var
 
 
+def _batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> Any:
+    """Of each channel, by its moments."""
+    channels = np.moveaxis(x, 1, 0).reshape(x.shape[1], len(x) * int(np.prod(x.shape[2:])))
+    mean = channels.mean(1)
+    var = (channels**2).mean(1) - mean**2
+    along = (..., *(None,) * (x.ndim - 2))
+    return (x - mean[along]) / np.sqrt(var + eps)[along] * weight[along] + bias[along], mean, var
+
+
+def _batch_norm_backward(g: Any, x: Any, weight: Any, mean: Any, var: Any, eps: float) -> Any:
+    axes, n = (0, *range(2, x.ndim)), x.size / x.shape[1]
+    along = (..., *(None,) * (x.ndim - 2))
+    h = (x - x.mean(axes, keepdims=True)) / np.sqrt(var + eps)[along]
+    d_weight, d_bias = (g * h).sum(axes), g.sum(axes)
+    d_x = (g - (d_bias / n)[along] - h * (d_weight / n)[along]) * (weight / np.sqrt(var + eps))[along]
+    return d_x, d_weight, d_bias
+
+
 def _attempts(key: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
     """For each element, the uniforms in [0, 1) of its attempts: counter (i, 2^31 + 2^16 t, draw), key seed."""
     seed, draw, _ = (int(k) for k in key)
@@ -504,6 +522,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "binary_cross_entropy_with_logits": _with_logits,
     "binary_cross_entropy": lambda p, t, weight, reduction: _with_logits(special.logit(p), t, weight, reduction),
     "standardize": _standardize,
+    "batch_norm_training": _batch_norm,
+    "batch_norm_backward": _batch_norm_backward,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,

@@ -200,7 +200,14 @@ def _avg_pool2d_backward(g: Any, size: Any, kernel: Any, divisor: Any, **windows
     return torch.autograd.grad(y, x, g, create_graph=True)[0]
 
 
+def _batch_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    axes = (0, *range(2, x.ndim))
+    out = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.1, eps)
+    return out, x.mean(axes), x.var(axes, correction=0)
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
+    "batch_norm_training": _batch_norm,
     "max_pool2d": torch.nn.functional.max_pool2d,
     "avg_pool2d": torch.nn.functional.avg_pool2d,
     "avg_pool2d_backward": _avg_pool2d_backward,
@@ -272,6 +279,7 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
 }  # fmt: skip
 NO_COUNTERPART = {
+    "batch_norm_backward": "as the derivative of batch_norm_training, which is compared to second order",
     "gammainc": "PyTorch has no derivative in a; against SciPy and mpmath in tests/gmkernels/test_special.py",
     "gammainc_grad_a": "PyTorch has no derivative in a; against mpmath in tests/gmkernels/test_special.py",
     "normal": "another random stream; known answers in tests/gmkernels",
