@@ -31,7 +31,8 @@ from gmcore.nn.activation import (
     Threshold,
 )
 from gmcore.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
-from gmcore.nn.dropout import Dropout
+from gmcore.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from gmcore.nn.dropout import Dropout, Dropout2d
 from gmcore.nn.embedding import Embedding
 from gmcore.nn.functional import Functional
 from gmcore.nn.linear import Bilinear, Linear
@@ -53,19 +54,39 @@ from gmcore.nn.loss import (
     SmoothL1Loss,
 )
 from gmcore.nn.module import IncompatibleKeys, Module
-from gmcore.nn.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
+from gmcore.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
 from gmcore.nn.parameter import Parameter
+from gmcore.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+)
 from gmcore.nn.shape import Flatten, Unflatten
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "BatchNorm2d",
     "Bilinear",
     "CELU",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "CosineEmbeddingLoss",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout2d",
     "ELU",
     "Embedding",
     "Flatten",
@@ -91,6 +112,10 @@ __all__ = [
     "LogSoftmax",
     "MSELoss",
     "MarginRankingLoss",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
     "Mish",
     "Module",
     "ModuleDict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -145,38 +145,19 @@ class GroupNorm(_Affine):
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
 
 
-def _channels(name: str, input: Any, channels: int, axes: tuple[int, ...] | None = None) -> Tensor:
-    """The input, with `channels` on its second axis, and as many axes as `axes` allows."""
+def _channels(name: str, input: Any, channels: int, forms: dict[int, str] | None = None) -> Tensor:
+    """The input, with `channels` on its second axis, and as many axes as `forms` says, with what they are called."""
     x = as_tensor(input)
-    if x.ndim < 2 or x.shape[1] != channels or (axes is not None and x.ndim not in axes):
-        form = f"(N, {channels}, ...)" if axes is None else f"(N, {channels}) or (N, {channels}, L)"
+    if x.ndim < 2 or x.shape[1] != channels or (forms is not None and x.ndim not in forms):
+        names = [", ..."] if forms is None else forms.values()
+        form = " or ".join(f"(N, {channels}{name})" for name in names)
         raise ShapeError(f"{name}: expected an input {form}, got {x.shape} (called at {user_line()})")
     return x
 
 
-class BatchNorm1d(_Affine):
-    """Each channel standardised over the batch, * weight + bias: `ops.batch_norm`.
-
-    Parameters
-    ----------
-    num_features : number C of channels of the input, (N, C) or (N, C, L).
-    eps : added to the variance.
-    momentum : share by which running statistics move towards those of a batch; None: they are the plain average of
-        all batches so far.
-    affine : whether there are a weight and a bias, (C,).
-    track_running_stats : whether there are running statistics, which take the batch's place in evaluation;
-        without them the batch is used there too.
-    device, dtype : as in `LayerNorm`.
-
-    Attributes
-    ----------
-    running_mean, running_var : (C,), buffers that start at 0 and 1;  num_batches_tracked : (), int64, a buffer.
-
-    Raises
-    ------
-    ArgumentError : num_features no positive integer.
-    ShapeError : (called) another shape, or in training a single value per channel.
-    """
+class _BatchNorm(_Affine):
+    forms: ClassVar[dict[int, str]]
+    """Numbers of axes of the input, and what those after the channels are called."""
 
     running_mean: Tensor | None
     running_var: Tensor | None
@@ -192,7 +173,7 @@ class BatchNorm1d(_Affine):
         device: str | None = None,
         dtype: Any = None,
     ) -> None:
-        self.num_features = positive_integer("BatchNorm1d", "num_features", num_features)
+        self.num_features = positive_integer(type(self).__name__, "num_features", num_features)
         self.eps, self.momentum, self.affine = eps, momentum, affine
         self.track_running_stats = track_running_stats
         self._make((self.num_features,), affine, affine, device, dtype)
@@ -216,7 +197,7 @@ class BatchNorm1d(_Affine):
         super().reset_parameters()
 
     def forward(self, input: Any) -> Tensor:
-        x = _channels("BatchNorm1d", input, self.num_features, axes=(2, 3))
+        x = _channels(type(self).__name__, input, self.num_features, self.forms)
         training = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
@@ -234,3 +215,45 @@ class BatchNorm1d(_Affine):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
+
+
+class BatchNorm1d(_BatchNorm):
+    """Each channel standardised over the batch, * weight + bias: `ops.batch_norm`.
+
+    Parameters
+    ----------
+    num_features : number C of channels of the input, (N, C) or (N, C, L).
+    eps : added to the variance.
+    momentum : share by which running statistics move towards those of a batch; None: they are the plain average of
+        all batches so far.
+    affine : whether there are a weight and a bias, (C,).
+    track_running_stats : whether there are running statistics, which take the batch's place in evaluation;
+        without them the batch is used there too.
+    device, dtype : as in `LayerNorm`.
+
+    Attributes
+    ----------
+    running_mean, running_var : (C,), buffers that start at 0 and 1;  num_batches_tracked : (), int64, a buffer.
+
+    Raises
+    ------
+    ArgumentError : num_features no positive integer.
+    ShapeError : (called) another shape, or in training a single value per channel.
+    """
+
+    forms = {2: "", 3: ", L"}
+
+
+class BatchNorm2d(_BatchNorm):
+    """Each channel of planes (N, C, H, W) standardised over the batch and the planes. Parameters: see `BatchNorm1d`.
+
+    Attributes
+    ----------
+    running_mean, running_var, num_batches_tracked : as in `BatchNorm1d`.
+
+    Raises
+    ------
+    ArgumentError, ShapeError : as `BatchNorm1d`.
+    """
+
+    forms = {4: ", H, W"}

@@ -38,6 +38,7 @@ from gmcore.ops.arrange import (
     tril,
     triu,
 )
+from gmcore.ops.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from gmcore.ops.diagonal import diag, diag_embed, diagonal, trace
 from gmcore.ops.elementwise import (
     absolute,
@@ -155,6 +156,16 @@ from gmcore.ops.loss import (
     xlogy,
 )
 from gmcore.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, standardize
+from gmcore.ops.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+    max_unpool1d,
+    max_unpool2d,
+)
 from gmcore.ops.product import ACTIVATIONS, dot, einsum, inner, linear, matmul, outer, tensordot
 from gmcore.ops.random import (
     bernoulli_sample,
@@ -189,6 +200,8 @@ from gmcore.ops.special import digamma, erf, erfc, erfcx, erfinv, gammainc, lgam
 __all__ = [
     "ACTIVATIONS",
     "absolute",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
     "add",
     "add_at",
     "all",
@@ -207,6 +220,8 @@ __all__ = [
     "atleast_1d",
     "atleast_2d",
     "atleast_3d",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
     "bernoulli_log_prob",
     "bernoulli_sample",
@@ -225,6 +240,10 @@ __all__ = [
     "cholesky",
     "clip",
     "concatenate",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "copysign",
     "cos",
     "cosh",
@@ -312,6 +331,10 @@ __all__ = [
     "margin_ranking_loss",
     "matmul",
     "max",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool1d",
+    "max_unpool2d",
     "maximum",
     "mean",
     "median",

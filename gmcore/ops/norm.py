@@ -1,19 +1,21 @@
-"""Normalisation: batch, layer, group and root-mean-square norm, all but the last on one operation, `standardize`."""
+"""Normalisation: layer, group and root-mean-square norm over axes, batch norm by a kernel of its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
-from gmcore.op import Example, Op, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import as_floating, cast, real, sqrt
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import Axis, broadcast_to, reshape
 from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
+from gmkernels.norm import spec
 
 
 # -- mean 0 and variance 1 ------------------------------------------------------------------------------------
@@ -217,6 +219,108 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     return _affine(out, weight, bias, (x.shape[1], *(1,) * (x.ndim - 2)), "group_norm")
 
 
+# -- batch norm -----------------------------------------------------------------------------------------------
+def _in_single(forward: Callable[..., Any], rounded: slice) -> Callable[..., Any]:
+    """`forward` with half types computed in float32, of whose results the `rounded` ones have the input's dtype.
+
+    The statistics of half types stay float32.
+    """
+
+    def function(x: Any, *rest: Any, **attrs: Any) -> Any:
+        if x.dtype.itemsize > 2:
+            return forward(x, *rest, **attrs)
+        found = list(forward(*[a.astype(np.float32) for a in (x, *rest)], **attrs))
+        found[rounded] = [y.astype(x.dtype) for y in found[rounded]]
+        return tuple(found)
+
+    return function
+
+
+def _channelwise(x: Tensor, *values: Tensor) -> list[Tensor]:
+    """Values of channels, (C,), in a shape that broadcasts to x."""
+    return [reshape(value, (x.shape[1], *(1,) * (x.ndim - 2))) for value in values]
+
+
+def _batch_norm_gradient(
+    g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula of the kernel; `mean` only spares it a pass."""
+    axes = (0, *range(2, x.ndim))
+    n = math.prod(x.shape[a] for a in axes)
+    weight, var = _channelwise(x, weight, var)
+    s = sqrt(var + eps)
+    h = (x - _mean(x, axis=axes, keepdims=True)) / s
+    d_bias, d_weight = (sum(y, axis=axes, keepdims=True) for y in (g, g * h))
+    d_x = (g - d_bias * (1.0 / n) - h * (d_weight * (1.0 / n))) * (weight / s)
+    return d_x, reshape(d_weight, (x.shape[1],)), reshape(d_bias, (x.shape[1],))
+
+
+_mean = mean  # `mean` is also the name of an input
+
+
+def _batch_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape in ((4, 3), (2, 3, 4), (3, 2, 2, 2)):
+        yield (real(rng, shape), real(rng, shape[1:2]), real(rng, shape[1:2])), {"eps": 0.1}
+
+
+def _batch_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape in ((4, 3), (2, 3, 4)):
+        weight, mean, var = (real(rng, shape[1:2]) for _ in range(3))
+        yield (real(rng, shape), real(rng, shape), weight, mean, np.square(var) + 0.5), {"eps": 0.1}
+
+
+_batch_norm_backward = Op(
+    "batch_norm_backward",
+    "g_y x weight mean var",
+    "d_x d_weight d_bias",
+    forward=_in_single(kernel(spec.BATCH_NORM_BACKWARD), slice(0, 3)),
+    vjp=by_decomposition("g_y x weight mean var", _batch_norm_gradient, "eps"),
+    exact=True,
+    formula=spec.BATCH_NORM_BACKWARD.formula,
+    source=spec.BATCH_NORM_BACKWARD.source,
+    examples=_batch_backward_examples,
+)
+
+
+def _batch_norm_rule(
+    g_out: Tensor | None,
+    g_mean: Tensor | None,
+    g_var: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> list[Tensor]:
+    """Beside the gradient through out: dmean / dx = 1 / n, dvar / dx = 2 (x - mean) / n."""
+    if g_out is None:
+        total: Any = Tensor(np.zeros(x.shape, x.dtype))
+        d_weight = d_bias = Tensor(np.zeros(weight.shape, weight.dtype))
+    else:
+        total, d_weight, d_bias = _batch_norm_backward(g_out, x, weight, mean, var, eps=eps)
+    n = x.shape[0] * math.prod(x.shape[2:])
+    if g_mean is not None:
+        total = total + cast(_channelwise(x, g_mean)[0] * (1.0 / n), x.dtype)
+    if g_var is not None:
+        center, g_var = _channelwise(x, mean, g_var)
+        total = total + cast((x - center) * (g_var * (2.0 / n)), x.dtype)
+    return [total, d_weight, d_bias]
+
+
+_batch_norm_training = Op(
+    "batch_norm_training",
+    "x weight bias",
+    "out mean var",
+    forward=_in_single(kernel(spec.BATCH_NORM), slice(0, 1)),
+    vjp=_batch_norm_rule,
+    partial=True,
+    exact=True,
+    formula=spec.BATCH_NORM.formula,
+    source=spec.BATCH_NORM.source,
+    examples=_batch_examples,
+)
+
+
 def batch_norm(
     input: Any,
     running_mean: Tensor | None,
@@ -248,6 +352,7 @@ def batch_norm(
     DtypeError : an input that is not floating, or running statistics that are no floating tensors.
     ShapeError : shapes that do not fit, or a single value per channel in training, of which there is no variance.
     ArgumentError : no running statistics where they are needed.
+    DtypeError : an input that is not floating, or a weight or bias of another dtype.
     """
     x = as_floating(input, "batch_norm")
     if x.ndim < 2:
@@ -266,17 +371,26 @@ def batch_norm(
                 f"batch_norm: {name} {running.shape} does not fit input {x.shape}; expected {(channels,)} "
                 f"(called at {user_line()})"
             )
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and as_tensor(value).shape != (channels,):
+            raise ShapeError(
+                f"batch_norm: {name} {as_tensor(value).shape} does not fit input {x.shape}; expected {(channels,)} "
+                f"(called at {user_line()})"
+            )
     if not training:
         assert running_mean is not None and running_var is not None  # checked above
-        centred = x - reshape(running_mean, shape)
-        return _affine(centred / sqrt(reshape(running_var, shape) + eps), weight, bias, shape, "batch_norm")
+        scale = 1.0 / sqrt(running_var + eps)
+        out = (x - reshape(running_mean, shape)) * reshape(scale if weight is None else scale * weight, shape)
+        return out if bias is None else out + reshape(as_tensor(bias), shape)
     n = x.size // channels if channels else 0
     if n < 2:
         raise ShapeError(
             f"batch_norm: expected more than one value per channel, got {x.shape} (called at {user_line()})"
         )
-    out, center, variance = standardize(x, (0, *range(2, x.ndim)), eps)
+    weight = Tensor(np.ones(channels, x.dtype)) if weight is None else weight
+    bias = Tensor(np.zeros(channels, x.dtype)) if bias is None else bias
+    out, center, variance = _batch_norm_training(x, weight, bias, eps=float(eps))
     for running, new in ((running_mean, center._data), (running_var, variance._data * (n / (n - 1)))):
         if running is not None:
-            running.copy_((1.0 - momentum) * running._data + momentum * new.reshape(channels))
-    return _affine(out, weight, bias, shape, "batch_norm")
+            running.copy_((1.0 - momentum) * running._data + momentum * new)
+    return out

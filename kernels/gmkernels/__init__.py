@@ -6,12 +6,14 @@ the thin wrappers (``gmkernels.gaussian_sample(mu, logvar, key=(seed, draw))``),
 Each wrapper takes ``backend=``: the name of the one to use, the cheapest that accepts if None.
 """
 
+from gmkernels.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
+from gmkernels.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d, plane_gather, plane_scatter
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -51,10 +53,15 @@ __all__ = [
     "adagrad",
     "adam",
     "average",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "bernoulli_log_prob",
     "bernoulli_log_prob_backward",
     "bernoulli_sample",
     "bernoulli_sample_logits",
+    "conv2d",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
     "dropout",
     "entries",
     "erf",
@@ -72,8 +79,11 @@ __all__ = [
     "lgamma",
     "linear",
     "matmul",
+    "max_pool2d",
     "ndtri",
     "normal",
+    "plane_gather",
+    "plane_scatter",
     "polygamma",
     "random_words",
     "register",

@@ -266,6 +266,8 @@ COMPOSED: dict[str, Composed] = {
 ELSEWHERE = {
     "ACTIVATIONS", "to_device", "straight_through",
     # tests/gmcore/ops
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "conv1d", "conv_transpose1d", "conv_transpose2d",
+    "max_pool1d", "max_unpool1d", "max_unpool2d",
     "batch_norm", "cosine_embedding_loss", "cosine_similarity", "cross_entropy", "diag", "dot", "einsum",
     "gaussian_nll_loss", "group_norm", "hinge_embedding_loss", "hinge_loss", "huber_loss", "inner", "kl_div",
     "l1_loss", "layer_norm", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "nll_loss", "outer",

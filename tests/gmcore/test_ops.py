@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import signal, special, stats
 
 import gmcore
 from gmcore import Tensor, ops
@@ -288,6 +288,24 @@ def _standardize(x: np.ndarray, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) / np.sqrt(var + eps), mean, var
 
 
+def _batch_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> Any:
+    """Of each channel, by its moments."""
+    channels = np.moveaxis(x, 1, 0).reshape(x.shape[1], len(x) * int(np.prod(x.shape[2:])))
+    mean = channels.mean(1)
+    var = (channels**2).mean(1) - mean**2
+    along = (..., *(None,) * (x.ndim - 2))
+    return (x - mean[along]) / np.sqrt(var + eps)[along] * weight[along] + bias[along], mean, var
+
+
+def _batch_norm_backward(g: Any, x: Any, weight: Any, mean: Any, var: Any, eps: float) -> Any:
+    axes, n = (0, *range(2, x.ndim)), x.size / x.shape[1]
+    along = (..., *(None,) * (x.ndim - 2))
+    h = (x - x.mean(axes, keepdims=True)) / np.sqrt(var + eps)[along]
+    d_weight, d_bias = (g * h).sum(axes), g.sum(axes)
+    d_x = (g - (d_bias / n)[along] - h * (d_weight / n)[along]) * (weight / np.sqrt(var + eps))[along]
+    return d_x, d_weight, d_bias
+
+
 def _attempts(key: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
     """For each element, the uniforms in [0, 1) of its attempts: counter (i, 2^31 + 2^16 t, draw), key seed."""
     seed, draw, _ = (int(k) for k in key)
@@ -329,7 +347,140 @@ def _binomial_quantile(u: float, n: float, p: float) -> float:
     return n - stats.binom.ppf(u, n, 1 - p) if p > 0.5 else stats.binom.ppf(u, n, p)
 
 
+def _conv2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """By SciPy's correlation of each plane with each filter, spread out, at every place; then the strides."""
+    if x.ndim == 3:
+        return _conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
+    (s, t), (d, e) = np.broadcast_to(stride, 2), np.broadcast_to(dilation, 2)
+    reach = [d * (weight.shape[2] - 1), e * (weight.shape[3] - 1)]
+    if padding == "same":
+        width = [(n // 2, n - n // 2) for n in reach]
+    else:
+        width = [(n, n) for n in np.broadcast_to(0 if padding == "valid" else padding, 2)]
+    padded = np.pad(x, [(0, 0), (0, 0), *width])
+    spread = np.zeros((*weight.shape[:2], *(n + 1 for n in reach)))
+    spread[..., ::d, ::e] = weight
+    each = len(weight) // groups
+    y = [
+        [
+            sum(signal.correlate(image[o // each * weight.shape[1] + c], spread[o, c], "valid")
+                for c in range(weight.shape[1]))
+            for o in range(len(weight))
+        ]
+        for image in padded
+    ]  # fmt: skip
+    found = np.asarray(y).reshape(len(x), len(weight), *(n - r for n, r in zip(padded.shape[2:], reach)))
+    return found[..., ::s, ::t] + bias[:, None, None]
+
+
+def _meetings(y: Any, x: Any, size: Any, stride: Any, padding: Any, dilation: Any) -> Iterator[tuple[int, ...]]:
+    """p, q, h, w, i, j such that element (i, j) of a kernel at place (p, q) meets element (h, w)."""
+    for p, q, i, j in np.ndindex(*y, *size):
+        h, w = p * stride[0] + i * dilation[0] - padding[0][0], q * stride[1] + j * dilation[1] - padding[1][0]
+        if 0 <= h < x[0] and 0 <= w < x[1]:
+            yield p, q, h, w, i, j
+
+
+def _conv2d_backward_input(g: Any, weight: Any, size: Any, groups: int, **attrs: Any) -> np.ndarray:
+    d_x = np.zeros((groups, len(g), weight.shape[1], *size))
+    parts = zip(np.split(g, groups, 1), np.split(weight, groups), d_x)
+    for (gs, ws, xs), (p, q, h, w, i, j) in itertools.product(
+        parts, _meetings(g.shape[2:], size, weight.shape[2:], **attrs)
+    ):
+        xs[:, :, h, w] += gs[:, :, p, q] @ ws[:, :, i, j]
+    return np.concatenate(d_x, 1)
+
+
+def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **attrs: Any) -> np.ndarray:
+    d_weight = np.zeros((groups, g.shape[1] // groups, x.shape[1] // groups, *size))
+    parts = zip(np.split(g, groups, 1), np.split(x, groups, 1), d_weight)
+    for (gs, xs, ws), (p, q, h, w, i, j) in itertools.product(
+        parts, _meetings(g.shape[2:], x.shape[2:], size, **attrs)
+    ):
+        ws[:, :, i, j] += gs[:, :, p, q].T @ xs[:, :, h, w]
+    return np.concatenate(d_weight)
+
+
+def _starts(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> list[int]:
+    """Where windows begin: all of one fits, or in ceil_mode less than a stride is missing and it begins inside."""
+    more = s - 1 if ceil_mode else 0
+    return [a for a in range(-p, n, s) if a + d * (k - 1) < n + p + more]
+
+
+def _pool(
+    x: np.ndarray, reduce: Callable[..., float], kernel_size: Any, stride: Any = None, padding: Any = 0,
+    dilation: Any = 1, ceil_mode: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """reduce(elements inside the plane, their places, size of the window with its padding) of each window."""
+    if x.ndim == 3:
+        return _pool(x[None], reduce, kernel_size, stride, padding, dilation, ceil_mode)[0]
+    k, p, d = (np.broadcast_to(value, 2) for value in (kernel_size, padding, dilation))
+    s = k if stride is None else np.broadcast_to(stride, 2)
+    rows, columns = (
+        [np.arange(a, min(a + d[i] * k[i], x.shape[2 + i] + p[i]), d[i])
+         for a in _starts(x.shape[2 + i], k[i], s[i], p[i], d[i], ceil_mode)]
+        for i in range(2)
+    )  # fmt: skip
+    y = np.zeros((*x.shape[:2], len(rows), len(columns)))
+    for n, c, i, j in np.ndindex(*y.shape):
+        h, w = (a[(a >= 0) & (a < m)] for a, m in zip((rows[i], columns[j]), x.shape[2:]))
+        places = np.add.outer(h * x.shape[3], w)
+        y[n, c, i, j] = reduce(x[n, c].ravel()[places], places, len(rows[i]) * len(columns[j]))
+    return y
+
+
+def _max_pool2d(x: np.ndarray, return_indices: bool, **windows: Any) -> Any:
+    return (
+        _pool(x, lambda elements, places, size: elements.max(), **windows),
+        _pool(x, lambda elements, places, size: places.ravel()[elements.argmax()], **windows).astype(int),
+    )
+
+
+def _avg_pool2d(
+    x: np.ndarray, count_include_pad: bool = True, divisor_override: int | None = None, **windows: Any
+) -> np.ndarray:
+    def mean(elements: np.ndarray, places: np.ndarray, size: int) -> float:
+        return elements.sum() / (divisor_override or (size if count_include_pad else elements.size))
+
+    return _pool(x, mean, **windows)
+
+
+def _avg_pool2d_backward(g: np.ndarray, size: Any, kernel: Any, divisor: int | None, **windows: Any) -> np.ndarray:
+    """By the windows of each element of the plane: one that begins at most the kernel before it and holds it."""
+    windows.pop("count_include_pad")  # there is no padding in the examples
+    d_x = np.zeros((*g.shape[:2], *size))
+    for h, w in np.ndindex(*size):
+        unit = np.zeros((1, 1, *size))
+        unit[..., h, w] = 1.0
+        shares = _pool(unit, lambda elements, places, count: elements.sum() / (divisor or count), kernel, **windows)
+        d_x[..., h, w] = (g * shares).sum((2, 3))
+    return d_x
+
+
+def _plane_gather(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    n, c = np.ogrid[: x.shape[0], : x.shape[1]]
+    return x[n[..., None, None], c[..., None, None], indices // x.shape[3], indices % x.shape[3]]
+
+
+def _plane_scatter(x: np.ndarray, indices: np.ndarray, size: Any) -> np.ndarray:
+    y = np.zeros((*x.shape[:2], *size))
+    for at in np.ndindex(*x.shape):
+        y[at[:2]].ravel()[indices[at]] += x[at]
+    return y
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d_backward": _avg_pool2d_backward,
+    "plane_gather": _plane_gather,
+    "plane_scatter": _plane_scatter,
+    "conv2d": _conv2d,
+    "conv2d_backward_input": _conv2d_backward_input,
+    "conv2d_backward_weight": _conv2d_backward_weight,
     "checkpoint": lambda function, x, y: (np.tanh(x * y) * x, np.exp(y) + x**2),
     "identity": lambda x: x,
     "sigmoid": special.expit,
@@ -372,6 +523,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "binary_cross_entropy_with_logits": _with_logits,
     "binary_cross_entropy": lambda p, t, weight, reduction: _with_logits(special.logit(p), t, weight, reduction),
     "standardize": _standardize,
+    "batch_norm_training": _batch_norm,
+    "batch_norm_backward": _batch_norm_backward,
     "linear": _linear,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
@@ -464,6 +617,7 @@ def test_ops_without_derivatives_say_so(name: str) -> None:
         xs = [Tensor(x, requires_grad=True) for x in case.inputs]
         ys = case.outputs(*xs)
         assert all(y.dtype.kind != "f" for y in ys) == (name in NOT_FLOATING_OUTPUT)
+        ys = [y for y in ys if y.dtype.kind == "f"] or ys  # places come with maxima
         weights = [np.ones(y.shape, y.dtype) for y in ys]
         if name in NOT_FLOATING_OUTPUT | NO_FLOATING_INPUT:
             assert not any(y.requires_grad for y in ys)

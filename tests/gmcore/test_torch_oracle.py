@@ -1,5 +1,6 @@
 """Every op against PyTorch in float64: values, gradients and second gradients to 1e-9; then random programs."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -162,7 +163,60 @@ def _standardize(x: Any, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) * torch.rsqrt(var + eps), mean, var
 
 
+def _conv2d(*args: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that even kernels need a copy for padding="same"
+        return torch.nn.functional.conv2d(*args, **options)
+
+
+def _conv2d_of(x: Any, weight: Any, padding: Any, **options: Any) -> Any:
+    """With zeros that may differ from side to side."""
+    padded = torch.nn.functional.pad(x, (*padding[1], *padding[0]))
+    return torch.nn.functional.conv2d(padded, weight, **options)
+
+
+def _conv2d_backward_input(g: Any, weight: Any, size: Any, groups: int, **options: Any) -> Any:
+    x = torch.zeros(len(g), weight.shape[1] * groups, *size, dtype=g.dtype, requires_grad=True)
+    return torch.autograd.grad(_conv2d_of(x, weight, groups=groups, **options), x, g, create_graph=True)[0]
+
+
+def _conv2d_backward_weight(g: Any, x: Any, size: Any, groups: int, **options: Any) -> Any:
+    weight = torch.zeros(g.shape[1], x.shape[1] // groups, *size, dtype=g.dtype, requires_grad=True)
+    return torch.autograd.grad(_conv2d_of(x, weight, groups=groups, **options), weight, g, create_graph=True)[0]
+
+
+def _plane_gather(x: Any, indices: np.ndarray) -> Any:
+    places = torch.from_numpy(indices)
+    return x.flatten(2).gather(2, places.flatten(2)).reshape(places.shape)
+
+
+def _plane_scatter(x: Any, indices: np.ndarray, size: Any) -> Any:
+    zeros = torch.zeros(*x.shape[:2], size[0] * size[1], dtype=x.dtype)
+    return zeros.scatter_add(2, torch.from_numpy(indices).flatten(2), x.flatten(2)).unflatten(2, size)
+
+
+def _avg_pool2d_backward(g: Any, size: Any, kernel: Any, divisor: Any, **windows: Any) -> Any:
+    x = torch.zeros(*g.shape[:2], *size, dtype=g.dtype, requires_grad=True)
+    y = torch.nn.functional.avg_pool2d(x, kernel, divisor_override=divisor, **windows)
+    return torch.autograd.grad(y, x, g, create_graph=True)[0]
+
+
+def _batch_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    axes = (0, *range(2, x.ndim))
+    out = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.1, eps)
+    return out, x.mean(axes), x.var(axes, correction=0)
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
+    "batch_norm_training": _batch_norm,
+    "max_pool2d": torch.nn.functional.max_pool2d,
+    "avg_pool2d": torch.nn.functional.avg_pool2d,
+    "avg_pool2d_backward": _avg_pool2d_backward,
+    "plane_gather": _plane_gather,
+    "plane_scatter": _plane_scatter,
+    "conv2d": _conv2d,
+    "conv2d_backward_input": _conv2d_backward_input,
+    "conv2d_backward_weight": _conv2d_backward_weight,
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
         "log", "log1p", "sin", "cos", "tanh", "sigmoid", "relu", "maximum", "minimum", "where", "reshape", "matmul",
@@ -229,6 +283,7 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
 }  # fmt: skip
 NO_COUNTERPART = {
+    "batch_norm_backward": "as the derivative of batch_norm_training, which is compared to second order",
     "gammainc": "PyTorch has no derivative in a; against SciPy and mpmath in tests/gmkernels/test_special.py",
     "gammainc_grad_a": "PyTorch has no derivative in a; against mpmath in tests/gmkernels/test_special.py",
     "normal": "another random stream; known answers in tests/gmkernels",

@@ -39,6 +39,41 @@ PAIRS = {
     "BatchNorm1d of sequences": Pair(lambda nn, p: nn.BatchNorm1d(4, eps=0.1, momentum=0.3), ((3, 4, 5),)),
     "BatchNorm1d averaging": Pair(lambda nn, p: nn.BatchNorm1d(4, momentum=None, affine=False), ((6, 4),)),
     "BatchNorm1d untracked": Pair(lambda nn, p: nn.BatchNorm1d(4, track_running_stats=False), ((6, 4),)),
+    "BatchNorm2d": Pair(lambda nn, p: nn.BatchNorm2d(3), ((4, 3, 2, 5),)),
+    "BatchNorm2d averaging": Pair(lambda nn, p: nn.BatchNorm2d(3, 0.1, None, False), ((4, 3, 2, 5),)),
+    "BatchNorm2d untracked": Pair(lambda nn, p: nn.BatchNorm2d(3, track_running_stats=False), ((4, 3, 2, 5),)),
+    "Conv1d": Pair(lambda nn, p: nn.Conv1d(4, 6, 3, 2, 1, 2, 2), ((3, 4, 9),)),
+    "Conv1d circular": Pair(lambda nn, p: nn.Conv1d(2, 3, 3, padding="same", padding_mode="circular"), ((2, 5),)),
+    "Conv2d": Pair(lambda nn, p: nn.Conv2d(2, 3, (3, 2)), ((2, 2, 4, 5),)),
+    "Conv2d with all": Pair(
+        lambda nn, p: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, bias=False),
+        ((2, 4, 7, 5),),
+    ),
+    "Conv2d reflecting": Pair(
+        lambda nn, p: nn.Conv2d(2, 1, 3, padding=(2, 1), padding_mode="reflect"), ((2, 2, 4, 3),)
+    ),
+    "Conv2d replicating": Pair(lambda nn, p: nn.Conv2d(2, 1, 3, padding=1, padding_mode="replicate"), ((2, 4, 3),)),
+    "ConvTranspose1d": Pair(lambda nn, p: nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2, False, 2), ((3, 4, 5),)),
+    "ConvTranspose2d": Pair(lambda nn, p: nn.ConvTranspose2d(2, 3, 3, (2, 3), 1, (1, 0)), ((2, 2, 4, 3),)),
+    "pooling": Pair(
+        lambda nn, p: nn.Sequential(
+            nn.Conv2d(1, 2, 2), nn.MaxPool2d(2, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((2, 1)), nn.Dropout2d(0.0)
+        ),
+        ((2, 1, 8, 7),),
+    ),
+    "pooling of sequences": Pair(
+        lambda nn, p: nn.Sequential(
+            nn.Conv1d(1, 2, 2), nn.MaxPool1d(2, 1, 1), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(2)
+        ),
+        ((2, 1, 9),),
+    ),
+    "a convolutional network": Pair(
+        lambda nn, p: nn.Sequential(
+            nn.Conv2d(1, 4, 4, 2, 1, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Conv2d(4, 3, 4, 2, 1),
+            nn.ConvTranspose2d(3, 2, 4, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(32, 1),
+        ),
+        ((3, 1, 8, 8),),
+    ),
     "weight norm": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3)), ((5, 4),)),
     "weight norm of columns": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3), dim=1), ((5, 4),)),
     "weight norm of all": Pair(lambda nn, p: p.weight_norm(nn.Linear(4, 3), dim=None), ((5, 4),)),
@@ -191,7 +226,7 @@ def test_every_module_is_compared() -> None:
     """All that are exported and that PyTorch has, except containers and the base."""
     exported = {name for name in nn.__all__ if hasattr(torch.nn, name) and name[0].isupper()}
     compared = " ".join(repr(pair.make(nn, ours)) for pair in (PAIRS | WITHOUT_STATE | LOSSES).values())
-    elsewhere = {"Module", "ModuleList", "Parameter", "ParameterDict", "ParameterList"}
+    elsewhere = {"MaxUnpool1d", "MaxUnpool2d", "Module", "ModuleList", "Parameter", "ParameterDict", "ParameterList"}
     assert {name for name in exported if f"{name}(" not in compared} == elsewhere
 
 

@@ -1,0 +1,202 @@
+"""Batch normalisation in Numba: a block takes whole channels, which stay in the cache between its passes.
+
+Where a channel's elements lie in runs, (N, C, H, W), the vectors go along them; where they are single, (N, C), the
+vectors go along the channels of a strip. The mean is kept in two parts, the second what the rounding of the first
+leaves, so that nothing is lost where it is far larger than the deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmkernels.norm.spec import split
+from gmkernels.pool import block_kernel, jitable, reduction, scratch
+
+Arrays = Sequence[np.ndarray]
+Attrs = Mapping[str, Any]
+
+_RUN = 1024
+"""Elements added in the arrays' dtype before they go to a float64 sum."""
+_STRIP = 128
+"""Channels of a block where their elements are single."""
+_BLOCK = 1 << 14
+"""Elements of a block, at least, where they lie in runs."""
+
+
+@reduction
+def _sum(x, center):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i] - center
+    return total
+
+
+@reduction
+def _squares(x, center, rest):
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        d = (x[i] - center) - rest
+        total += d * d
+    return total
+
+
+@reduction
+def _moments(g, x, center):
+    """Sums of g, of x - center and of their product."""
+    first = second = both = x.dtype.type(0)
+    for i in range(x.size):
+        d = x[i] - center
+        first += g[i]
+        second += d
+        both += g[i] * d
+    return first, second, both
+
+
+@jitable
+def _affine(x, center, rest, scale, shift, y):
+    for i in range(y.size):
+        y[i] = ((x[i] - center) - rest) * scale + shift
+
+
+@jitable
+def _gradient(g, x, center, rest, scale, shift, slope, d_x):
+    for i in range(d_x.size):
+        d_x[i] = (g[i] - shift - ((x[i] - center) - rest) * slope) * scale
+
+
+@block_kernel
+def _rows(block, x, weight, bias, eps, y, mean, var, batch, each, per_block):
+    channels = mean.size
+    for c in range(block * per_block, min((block + 1) * per_block, channels)):
+        first, total = x[c * each], 0.0  # the deviations from any element are small where the elements are not
+        for n in range(batch):
+            start = (n * channels + c) * each
+            for at in range(start, start + each, _RUN):
+                total += _sum(x[at : min(at + _RUN, start + each)], first)
+        total = first + total / (batch * each)
+        mean[c] = total
+        rest = x.dtype.type(total - mean[c])
+        total = 0.0
+        for n in range(batch):
+            start = (n * channels + c) * each
+            for at in range(start, start + each, _RUN):
+                total += _squares(x[at : min(at + _RUN, start + each)], mean[c], rest)
+        var[c] = total / (batch * each)
+        scale = x.dtype.type(weight[c] / math.sqrt(var[c] + eps[0]))
+        for n in range(batch):
+            start = (n * channels + c) * each
+            _affine(x[start : start + each], mean[c], rest, scale, bias[c], y[start : start + each])
+
+
+@block_kernel
+def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, batch, each, per_block):
+    channels = mean.size
+    for c in range(block * per_block, min((block + 1) * per_block, channels)):
+        first = second = both = 0.0
+        for n in range(batch):
+            start = (n * channels + c) * each
+            for at in range(start, start + each, _RUN):
+                stop = min(at + _RUN, start + each)
+                sums = _moments(g[at:stop], x[at:stop], mean[c])
+                first += sums[0]
+                second += sums[1]
+                both += sums[2]
+        rstd, rest = 1.0 / math.sqrt(var[c] + eps[0]), second / (batch * each)
+        both = (both - rest * first) * rstd
+        d_bias[c], d_weight[c] = first, both
+        real = x.dtype.type
+        shift, slope = real(first / (batch * each)), real(both * rstd / (batch * each))
+        for n in range(batch):
+            start = (n * channels + c) * each
+            stop = start + each
+            _gradient(
+                g[start:stop], x[start:stop], mean[c], real(rest), real(weight[c] * rstd), shift, slope, d_x[start:stop]
+            )
+
+
+@block_kernel
+def _columns(block, x, weight, bias, eps, y, mean, var, batch):
+    channels = mean.size
+    left, width = block * _STRIP, min(_STRIP, channels - block * _STRIP)
+    total, rest, scale = scratch(_STRIP, np.float64), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    total[:] = 0
+    for n in range(batch):
+        row = x[n * channels + left : n * channels + left + width]
+        for j in range(width):
+            total[j] += row[j]
+    for j in range(width):
+        total[j] /= batch
+        mean[left + j] = total[j]
+        rest[j] = total[j] - mean[left + j]
+        total[j] = 0
+    center = mean[left : left + width]
+    for n in range(batch):
+        row = x[n * channels + left : n * channels + left + width]
+        for j in range(width):
+            d = (row[j] - center[j]) - rest[j]
+            total[j] += d * d
+    for j in range(width):
+        var[left + j] = total[j] / batch
+        scale[j] = weight[left + j] / math.sqrt(var[left + j] + eps[0])
+    shift = bias[left : left + width]
+    for n in range(batch):
+        row = x[n * channels + left : n * channels + left + width]
+        out = y[n * channels + left : n * channels + left + width]
+        for j in range(width):
+            out[j] = ((row[j] - center[j]) - rest[j]) * scale[j] + shift[j]
+
+
+@block_kernel
+def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, batch):
+    channels = mean.size
+    left, width = block * _STRIP, min(_STRIP, channels - block * _STRIP)
+    first, second, both = scratch(_STRIP, np.float64), scratch(_STRIP, np.float64), scratch(_STRIP, np.float64)
+    first[:] = 0
+    second[:] = 0
+    both[:] = 0
+    center = mean[left : left + width]
+    for n in range(batch):
+        row = x[n * channels + left : n * channels + left + width]
+        incoming = g[n * channels + left : n * channels + left + width]
+        for j in range(width):
+            d = row[j] - center[j]
+            first[j] += incoming[j]
+            second[j] += d
+            both[j] += incoming[j] * d
+    scale, rest = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    shift, slope = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    for j in range(width):
+        rstd = 1.0 / math.sqrt(var[left + j] + eps[0])
+        both[j] = (both[j] - second[j] / batch * first[j]) * rstd
+        d_bias[left + j], d_weight[left + j] = first[j], both[j]
+        scale[j], rest[j] = weight[left + j] * rstd, second[j] / batch
+        shift[j], slope[j] = first[j] / batch, both[j] * rstd / batch
+    for n in range(batch):
+        row = x[n * channels + left : n * channels + left + width]
+        incoming = g[n * channels + left : n * channels + left + width]
+        out = d_x[n * channels + left : n * channels + left + width]
+        for j in range(width):
+            out[j] = (incoming[j] - shift[j] - ((row[j] - center[j]) - rest[j]) * slope[j]) * scale[j]
+
+
+def _launch(rows: Any, columns: Any, arrays: Arrays, shape: tuple[int, ...]) -> None:
+    batch, channels, each = split(shape)
+    if each == 1:
+        columns(-(-channels // _STRIP), *arrays, batch)
+    else:
+        per_block = max(1, _BLOCK // max(1, batch * each))
+        rows(-(-channels // per_block), *arrays, batch, each, per_block)
+
+
+def batch_norm_training(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    eps = np.array([attrs["eps"]])
+    _launch(_rows, _columns, (*inputs, eps, *outputs), inputs[0].shape)
+
+
+def batch_norm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    eps = np.array([attrs["eps"]])
+    _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), inputs[0].shape)
