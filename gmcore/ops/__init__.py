@@ -165,6 +165,7 @@ from gmcore.ops.random import (
     straight_through,
     uniform,
 )
+from gmcore.ops.recurrent import gru, lstm, rnn
 from gmcore.ops.reduce import all, any, argmax, argmin, logsumexp, max, mean, min, norm, prod, std, sum, var
 from gmcore.ops.rejection import binomial, poisson, standard_gamma
 from gmcore.ops.scan import cumprod, cumsum
@@ -269,6 +270,7 @@ __all__ = [
     "greater",
     "greater_equal",
     "group_norm",
+    "gru",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -309,6 +311,7 @@ __all__ = [
     "logical_xor",
     "logsigmoid",
     "logsumexp",
+    "lstm",
     "margin_ranking_loss",
     "matmul",
     "max",
@@ -352,6 +355,7 @@ __all__ = [
     "reshape",
     "rint",
     "rms_norm",
+    "rnn",
     "roll",
     "scatter_add",
     "selu",

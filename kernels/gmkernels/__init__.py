@@ -12,6 +12,7 @@ from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
+from gmkernels.recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -64,11 +65,15 @@ __all__ = [
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gru",
+    "gru_backward",
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
     "lgamma",
     "linear",
+    "lstm",
+    "lstm_backward",
     "matmul",
     "ndtri",
     "normal",
@@ -76,6 +81,8 @@ __all__ = [
     "random_words",
     "register",
     "rmsprop",
+    "rnn",
+    "rnn_backward",
     "run",
     "select",
     "sgd",
