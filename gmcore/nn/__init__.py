@@ -55,6 +55,7 @@ from gmcore.nn.loss import (
 from gmcore.nn.module import IncompatibleKeys, Module
 from gmcore.nn.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm
 from gmcore.nn.parameter import Parameter
+from gmcore.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from gmcore.nn.shape import Flatten, Unflatten
 
 __all__ = [
@@ -72,6 +73,8 @@ __all__ = [
     "Functional",
     "GELU",
     "GLU",
+    "GRU",
+    "GRUCell",
     "GaussianNLLLoss",
     "GroupNorm",
     "Hardshrink",
@@ -84,6 +87,8 @@ __all__ = [
     "IncompatibleKeys",
     "KLDivLoss",
     "L1Loss",
+    "LSTM",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -103,6 +108,8 @@ __all__ = [
     "ParameterList",
     "PoissonNLLLoss",
     "RMSNorm",
+    "RNN",
+    "RNNCell",
     "ReLU",
     "ReLU6",
     "SELU",
