@@ -96,9 +96,7 @@ class _Recurrence(Module):
         if [h.shape for h in given] != [shape] * self._states:
             expected = f"{shape}" if self._states == 1 else f"a pair (h_0, c_0) of {shape}"
             found = ", ".join(str(h.shape) for h in given)
-            raise ShapeError(
-                f"{type(self).__name__}: expected hx {expected}, got {found} (called at {user_line()})"
-            )
+            raise ShapeError(f"{type(self).__name__}: expected hx {expected}, got {found} (called at {user_line()})")
         return given
 
 

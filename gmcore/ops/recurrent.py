@@ -234,9 +234,7 @@ _gru_backward = Op(
     "g_h g_hn weight h0 h gates reset batch_sizes",
     "d_x d_h0 d_weight d_bias_n",
     forward=kernel(spec.GRU_BACKWARD),
-    vjp=by_decomposition(
-        "g_h g_hn weight h0 h gates reset batch_sizes", _gru_backward_plain, "reset_after reverse"
-    ),
+    vjp=by_decomposition("g_h g_hn weight h0 h gates reset batch_sizes", _gru_backward_plain, "reset_after reverse"),
     formula=spec.GRU_BACKWARD.formula,
     source=spec.GRU_BACKWARD.source,
     examples=_examples(3, "NH BH GH BH NH NG NH", reset_after=(True, False)),

@@ -13,9 +13,7 @@ def _needs_blas(signature: Signature) -> str | None:
 
 for _spec in (spec.RNN, spec.RNN_BACKWARD, spec.LSTM, spec.LSTM_BACKWARD, spec.GRU, spec.GRU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
-    register(
-        _spec, "cpu", f"gmkernels.recurrent.cpu:{_spec.name}", overhead=2e-5, efficiency=0.4, accepts=_needs_blas
-    )
+    register(_spec, "cpu", f"gmkernels.recurrent.cpu:{_spec.name}", overhead=2e-5, efficiency=0.4, accepts=_needs_blas)
 
 
 def rnn(
