@@ -23,6 +23,11 @@ from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, check_device
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_DEFAULTS: dict[str, Any] = {
+    "num_layers": 1, "nonlinearity": "tanh", "bias": True, "batch_first": False, "dropout": 0.0,
+    "bidirectional": False, "reset_after": True,
+}  # fmt: skip
+"""What the representation leaves out."""
 
 
 # -- the three recurrences ------------------------------------------------------------------------------------
@@ -49,6 +54,11 @@ class _Recurrence(Module):
         shapes = ((rows, input_size), (rows, self.hidden_size), (rows,), (rows,))
         for name, shape in zip(_WEIGHTS[: 4 if self.bias else 2], shapes):
             setattr(self, name + suffix, Parameter(np.empty(shape, floating(dtype))))
+
+    def extra_repr(self) -> str:
+        given = [(name, getattr(self, name)) for name in _DEFAULTS if hasattr(self, name)]
+        changed = [f"{name}={value!r}" for name, value in given if value != _DEFAULTS[name]]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draw all parameters from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)); one draw of the generator each."""
@@ -115,7 +125,7 @@ class _Simple(_Recurrence):
     ) -> tuple[Tensor, list[Tensor]]:
         w_ih, w_hh, b_ih, b_hh = weights
         x = self._project(rows, w_ih, b_ih + b_hh if self.bias else None)
-        h, h_n = ops.rnn(x, *first, w_hh, batch_sizes, nonlinearity=self.nonlinearity, reverse=reverse)
+        h, h_n = ops.rnn(x, first[0], w_hh, batch_sizes, nonlinearity=self.nonlinearity, reverse=reverse)
         return h, [h_n]
 
 
@@ -128,7 +138,7 @@ class _LongShortTerm(_Recurrence):
     ) -> tuple[Tensor, list[Tensor]]:
         w_ih, w_hh, b_ih, b_hh = weights
         x = self._project(rows, w_ih, b_ih + b_hh if self.bias else None)
-        h, h_n, c_n, _, _ = ops.lstm(x, *first, w_hh, batch_sizes, reverse=reverse)
+        h, h_n, c_n, _, _ = ops.lstm(x, first[0], first[1], w_hh, batch_sizes, reverse=reverse)
         return h, [h_n, c_n]
 
 
@@ -145,7 +155,7 @@ class _Gated(_Recurrence):
             split = 2 * self.hidden_size
             bias, bias_n = ops.concatenate([b_ih[:split] + b_hh[:split], b_ih[split:]]), b_hh[split:]
         x = self._project(rows, w_ih, bias)
-        h, h_n, _, _ = ops.gru(x, *first, w_hh, bias_n, batch_sizes, reset_after=self.reset_after, reverse=reverse)
+        h, h_n, _, _ = ops.gru(x, first[0], w_hh, bias_n, batch_sizes, reset_after=self.reset_after, reverse=reverse)
         return h, [h_n]
 
 
@@ -239,13 +249,6 @@ class _Layers(_Recurrence):
                 rows = ops.dropout(rows, self.dropout, self.training)
         stacked = [ops.stack(part) for part in zip(*last)]
         return rows, stacked[0] if self._states == 1 else tuple(stacked)
-
-    def extra_repr(self) -> str:
-        options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        options |= {"nonlinearity": "tanh", "reset_after": True}
-        given = [(name, getattr(self, name, default)) for name, default in options.items()]
-        changed = [f"{name}={value!r}" for name, value in given if value != options[name]]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
 
 
 class RNN(_Simple, _Layers):
@@ -410,12 +413,6 @@ class _Cell(_Recurrence):
         if axes == 1:
             last = [ops.squeeze(h, 0) for h in last]
         return last[0] if self._states == 1 else tuple(last)
-
-    def extra_repr(self) -> str:
-        options = {"bias": True, "nonlinearity": "tanh", "reset_after": True}
-        given = [(name, getattr(self, name, default)) for name, default in options.items()]
-        changed = [f"{name}={value!r}" for name, value in given if value != options[name]]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
 
 
 class RNNCell(_Simple, _Cell):

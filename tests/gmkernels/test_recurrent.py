@@ -217,7 +217,7 @@ def test_forward_and_backward_equal_pytorch(name):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
 
 
-# -- errors -------------------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 def test_refusals():
     x, h0, weight = np.ones((5, 3)), np.ones((3, 3)), np.ones((3, 3))
     for wrong in ([2, 2, 1], [1, 3, 1], [3, 3], [3, 1], [3, 3, -1]):

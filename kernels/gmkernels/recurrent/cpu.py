@@ -20,7 +20,7 @@ from gmkernels.blas import NO_TRANS
 from gmkernels.dense.cpu import matmul
 from gmkernels.elementary import sigmoid, tanh
 from gmkernels.gemm import gemm
-from gmkernels.pool import address, block_kernel, jitable
+from gmkernels.pool import block_kernel, jitable
 from gmkernels.recurrent.spec import starts as starts_of
 
 Arrays = Sequence[np.ndarray]

@@ -203,7 +203,7 @@ def test_float16_keeps_its_dtype_and_computes_in_float32():
     np.testing.assert_allclose(out.detach().numpy(), exact(x.astype("f"))[0].detach().numpy(), atol=2e-3)
 
 
-# -- errors -------------------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 def test_arguments_are_taken_or_refused_by_name():
     for make, match in (
         (lambda: nn.RNN(3, 0), "RNN: hidden_size must be a positive integer, got 0"),
