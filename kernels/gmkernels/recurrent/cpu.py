@@ -1,8 +1,8 @@
 """Recurrent nets on the CPU: a block takes some of the sequences through all time steps by itself.
 
-So there is no barrier between steps. A block multiplies the states of its sequences by the recurrent weight with
-single-threaded BLAS, and passes once over the rows of the step for the gates, while they are in the cache. The
-forward pass reads the weight transposed, which is twice as fast for so few rows; it is transposed once a call.
+So there is no barrier between steps. A step multiplies the states of the block's sequences by the recurrent weight,
+which is packed once a call (`panel`), and passes once over the rows of the step for the gates while they are in the
+cache. The gradient of the weight is one product after the loop, by BLAS.
 
 The state of each sequence is updated in the output that holds the last one, and in the backward pass its gradient
 in that of the first state. A loop writes one or two arrays: with more, LLVM gives up on proving that they are apart.
@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels import blas
-from gmkernels.blas import NO_TRANS
 from gmkernels.dense.cpu import matmul
 from gmkernels.elementary import sigmoid, tanh
-from gmkernels.gemm import gemm
-from gmkernels.pool import block_kernel, jitable
+from gmkernels.pool import block_kernel, jitable, part
+from gmkernels.recurrent.panel import pack, product
+from gmkernels.recurrent.spec import padded
 from gmkernels.recurrent.spec import starts as starts_of
 
 Arrays = Sequence[np.ndarray]
@@ -28,12 +27,10 @@ Attrs = Mapping[str, Any]
 
 _TANH, _RELU, _LSTM, _GRU_AFTER, _GRU_BEFORE = range(5)
 
-_MOST_ROWS = 16  # sequences of a block: fewer waste the product's registers, more leave cores idle
-
 
 def _blocks(batch: int) -> tuple[int, int]:
-    """Number of blocks, and of sequences in each."""
-    rows = max(1, min(_MOST_ROWS, -(-batch // 2)))
+    """Number of blocks, and of sequences in each: one or two tiles of a product, so that few cores have work, too."""
+    rows = 16 if batch >= 32 else 8
     return -(-batch // rows), rows
 
 
@@ -130,15 +127,9 @@ def _lstm_forget_backward(before, f, d_cell, d_f):
 
 
 @jitable
-def _gru_candidate_after(x, r, reset, n):
+def _gru_candidate(x, r, reset, n):
     for j in range(n.size):
         n[j] = tanh(x[j] + r[j] * reset[j])
-
-
-@jitable
-def _gru_candidate_before(x, product, bias, n):
-    for j in range(n.size):
-        n[j] = tanh(x[j] + (product[j] + bias[j]))
 
 
 @jitable
@@ -174,9 +165,9 @@ def _multiply(x, y, product):
 
 
 @jitable
-def _multiply_add(x, y, d, z):
-    for j in range(d.size):
-        d[j] = d[j] * z[j] + x[j] * y[j]
+def _sum(x, y, total):
+    for j in range(total.size):
+        total[j] = x[j] + y[j]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -184,19 +175,12 @@ def _multiply_add(x, y, d, z):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@jitable
-def _product(function, wide, a, at_a, lda, b, at_b, ldb, beta, c, at_c, ldc, rows, inner, columns):
-    """c = a b + beta c, on matrices that begin at elements at_a, at_b and at_c of arrays."""
-    item = c.itemsize
-    left, right, out = a.ctypes.data + item * at_a, b.ctypes.data + item * at_b, c.ctypes.data + item * at_c
-    gemm(function, wide, c, NO_TRANS, NO_TRANS, rows, columns, inner, 1, left, lda, right, ldb, beta, out, ldc)
-
-
 @block_kernel
 def _forward(
-    block, cell, reverse, function, wide, x, weight_t, bias_n, starts, h, state, state_c, c, gates, reset, product,
-    size, width, per_block,
+    block, cell, reverse, x, panels, bias_n, starts, h, state, state_c, c, gates, reset, sums, size, width, stride,
+    second, per_block,
 ):  # fmt: skip
+    """`stride` is the length of a row of `sums`; there the product of a GRU's candidate begins at `second`."""
     low = block * per_block
     steps = starts.size - 1
     for step in range(steps):
@@ -205,53 +189,47 @@ def _forward(
         if rows <= 0:
             continue
         first = starts[t] + low
-        columns = 2 * size if cell == _GRU_BEFORE else width
-        _product(
-            function, wide, state, low * size, size, weight_t, 0, width, 0, product, low * width, width,
-            rows, size, columns,
-        )  # fmt: skip
+        columns = second if cell == _GRU_BEFORE else stride
+        product(state, low * size, size, panels, 0, size, columns, sums, low * stride, stride, rows)
         for r in range(rows):
             b, at = low + r, first + r
-            x_row = x[at * width : (at + 1) * width]
-            sums = product[b * width : (b + 1) * width]
-            h_row, state_row = h[at * size : (at + 1) * size], state[b * size : (b + 1) * size]
+            x_row, sum_row = part(x, at * width, width), part(sums, b * stride, stride)
+            h_row, state_row = part(h, at * size, size), part(state, b * size, size)
             if cell == _TANH:
-                _tanh_of_sum(x_row, sums, h_row)
+                _tanh_of_sum(x_row, sum_row, h_row)
                 _copy(h_row, state_row)
             elif cell == _RELU:
-                _relu_of_sum(x_row, sums, h_row)
+                _relu_of_sum(x_row, sum_row, h_row)
                 _copy(h_row, state_row)
-            elif cell == _LSTM:
-                y = gates[at * width : (at + 1) * width]
-                c_row, state_c_row = c[at * size : (at + 1) * size], state_c[b * size : (b + 1) * size]
-                _sigmoid_of_sum(x_row[: 2 * size], sums[: 2 * size], y[: 2 * size])
-                _tanh_of_sum(x_row[2 * size : 3 * size], sums[2 * size : 3 * size], y[2 * size : 3 * size])
-                _sigmoid_of_sum(x_row[3 * size :], sums[3 * size :], y[3 * size :])
-                _lstm_cell(y[:size], y[size : 2 * size], y[2 * size : 3 * size], state_c_row, c_row)
-                _lstm_output(y[3 * size :], c_row, state_row, h_row)
             else:
-                y = gates[at * width : (at + 1) * width]
-                reset_row = reset[at * size : (at + 1) * size]
-                _sigmoid_of_sum(x_row[: 2 * size], sums[: 2 * size], y[: 2 * size])
-                if cell == _GRU_BEFORE:
-                    _multiply(y[:size], state_row, reset_row)
+                y = part(gates, at * width, width)
+                _sigmoid_of_sum(x_row, sum_row, part(y, 0, 2 * size))
+                if cell == _LSTM:
+                    i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+                    c_row = part(c, at * size, size)
+                    _tanh_of_sum(part(x_row, 2 * size, size), part(sum_row, 2 * size, size), g)
+                    _sigmoid_of_sum(part(x_row, 3 * size, size), part(sum_row, 3 * size, size), o)
+                    _lstm_cell(i, f, g, part(state_c, b * size, size), c_row)
+                    _lstm_output(o, c_row, state_row, h_row)
                 else:
-                    _copy(sums[2 * size :], reset_row)
-                    _add(bias_n, reset_row)
-                    _gru_candidate_after(x_row[2 * size :], y[:size], reset_row, y[2 * size :])
-                    _gru_mix(y[size : 2 * size], y[2 * size :], state_row, h_row)
+                    reset_row, r_gate, n_gate = part(reset, at * size, size), part(y, 0, size), part(y, 2 * size, size)
+                    if cell == _GRU_BEFORE:
+                        _multiply(r_gate, state_row, reset_row)
+                    else:
+                        _sum(part(sum_row, second, size), bias_n, reset_row)
+                        _gru_candidate(part(x_row, 2 * size, size), r_gate, reset_row, n_gate)
+                        _gru_mix(part(y, size, size), n_gate, state_row, h_row)
         if cell == _GRU_BEFORE:
-            _product(
-                function, wide, reset, first * size, size, weight_t, 2 * size, width,
-                0, product, low * width, width, rows, size, size,
-            )  # fmt: skip
+            product(
+                reset, first * size, size, panels, second * size, size, size, sums, low * stride + second, stride, rows
+            )
             for r in range(rows):
                 b, at = low + r, first + r
-                y = gates[at * width : (at + 1) * width]
-                sums = product[b * width : b * width + size]
-                _gru_candidate_before(x[at * width + 2 * size : (at + 1) * width], sums, bias_n, y[2 * size :])
-                h_row, state_row = h[at * size : (at + 1) * size], state[b * size : (b + 1) * size]
-                _gru_mix(y[size : 2 * size], y[2 * size :], state_row, h_row)
+                n_gate, sum_row = part(gates, at * width + 2 * size, size), part(sums, b * stride + second, size)
+                _add(bias_n, sum_row)
+                _tanh_of_sum(part(x, at * width + 2 * size, size), sum_row, n_gate)
+                z_gate = part(gates, at * width + size, size)
+                _gru_mix(z_gate, n_gate, part(state, b * size, size), part(h, at * size, size))
 
 
 @jitable
@@ -265,11 +243,14 @@ def _row_before(starts, t, b, reverse):
 
 @block_kernel
 def _backward(
-    block, cell, reverse, function, wide, g_h, weight, h0, c0, h, c, gates, reset, starts, d_x, d_state, d_cell,
-    before, d_product, d_reset, sums, size, width, per_block,
+    block, cell, reverse, g_h, panels, h0, c0, h, c, gates, reset, starts, d_x, d_state, d_cell, sums, before,
+    sums_n, d_product, d_bias_n, size, width, stride, per_block,
 ):  # fmt: skip
+    """`sums` are products with the weight, of a GRU with that of its gates r and z; `sums_n` with its candidate's."""
     low = block * per_block
     steps = starts.size - 1
+    is_gru = cell == _GRU_AFTER or cell == _GRU_BEFORE
+    inner = 2 * size if is_gru else width
     for step in range(steps):
         t = step if reverse else steps - 1 - step
         rows = min(per_block, starts[t + 1] - starts[t] - low)
@@ -278,61 +259,51 @@ def _backward(
         first = starts[t] + low
         for r in range(rows):
             b, at = low + r, first + r
-            here, there = slice(at * size, (at + 1) * size), slice(b * size, (b + 1) * size)
-            d_row, d_state_row, before_row = d_x[at * width : (at + 1) * width], d_state[there], before[here]
+            d_row, d_state_row = part(d_x, at * width, width), part(d_state, b * size, size)
+            h_row, before_row = part(h, at * size, size), part(before, at * size, size)
             at_before = _row_before(starts, t, b, reverse)
-            if at_before < 0:
-                _copy(h0[there], before_row)
-            else:
-                _copy(h[at_before * size : (at_before + 1) * size], before_row)
-            _add(g_h[here], d_state_row)
+            _copy(part(h0, b * size, size) if at_before < 0 else part(h, at_before * size, size), before_row)
+            _add(part(g_h, at * size, size), d_state_row)
             if cell == _TANH or cell == _RELU:
-                _times_slope(d_state_row, h[here], cell, d_row)
+                _times_slope(d_state_row, h_row, cell, d_row)
             elif cell == _LSTM:
-                y = gates[at * width : (at + 1) * width]
-                d_cell_row = d_cell[there]
-                c_before = c0[there]
-                if at_before >= 0:
-                    c_before = c[at_before * size : (at_before + 1) * size]
-                i, f, g, o = y[:size], y[size : 2 * size], y[2 * size : 3 * size], y[3 * size :]
-                _lstm_output_backward(d_state_row, c[here], o, d_cell_row, d_row[3 * size :])
-                _lstm_input_backward(d_cell_row, i, g, d_row[:size], d_row[2 * size : 3 * size])
-                _lstm_forget_backward(c_before, f, d_cell_row, d_row[size : 2 * size])
+                y, d_cell_row = part(gates, at * width, width), part(d_cell, b * size, size)
+                i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+                c_before = part(c0, b * size, size) if at_before < 0 else part(c, at_before * size, size)
+                _lstm_output_backward(d_state_row, part(c, at * size, size), o, d_cell_row, part(d_row, 3 * size, size))
+                _lstm_input_backward(d_cell_row, i, g, part(d_row, 0, size), part(d_row, 2 * size, size))
+                _lstm_forget_backward(c_before, f, d_cell_row, part(d_row, size, size))
             else:
-                y = gates[at * width : (at + 1) * width]
-                z, n, d_n = y[size : 2 * size], y[2 * size :], d_row[2 * size :]
-                _gru_mix_backward(d_state_row, z, n, before_row, d_n, d_row[size : 2 * size])
+                y, d_product_row = part(gates, at * width, width), part(d_product, at * size, size)
+                r_gate, z_gate, n_gate = part(y, 0, size), part(y, size, size), part(y, 2 * size, size)
+                d_n = part(d_row, 2 * size, size)
+                _gru_mix_backward(d_state_row, z_gate, n_gate, before_row, d_n, part(d_row, size, size))
                 if cell == _GRU_AFTER:
-                    _multiply(d_n, y[:size], d_product[here])
-                    _gru_reset_backward(d_n, reset[here], y[:size], d_row[:size])
-                    _multiply(d_state_row, z, d_state_row)
+                    _multiply(d_n, r_gate, d_product_row)
+                    _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
                 else:
-                    _copy(d_n, d_product[here])
-                _add(d_product[here], sums[there])
-        state_at, row_at = low * size, first * width
-        if cell == _GRU_BEFORE:
-            _product(
-                function, wide, d_product, first * size, size, weight, 2 * size * size, size,
-                0, d_reset, state_at, size, rows, size, size,
-            )  # fmt: skip
+                    _copy(d_n, d_product_row)
+                _multiply(d_state_row, z_gate, d_state_row)
+                _add(d_product_row, part(d_bias_n, b * size, size))
+        if is_gru:
+            product(
+                d_product, first * size, size, panels, 2 * size * stride, size, size, sums_n, low * stride, stride, rows
+            )
             for r in range(rows):
                 b, at = low + r, first + r
-                there = slice(b * size, (b + 1) * size)
-                y = gates[at * width : (at + 1) * width]
-                _gru_reset_backward(
-                    d_reset[there], before[at * size : (at + 1) * size], y[:size], d_x[at * width : at * width + size]
-                )
-                _multiply_add(d_reset[there], y[:size], d_state[there], y[size : 2 * size])
-        if cell == _GRU_AFTER:
-            _product(
-                function, wide, d_product, first * size, size, weight, 2 * size * size, size,
-                1, d_state, state_at, size, rows, size, size,
-            )  # fmt: skip
-        is_gru = cell == _GRU_AFTER or cell == _GRU_BEFORE
-        _product(
-            function, wide, d_x, row_at, width, weight, 0, size, 1 if is_gru else 0, d_state, state_at, size,
-            rows, 2 * size if is_gru else width, size,
-        )  # fmt: skip
+                sum_row, d_state_row = part(sums_n, b * stride, size), part(d_state, b * size, size)
+                if cell == _GRU_BEFORE:
+                    r_gate, before_row = part(gates, at * width, size), part(before, at * size, size)
+                    _gru_reset_backward(sum_row, before_row, r_gate, part(d_x, at * width, size))
+                    _multiply(sum_row, r_gate, sum_row)
+                _add(sum_row, d_state_row)
+        product(d_x, first * width, width, panels, 0, inner, size, sums, low * stride, stride, rows)
+        for r in range(rows):
+            sum_row, d_state_row = part(sums, (low + r) * stride, size), part(d_state, (low + r) * size, size)
+            if is_gru:
+                _add(sum_row, d_state_row)
+            else:
+                _copy(sum_row, d_state_row)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -347,16 +318,19 @@ def _run_forward(
     ends = starts_of(batch_sizes, len(x), len(state))
     if not h.size:
         return
-    weight_t, product = workspace
-    np.copyto(weight_t, weight.T)
+    panels, sums = workspace[0].reshape(-1), workspace[1]
+    size, width, stride = h.shape[1], x.shape[1], sums.shape[1]
+    second = 0
+    if cell in (_GRU_AFTER, _GRU_BEFORE):
+        second = padded(2 * size, x.itemsize)
+        pack(weight[2 * size :].T, panels[second * size :])
+        weight = weight[: 2 * size]
+    pack(weight.T, panels[: padded(len(weight), x.itemsize) * size])
     blocks, rows = _blocks(len(state))
-    library = blas.find()
-    assert library is not None
-    with blas.single_threaded():
-        _forward(
-            blocks, cell, int(attrs["reverse"]), library.gemm_address(x.dtype), int(library.wide), x, weight_t, bias_n,
-            ends, h, state, state_c, c, gates, reset, product, h.shape[1], x.shape[1], rows,
-        )  # fmt: skip
+    _forward(
+        blocks, cell, int(attrs["reverse"]), x, panels, bias_n, ends, h, state, state_c, c, gates, reset, sums,
+        size, width, stride, second, rows,
+    )  # fmt: skip
 
 
 def rnn(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -388,62 +362,58 @@ def gru(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> Non
 
 def _run_backward(
     cell: int, attrs: Attrs, g_h: Any, weight: Any, h0: Any, c0: Any, h: Any, c: Any, gates: Any, reset: Any,
-    batch_sizes: Any, d_x: Any, d_state: Any, d_cell: Any, before: Any, d_product: Any, d_reset: Any, sums: Any,
+    batch_sizes: Any, d_x: Any, d_state: Any, d_cell: Any, workspace: Arrays,
 ) -> None:  # fmt: skip
     ends = starts_of(batch_sizes, len(h), len(h0))
     if not h.size:
         return
+    none = np.empty(0, h.dtype)
+    panels, sums, before, sums_n, d_product, d_bias_n = [*workspace, none, none, none][:6]
+    size, width, stride = h.shape[1], d_x.shape[1], sums.shape[1]
+    gate_rows = 2 * size if cell in (_GRU_AFTER, _GRU_BEFORE) else width
+    pack(weight[:gate_rows], panels.reshape(-1)[: gate_rows * stride])
+    if gate_rows < width:
+        pack(weight[gate_rows:], panels.reshape(-1)[gate_rows * stride :])
     blocks, rows = _blocks(len(h0))
-    library = blas.find()
-    assert library is not None
-    with blas.single_threaded():
-        _backward(
-            blocks, cell, int(attrs["reverse"]), library.gemm_address(h.dtype), int(library.wide), g_h, weight, h0, c0,
-            h, c, gates, reset, ends, d_x, d_state, d_cell, before, d_product, d_reset, sums,
-            h.shape[1], d_x.shape[1], rows,
-        )  # fmt: skip
+    _backward(
+        blocks, cell, int(attrs["reverse"]), g_h, panels, h0, c0, h, c, gates, reset, ends, d_x, d_state, d_cell,
+        sums, before, sums_n, d_product, d_bias_n, size, width, stride, rows,
+    )  # fmt: skip
 
 
 def rnn_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     g_h, g_hn, weight, h0, h, batch_sizes = inputs
     d_x, d_h0, d_weight = outputs
-    (before,) = workspace
     np.copyto(d_h0, g_hn)
     none = np.empty(0, h.dtype)
     cell = _TANH if attrs["nonlinearity"] == "tanh" else _RELU
-    _run_backward(
-        cell, attrs, g_h, weight, h0, none, h, none, none, none, batch_sizes, d_x, d_h0, none, before, none, none, none
-    )
+    _run_backward(cell, attrs, g_h, weight, h0, none, h, none, none, none, batch_sizes, d_x, d_h0, none, workspace)
+    before = workspace[2]
     matmul((d_x.T, before), (d_weight,), (), {})
 
 
 def lstm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     g_h, g_hn, g_cn, weight, h0, c0, h, c, gates, batch_sizes = inputs
     d_x, d_h0, d_c0, d_weight = outputs
-    (before,) = workspace
     np.copyto(d_h0, g_hn)
     np.copyto(d_c0, g_cn)
     none = np.empty(0, h.dtype)
-    _run_backward(
-        _LSTM, attrs, g_h, weight, h0, c0, h, c, gates, none, batch_sizes, d_x, d_h0, d_c0, before, none, none, none
-    )
+    _run_backward(_LSTM, attrs, g_h, weight, h0, c0, h, c, gates, none, batch_sizes, d_x, d_h0, d_c0, workspace)
+    before = workspace[2]
     matmul((d_x.T, before), (d_weight,), (), {})
 
 
 def gru_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     g_h, g_hn, weight, h0, h, gates, reset, batch_sizes = inputs
     d_x, d_h0, d_weight, d_bias_n = outputs
-    before, d_product, d_reset, sums = workspace
+    _, _, before, _, d_product, sequence_bias = workspace
     np.copyto(d_h0, g_hn)
-    sums.fill(0)
+    sequence_bias.fill(0)
     none = np.empty(0, h.dtype)
     cell = _GRU_AFTER if attrs["reset_after"] else _GRU_BEFORE
-    _run_backward(
-        cell, attrs, g_h, weight, h0, none, h, none, gates, reset, batch_sizes, d_x, d_h0, none, before, d_product,
-        d_reset, sums,
-    )  # fmt: skip
+    _run_backward(cell, attrs, g_h, weight, h0, none, h, none, gates, reset, batch_sizes, d_x, d_h0, none, workspace)
     size = h.shape[1]
     matmul((d_x[:, : 2 * size].T, before), (d_weight[: 2 * size],), (), {})
-    factor = before if attrs["reset_after"] else reset  # of the product with weight_n
+    factor = before if attrs["reset_after"] else reset  # of the product with the candidate's weight
     matmul((d_product.T, factor), (d_weight[2 * size :],), (), {})
-    np.sum(sums, axis=0, dtype=np.float64, out=d_bias_n)
+    np.sum(sequence_bias, axis=0, dtype=np.float64, out=d_bias_n)

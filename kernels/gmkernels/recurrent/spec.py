@@ -9,7 +9,8 @@ from its last step to its first.
 The input projection x = input W_ih^T + biases of all steps is one product before the loop, and no part of these
 kernels; nor are its gradients. The gradient of the recurrent weight is one product after the loop.
 
-Shapes are written in letters: N rows, B sequences, T steps, a state of H numbers, G numbers of all gates of a row.
+Shapes are written in letters: N rows, B sequences, T steps, a state of H numbers, G numbers of all gates of a row;
+small letters for H and G rounded up to whole panels (see `gmkernels.recurrent.panel`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ from gmkernels.cost import Cost
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
 
 NONLINEARITIES = ("tanh", "relu")
+PANEL_BYTES = 128
+"""Of a row of a panel of the packed weight."""
+
+
+def padded(size: int, itemsize: int) -> int:
+    """`size` rounded up to whole panels."""
+    width = PANEL_BYTES // itemsize
+    return -(-size // width) * width
 
 
 def starts(batch_sizes: np.ndarray, rows: int, batch: int) -> np.ndarray:
@@ -61,6 +70,10 @@ class _Shapes:
             size = named["weight"].shape[1]
             rows, batch, steps = arrays[0].shape[0], named["h0"].shape[0], named["batch_sizes"].shape[0]
             found = {"N": rows, "B": batch, "H": size, "G": self.gates * size, "T": steps}
+            item = arrays[0].itemsize
+            found["h"] = padded(size, item)
+            # The panels of a GRU's candidate begin anew.
+            found["g"] = padded(2 * size, item) + padded(size, item) if self.gates == 3 else padded(found["G"], item)
             fits = all(a.shape == self._shape(self.inputs[name], found) for name, a in named.items())
         if not fits or len(set(floating)) > 1 or floating[0].kind != "f" or named["batch_sizes"].dtype != np.int64:
             expected = ", ".join(f"{name} ({', '.join(letters)})" for name, letters in self.inputs.items())
@@ -167,7 +180,7 @@ _GRU = "x NG  h0 BH  weight GH  bias_n H  batch_sizes T"
 _GRU_BACKWARD = "g_h NH  g_hn BH  weight GH  h0 BH  h NH  gates NG  reset NH  batch_sizes T"
 _KINDS = [{"nonlinearity": name} for name in NONLINEARITIES]
 _RESETS = [{"reset_after": True}, {"reset_after": False}]
-_FORWARD_WORKSPACE = "HG BG"  # the weight transposed, the products of a step
+_FORWARD_WORKSPACE = "Hg Bg"  # the packed weight, the products of a step
 
 RNN = _spec(
     "rnn", 1, _RNN, "h NH  h_n BH", _FORWARD_WORKSPACE, 1, 20,
@@ -176,7 +189,7 @@ RNN = _spec(
     source="Elman, Finding structure in time, Cognitive Science 14, 1990",
 )  # fmt: skip
 RNN_BACKWARD = _spec(
-    "rnn_backward", 1, _RNN_BACKWARD, "d_x NG  d_h0 BH  d_weight GH", "NH", 2, 6,
+    "rnn_backward", 1, _RNN_BACKWARD, "d_x NG  d_h0 BH  d_weight GH", "Gh Bh NH", 2, 6,
     examples=_examples(1, _RNN_BACKWARD, *_KINDS),
     formula="d_x_t = f'(h_t) (g_h_t + weight^T d_x_{t+1}); d_weight = sum_t d_x_t h_{t-1}^T",
     source="Werbos, Backpropagation through time, Proceedings of the IEEE 78, 1990",
@@ -191,7 +204,7 @@ LSTM = _spec(
     source="Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000",
 )  # fmt: skip
 LSTM_BACKWARD = _spec(
-    "lstm_backward", 4, _LSTM_BACKWARD, "d_x NG  d_h0 BH  d_c0 BH  d_weight GH", "NH", 2, 50,
+    "lstm_backward", 4, _LSTM_BACKWARD, "d_x NG  d_h0 BH  d_c0 BH  d_weight GH", "Gh Bh NH", 2, 50,
     examples=_examples(4, _LSTM_BACKWARD, {}),
     formula=(
         "dh_t = g_h_t + weight^T d_x_{t+1}; dc_t = dh_t o (1 - tanh^2 c_t) + f_{t+1} dc_{t+1}; d_x_t = (dc g i(1-i), "
@@ -210,7 +223,7 @@ GRU = _spec(
     source="Cho et al. 2014, eq. 5-8 (reset before the product); cuDNN's and PyTorch's form (after it)",
 )  # fmt: skip
 GRU_BACKWARD = _spec(
-    "gru_backward", 3, _GRU_BACKWARD, "d_x NG  d_h0 BH  d_weight GH  d_bias_n H", "NH NH BH BH", 2, 30,
+    "gru_backward", 3, _GRU_BACKWARD, "d_x NG  d_h0 BH  d_weight GH  d_bias_n H", "Gh Bh NH Bh NH BH", 2, 30,
     examples=_examples(3, _GRU_BACKWARD, *_RESETS),
     formula=(
         "dn = dh (1 - z), d_x_n = dn (1 - n^2), d_x_z = dh (h_{t-1} - n) z(1-z), d_x_r = dr r(1-r) with dr = d_x_n "

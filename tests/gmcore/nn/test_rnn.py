@@ -220,7 +220,7 @@ def test_arguments_are_taken_or_refused_by_name():
     assert repr(nn.GRU(3, 4, 2, reset_after=False, dropout=0.5)) == (
         "GRU(3, 4, num_layers=2, dropout=0.5, reset_after=False)"
     )
-    assert repr(nn.RNNCell(3, 4, False, "relu")) == "RNNCell(3, 4, bias=False, nonlinearity='relu')"
+    assert repr(nn.RNNCell(3, 4, False, "relu")) == "RNNCell(3, 4, nonlinearity='relu', bias=False)"
 
 
 def test_inputs_that_do_not_fit_are_named():
