@@ -17,7 +17,7 @@ import numpy as np
 
 from gmkernels.dense.cpu import matmul
 from gmkernels.elementary import sigmoid, tanh
-from gmkernels.pool import block_kernel, jitable, part
+from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.recurrent.panel import pack, product
 from gmkernels.recurrent.spec import padded
 from gmkernels.recurrent.spec import starts as starts_of
@@ -41,30 +41,35 @@ def _blocks(batch: int) -> tuple[int, int]:
 
 @jitable
 def _copy(x, y):
+    long_loop()
     for j in range(y.size):
         y[j] = x[j]
 
 
 @jitable
 def _add(x, y):
+    long_loop()
     for j in range(y.size):
         y[j] += x[j]
 
 
 @jitable
 def _sigmoid_of_sum(x, product, y):
+    long_loop()
     for j in range(y.size):
         y[j] = sigmoid(x[j] + product[j])
 
 
 @jitable
 def _tanh_of_sum(x, product, y):
+    long_loop()
     for j in range(y.size):
         y[j] = tanh(x[j] + product[j])
 
 
 @jitable
 def _relu_of_sum(x, product, y):
+    long_loop()
     for j in range(y.size):
         a = x[j] + product[j]
         y[j] = 0 if a <= 0 else a  # NaN stays
@@ -73,6 +78,7 @@ def _relu_of_sum(x, product, y):
 @jitable
 def _times_slope(d, h, cell, d_x):
     """d_x = d f'(a), where h = f(a)."""
+    long_loop()
     one = h.dtype.type(1)
     if cell == _TANH:
         for j in range(d_x.size):
@@ -84,6 +90,7 @@ def _times_slope(d, h, cell, d_x):
 
 @jitable
 def _lstm_cell(i, f, g, state, c):
+    long_loop()
     for j in range(c.size):
         new = f[j] * state[j] + i[j] * g[j]
         c[j] = new
@@ -92,6 +99,7 @@ def _lstm_cell(i, f, g, state, c):
 
 @jitable
 def _lstm_output(o, c, state, h):
+    long_loop()
     for j in range(h.size):
         new = o[j] * tanh(c[j])
         h[j] = new
@@ -101,6 +109,7 @@ def _lstm_output(o, c, state, h):
 @jitable
 def _lstm_output_backward(d, c, o, d_cell, d_o):
     """Of h = o tanh(c), whose gradient is d: adds to that of c."""
+    long_loop()
     one = c.dtype.type(1)
     for j in range(d_o.size):
         tanh_c = tanh(c[j])
@@ -111,6 +120,7 @@ def _lstm_output_backward(d, c, o, d_cell, d_o):
 @jitable
 def _lstm_input_backward(d_cell, i, g, d_i, d_g):
     """Of the part i g of c."""
+    long_loop()
     one = i.dtype.type(1)
     for j in range(d_i.size):
         d_i[j] = d_cell[j] * g[j] * (i[j] * (one - i[j]))
@@ -120,6 +130,7 @@ def _lstm_input_backward(d_cell, i, g, d_i, d_g):
 @jitable
 def _lstm_forget_backward(before, f, d_cell, d_f):
     """Of the part f before of c: turns the gradient of c into that of the cell before."""
+    long_loop()
     one = f.dtype.type(1)
     for j in range(d_f.size):
         d_f[j] = d_cell[j] * before[j] * (f[j] * (one - f[j]))
@@ -128,12 +139,14 @@ def _lstm_forget_backward(before, f, d_cell, d_f):
 
 @jitable
 def _gru_candidate(x, r, reset, n):
+    long_loop()
     for j in range(n.size):
         n[j] = tanh(x[j] + r[j] * reset[j])
 
 
 @jitable
 def _gru_mix(z, n, state, h):
+    long_loop()
     one = n.dtype.type(1)
     for j in range(h.size):
         new = (one - z[j]) * n[j] + z[j] * state[j]
@@ -143,6 +156,7 @@ def _gru_mix(z, n, state, h):
 
 @jitable
 def _gru_mix_backward(d, z, n, before, d_n, d_z):
+    long_loop()
     one = n.dtype.type(1)
     for j in range(d_n.size):
         d_n[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
@@ -153,6 +167,7 @@ def _gru_mix_backward(d, z, n, before, d_n, d_z):
 @jitable
 def _gru_reset_backward(d, factor, r, d_r):
     """Of r factor, whose gradient is d, with respect to the argument of r = sigmoid(...)."""
+    long_loop()
     one = r.dtype.type(1)
     for j in range(d_r.size):
         d_r[j] = d[j] * factor[j] * (r[j] * (one - r[j]))
@@ -160,12 +175,14 @@ def _gru_reset_backward(d, factor, r, d_r):
 
 @jitable
 def _multiply(x, y, product):
+    long_loop()
     for j in range(product.size):
         product[j] = x[j] * y[j]
 
 
 @jitable
 def _sum(x, y, total):
+    long_loop()
     for j in range(total.size):
         total[j] = x[j] + y[j]
 
