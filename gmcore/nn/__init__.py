@@ -66,6 +66,7 @@ from gmcore.nn.pooling import (
     MaxUnpool1d,
     MaxUnpool2d,
 )
+from gmcore.nn.rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from gmcore.nn.shape import Flatten, Unflatten
 
 __all__ = [
@@ -93,6 +94,8 @@ __all__ = [
     "Functional",
     "GELU",
     "GLU",
+    "GRU",
+    "GRUCell",
     "GaussianNLLLoss",
     "GroupNorm",
     "Hardshrink",
@@ -105,6 +108,8 @@ __all__ = [
     "IncompatibleKeys",
     "KLDivLoss",
     "L1Loss",
+    "LSTM",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -128,6 +133,8 @@ __all__ = [
     "ParameterList",
     "PoissonNLLLoss",
     "RMSNorm",
+    "RNN",
+    "RNNCell",
     "ReLU",
     "ReLU6",
     "SELU",

@@ -176,6 +176,7 @@ from gmcore.ops.random import (
     straight_through,
     uniform,
 )
+from gmcore.ops.recurrent import gru, lstm, rnn
 from gmcore.ops.reduce import all, any, argmax, argmin, logsumexp, max, mean, min, norm, prod, std, sum, var
 from gmcore.ops.rejection import binomial, poisson, standard_gamma
 from gmcore.ops.scan import cumprod, cumsum
@@ -288,6 +289,7 @@ __all__ = [
     "greater",
     "greater_equal",
     "group_norm",
+    "gru",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -328,6 +330,7 @@ __all__ = [
     "logical_xor",
     "logsigmoid",
     "logsumexp",
+    "lstm",
     "margin_ranking_loss",
     "matmul",
     "max",
@@ -375,6 +378,7 @@ __all__ = [
     "reshape",
     "rint",
     "rms_norm",
+    "rnn",
     "roll",
     "scatter_add",
     "selu",

@@ -14,6 +14,7 @@ from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
 from gmkernels.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d, plane_gather, plane_scatter
+from gmkernels.recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -73,11 +74,15 @@ __all__ = [
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gru",
+    "gru_backward",
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
     "lgamma",
     "linear",
+    "lstm",
+    "lstm_backward",
     "matmul",
     "max_pool2d",
     "ndtri",
@@ -88,6 +93,8 @@ __all__ = [
     "random_words",
     "register",
     "rmsprop",
+    "rnn",
+    "rnn_backward",
     "run",
     "select",
     "sgd",

@@ -472,6 +472,102 @@ def _plane_scatter(x: np.ndarray, indices: np.ndarray, size: Any) -> np.ndarray:
     return y
 
 
+def _previous_places(batch_sizes: np.ndarray, reverse: bool) -> list[list[tuple[int, int]]]:
+    """For each sequence of a packed batch: pairs of a row and its row before (-1: none), in the order of reading."""
+    ends = np.cumsum(batch_sizes)
+    found = []
+    for b in range(max(batch_sizes, default=0)):
+        rows = [int(end - n + b) for end, n in zip(ends, batch_sizes) if b < n]
+        rows = rows[::-1] if reverse else rows
+        found.append(list(zip(rows, [-1, *rows])))
+    return found
+
+
+def _rnn(x: Any, h0: Any, weight: Any, batch_sizes: Any, nonlinearity: str, reverse: bool) -> Any:
+    h, h_n = np.zeros_like(x), h0.copy()
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, _ in rows:
+            h_n[b] = h[row] = ACTIVATION[nonlinearity](x[row] + weight @ h_n[b])
+    return h, h_n
+
+
+def _rnn_backward(
+    g_h: Any, g_hn: Any, weight: Any, h0: Any, h: Any, batch_sizes: Any, nonlinearity: str, reverse: bool
+) -> Any:
+    d_x, d_h0, d_weight = np.zeros_like(h), g_hn.copy(), np.zeros_like(weight)
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, before in reversed(rows):
+            d_x[row] = SLOPE[nonlinearity](h[row]) * (g_h[row] + d_h0[b])
+            d_h0[b] = weight.T @ d_x[row]
+            d_weight += np.outer(d_x[row], h0[b] if before < 0 else h[before])
+    return d_x, d_h0, d_weight
+
+
+def _lstm(x: Any, h0: Any, c0: Any, weight: Any, batch_sizes: Any, reverse: bool) -> Any:
+    h, c, gates, h_n, c_n = np.zeros((len(x), h0.shape[1])), np.zeros((len(x), h0.shape[1])), x.copy(), +h0, +c0
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, _ in rows:
+            i, f, g, o = np.split(x[row] + weight @ h_n[b], 4)
+            i, f, g, o = special.expit(i), special.expit(f), np.tanh(g), special.expit(o)
+            c_n[b] = c[row] = f * c_n[b] + i * g
+            h_n[b] = h[row] = o * np.tanh(c[row])
+            gates[row] = np.concatenate([i, f, g, o])
+    return h, h_n, c_n, c, gates
+
+
+def _lstm_backward(
+    g_h: Any, g_hn: Any, g_cn: Any, weight: Any, h0: Any, c0: Any, h: Any, c: Any, gates: Any, batch_sizes: Any,
+    reverse: bool,
+) -> Any:  # fmt: skip
+    d_x, d_h0, d_c0, d_weight = np.zeros_like(gates), g_hn.copy(), g_cn.copy(), np.zeros_like(weight)
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, before in reversed(rows):
+            (i, f, g, o), u = np.split(gates[row], 4), np.tanh(c[row])
+            dh = g_h[row] + d_h0[b]
+            dc = d_c0[b] + dh * o / np.cosh(c[row]) ** 2
+            cell = c0[b] if before < 0 else c[before]
+            d_x[row] = np.concatenate([dc * g * (i - i**2), dc * cell * (f - f**2), dc * i * (1 - g**2),
+                                       dh * u * (o - o**2)])  # fmt: skip
+            d_h0[b], d_c0[b] = weight.T @ d_x[row], dc * f
+            d_weight += np.outer(d_x[row], h0[b] if before < 0 else h[before])
+    return d_x, d_h0, d_c0, d_weight
+
+
+def _gru(x: Any, h0: Any, weight: Any, bias_n: Any, batch_sizes: Any, reset_after: bool, reverse: bool) -> Any:
+    h, gates, reset, h_n = np.zeros((len(x), h0.shape[1])), x.copy(), np.zeros((len(x), h0.shape[1])), +h0
+    w_r, w_z, w_n = np.split(weight, 3)
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, _ in rows:
+            a_r, a_z, a_n = np.split(x[row], 3)
+            r, z = special.expit(a_r + w_r @ h_n[b]), special.expit(a_z + w_z @ h_n[b])
+            reset[row] = w_n @ h_n[b] + bias_n if reset_after else r * h_n[b]
+            n = np.tanh(a_n + (r * reset[row] if reset_after else w_n @ reset[row] + bias_n))
+            h_n[b] = h[row] = n + z * (h_n[b] - n)
+            gates[row] = np.concatenate([r, z, n])
+    return h, h_n, gates, reset
+
+
+def _gru_backward(
+    g_h: Any, g_hn: Any, weight: Any, h0: Any, h: Any, gates: Any, reset: Any, batch_sizes: Any, reset_after: bool,
+    reverse: bool,
+) -> Any:  # fmt: skip
+    d_x, d_h0, d_weight, d_bias = np.zeros_like(gates), g_hn.copy(), np.zeros_like(weight), np.zeros(h0.shape[1])
+    w_r, w_z, w_n = np.split(weight, 3)
+    for b, rows in enumerate(_previous_places(batch_sizes, reverse)):
+        for row, before in reversed(rows):
+            (r, z, n), dh = np.split(gates[row], 3), g_h[row] + d_h0[b]
+            state = h0[b] if before < 0 else h[before]
+            d_n, d_z = dh * (1 - z) * (1 - n**2), dh * (state - n) * (z - z**2)
+            d_product = d_n * r if reset_after else d_n
+            d_r = (d_n * reset[row] if reset_after else (w_n.T @ d_n) * state) * (r - r**2)
+            d_h0[b] = dh * z + w_r.T @ d_r + w_z.T @ d_z + (w_n.T @ d_product) * (1.0 if reset_after else r)
+            d_x[row] = np.concatenate([d_r, d_z, d_n])
+            factor = state if reset_after else reset[row]
+            d_weight += np.concatenate([np.outer(d_r, state), np.outer(d_z, state), np.outer(d_product, factor)])
+            d_bias += d_product
+    return d_x, d_h0, d_weight, d_bias
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
@@ -526,6 +622,12 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "batch_norm_training": _batch_norm,
     "batch_norm_backward": _batch_norm_backward,
     "linear": _linear,
+    "rnn": _rnn,
+    "rnn_backward": _rnn_backward,
+    "lstm": _lstm,
+    "lstm_backward": _lstm_backward,
+    "gru": _gru,
+    "gru_backward": _gru_backward,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
     "gaussian_sample_backward": _gaussian_sample_backward,

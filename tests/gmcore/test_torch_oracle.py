@@ -207,6 +207,61 @@ def _batch_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     return out, x.mean(axes), x.var(axes, correction=0)
 
 
+def _recurrent(step: Callable[..., Any], x: Any, states: Any, batch_sizes: Any, reverse: bool) -> tuple[Any, Any]:
+    """step(rows of x, states) -> (states, outputs of the rows), over packed sequences: states and all outputs."""
+    ends = np.cumsum(batch_sizes).tolist()
+    steps = list(zip([end - n for end, n in zip(ends, batch_sizes)], ends))
+    found = {}
+    for low, high in steps[::-1] if reverse else steps:
+        new, found[low] = step(x[low:high], [s[: high - low] for s in states])
+        states = [torch.cat([a, s[high - low :]]) for a, s in zip(new, states)]
+    rows = [found[low] for low, _ in steps]
+    return states, [torch.cat(parts) for parts in zip(*rows)]
+
+
+def _without_steps(x: Any, h0: Any, *widths: int) -> list[Any]:
+    return [x.reshape(0, width * h0.shape[1]) for width in widths]
+
+
+def _rnn(x: Any, h0: Any, weight: Any, batch_sizes: Any, nonlinearity: str, reverse: bool) -> Any:
+    def step(x: Any, states: Any) -> Any:
+        h = getattr(torch, nonlinearity)(x + states[0] @ weight.T)
+        return [h], [h]
+
+    (h_n,), outputs = _recurrent(step, x, [h0], batch_sizes, reverse)
+    return (*(outputs or _without_steps(x, h0, 1)), h_n.clone())
+
+
+def _lstm(x: Any, h0: Any, c0: Any, weight: Any, batch_sizes: Any, reverse: bool) -> Any:
+    def step(x: Any, states: Any) -> Any:
+        h, c = states
+        i, f, g, o = (x + h @ weight.T).chunk(4, 1)
+        i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+        c = f * c + i * g
+        h = o * torch.tanh(c)
+        return [h, c], [h, c, torch.cat([i, f, g, o], 1)]
+
+    (h_n, c_n), outputs = _recurrent(step, x, [h0, c0], batch_sizes, reverse)
+    h, c, gates = outputs or _without_steps(x, h0, 1, 1, 4)
+    return h, h_n.clone(), c_n.clone(), c, gates
+
+
+def _gru(x: Any, h0: Any, weight: Any, bias_n: Any, batch_sizes: Any, reset_after: bool, reverse: bool) -> Any:
+    w_rz, w_n = weight[: 2 * h0.shape[1]], weight[2 * h0.shape[1] :]
+
+    def step(x: Any, states: Any) -> Any:
+        (h,) = states
+        r, z = torch.sigmoid(x[:, : w_rz.shape[0]] + h @ w_rz.T).chunk(2, 1)
+        reset = h @ w_n.T + bias_n if reset_after else r * h
+        n = torch.tanh(x[:, w_rz.shape[0] :] + (r * reset if reset_after else reset @ w_n.T + bias_n))
+        h = (1 - z) * n + z * h
+        return [h], [h, torch.cat([r, z, n], 1), reset]
+
+    (h_n,), outputs = _recurrent(step, x, [h0], batch_sizes, reverse)
+    h, gates, reset = outputs or _without_steps(x, h0, 1, 3, 1)
+    return h, h_n.clone(), gates, reset
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "batch_norm_training": _batch_norm,
     "max_pool2d": torch.nn.functional.max_pool2d,
@@ -274,6 +329,9 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "linear_recurrence": _linear_recurrence,
     "standardize": _standardize,
     "linear": _linear,
+    "rnn": _rnn,
+    "lstm": _lstm,
+    "gru": _gru,
     "activation_backward": _activation_backward,
     "gaussian_sample": _gaussian_sample,
     "gaussian_sample_backward": _gaussian_sample_backward,
@@ -284,6 +342,9 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 NO_COUNTERPART = {
     "batch_norm_backward": "as the derivative of batch_norm_training, which is compared to second order",
+    **{f"{name}_backward": f"a function of arrays that {name} saved; second gradients of {name}" for name in (
+        "rnn", "lstm", "gru",
+    )},
     "gammainc": "PyTorch has no derivative in a; against SciPy and mpmath in tests/gmkernels/test_special.py",
     "gammainc_grad_a": "PyTorch has no derivative in a; against mpmath in tests/gmkernels/test_special.py",
     "normal": "another random stream; known answers in tests/gmkernels",

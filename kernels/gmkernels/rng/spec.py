@@ -22,9 +22,7 @@ SOURCE = "Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2,
 def check_key(op: str, key: Any) -> None:
     """Raise `KernelError` unless `key` is a uint64 array (seed, draw, offset)."""
     if key.dtype != np.uint64 or key.shape != (3,):
-        raise KernelError(
-            f"{op}: expected a key uint64[3], (seed, draw, offset), got {key.dtype}{list(key.shape)}"
-        )
+        raise KernelError(f"{op}: expected a key uint64[3], (seed, draw, offset), got {key.dtype}{list(key.shape)}")
 
 
 def check_shape(op: str, shape: Any) -> None:

@@ -22,6 +22,24 @@ class Pair(NamedTuple):
     inputs: tuple[Any, ...]
 
 
+def joined(nn: Any, module: Any) -> Any:
+    """A module that makes one tensor of what a recurrent layer or cell returns: output + h_n c_n, say."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = module
+
+        def forward(self, x: Any) -> Any:
+            found = self.layer(x)
+            output, last = found if isinstance(found, tuple) else (found, found)
+            if "Cell" in type(self.layer).__name__:
+                return output * last
+            return output.sum(-1) + (last[0][-1] * last[1][-1] if isinstance(last, tuple) else last[0]).sum()
+
+    return Joined()
+
+
 NUMBERS = np.array([[0, 3, 4], [4, 4, 2]])
 PAIRS = {
     "Linear": Pair(lambda nn, p: nn.Linear(4, 3), ((5, 4),)),
@@ -83,6 +101,15 @@ PAIRS = {
     "two norms in one module": Pair(
         lambda nn, p: p.spectral_norm(p.weight_norm(nn.Linear(4, 3)), "bias"), ((5, 4),)
     ),
+    "RNN": Pair(lambda nn, p: joined(nn, nn.RNN(4, 3, 2, bias=False)), ((5, 2, 4),)),
+    "RNN with relu": Pair(lambda nn, p: joined(nn, nn.RNN(4, 3, 1, "relu", batch_first=True)), ((2, 5, 4),)),
+    "LSTM": Pair(lambda nn, p: joined(nn, nn.LSTM(4, 3, 2, bidirectional=True)), ((5, 2, 4),)),
+    "LSTM of one sequence": Pair(lambda nn, p: joined(nn, nn.LSTM(4, 3, bias=False)), ((5, 4),)),
+    "GRU": Pair(lambda nn, p: joined(nn, nn.GRU(4, 3, 2, True, True, 0.0, True)), ((2, 5, 4),)),
+    "GRU without bias": Pair(lambda nn, p: joined(nn, nn.GRU(4, 3, bias=False)), ((5, 2, 4),)),
+    "RNNCell": Pair(lambda nn, p: joined(nn, nn.RNNCell(4, 3, nonlinearity="relu")), ((5, 4),)),
+    "LSTMCell": Pair(lambda nn, p: joined(nn, nn.LSTMCell(4, 3)), ((5, 4),)),
+    "GRUCell": Pair(lambda nn, p: joined(nn, nn.GRUCell(4, 3)), ((4,),)),
     "Dropout": Pair(lambda nn, p: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0)), ((5, 4),)),
     "Flatten": Pair(lambda nn, p: nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), ((5, 2, 3),)),
     "Unflatten": Pair(lambda nn, p: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(-1, (2, 3))), ((5, 4),)),

@@ -1,0 +1,436 @@
+"""Recurrent nets on the CPU: a block takes some of the sequences through all time steps by itself.
+
+So there is no barrier between steps. A step multiplies the states of the block's sequences by the recurrent weight,
+which is packed once a call (`panel`), and passes once over the rows of the step for the gates while they are in the
+cache. The gradient of the weight is one product after the loop, by BLAS.
+
+The state of each sequence is updated in the output that holds the last one, and in the backward pass its gradient
+in that of the first state. A loop writes one or two arrays: with more, LLVM gives up on proving that they are apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmkernels.dense.cpu import matmul
+from gmkernels.elementary import sigmoid, tanh
+from gmkernels.pool import block_kernel, jitable, long_loop, part
+from gmkernels.recurrent.panel import pack, product
+from gmkernels.recurrent.spec import padded
+from gmkernels.recurrent.spec import starts as starts_of
+
+Arrays = Sequence[np.ndarray]
+Attrs = Mapping[str, Any]
+
+_TANH, _RELU, _LSTM, _GRU_AFTER, _GRU_BEFORE = range(5)
+
+
+def _blocks(batch: int) -> tuple[int, int]:
+    """Number of blocks, and of sequences in each: one or two tiles of a product, so that few cores have work, too."""
+    rows = 16 if batch >= 32 else 8
+    return -(-batch // rows), rows
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _copy(x, y):
+    long_loop()
+    for j in range(y.size):
+        y[j] = x[j]
+
+
+@jitable
+def _add(x, y):
+    long_loop()
+    for j in range(y.size):
+        y[j] += x[j]
+
+
+@jitable
+def _sigmoid_of_sum(x, product, y):
+    long_loop()
+    for j in range(y.size):
+        y[j] = sigmoid(x[j] + product[j])
+
+
+@jitable
+def _tanh_of_sum(x, product, y):
+    long_loop()
+    for j in range(y.size):
+        y[j] = tanh(x[j] + product[j])
+
+
+@jitable
+def _relu_of_sum(x, product, y):
+    long_loop()
+    for j in range(y.size):
+        a = x[j] + product[j]
+        y[j] = 0 if a <= 0 else a  # NaN stays
+
+
+@jitable
+def _times_slope(d, h, cell, d_x):
+    """d_x = d f'(a), where h = f(a)."""
+    long_loop()
+    one = h.dtype.type(1)
+    if cell == _TANH:
+        for j in range(d_x.size):
+            d_x[j] = d[j] * (one - h[j] * h[j])
+    else:
+        for j in range(d_x.size):
+            d_x[j] = d[j] * (0 if h[j] <= 0 else one)
+
+
+@jitable
+def _lstm_cell(i, f, g, state, c):
+    long_loop()
+    for j in range(c.size):
+        new = f[j] * state[j] + i[j] * g[j]
+        c[j] = new
+        state[j] = new
+
+
+@jitable
+def _lstm_output(o, c, state, h):
+    long_loop()
+    for j in range(h.size):
+        new = o[j] * tanh(c[j])
+        h[j] = new
+        state[j] = new
+
+
+@jitable
+def _lstm_output_backward(d, c, o, d_cell, d_o):
+    """Of h = o tanh(c), whose gradient is d: adds to that of c."""
+    long_loop()
+    one = c.dtype.type(1)
+    for j in range(d_o.size):
+        tanh_c = tanh(c[j])
+        d_cell[j] += d[j] * o[j] * (one - tanh_c * tanh_c)
+        d_o[j] = d[j] * tanh_c * (o[j] * (one - o[j]))
+
+
+@jitable
+def _lstm_input_backward(d_cell, i, g, d_i, d_g):
+    """Of the part i g of c."""
+    long_loop()
+    one = i.dtype.type(1)
+    for j in range(d_i.size):
+        d_i[j] = d_cell[j] * g[j] * (i[j] * (one - i[j]))
+        d_g[j] = d_cell[j] * i[j] * (one - g[j] * g[j])
+
+
+@jitable
+def _lstm_forget_backward(before, f, d_cell, d_f):
+    """Of the part f before of c: turns the gradient of c into that of the cell before."""
+    long_loop()
+    one = f.dtype.type(1)
+    for j in range(d_f.size):
+        d_f[j] = d_cell[j] * before[j] * (f[j] * (one - f[j]))
+        d_cell[j] = d_cell[j] * f[j]
+
+
+@jitable
+def _gru_candidate(x, r, reset, n):
+    long_loop()
+    for j in range(n.size):
+        n[j] = tanh(x[j] + r[j] * reset[j])
+
+
+@jitable
+def _gru_mix(z, n, state, h):
+    long_loop()
+    one = n.dtype.type(1)
+    for j in range(h.size):
+        new = (one - z[j]) * n[j] + z[j] * state[j]
+        h[j] = new
+        state[j] = new
+
+
+@jitable
+def _gru_mix_backward(d, z, n, before, d_n, d_z):
+    long_loop()
+    one = n.dtype.type(1)
+    for j in range(d_n.size):
+        d_n[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
+    for j in range(d_z.size):
+        d_z[j] = d[j] * (before[j] - n[j]) * (z[j] * (one - z[j]))
+
+
+@jitable
+def _gru_reset_backward(d, factor, r, d_r):
+    """Of r factor, whose gradient is d, with respect to the argument of r = sigmoid(...)."""
+    long_loop()
+    one = r.dtype.type(1)
+    for j in range(d_r.size):
+        d_r[j] = d[j] * factor[j] * (r[j] * (one - r[j]))
+
+
+@jitable
+def _multiply(x, y, product):
+    long_loop()
+    for j in range(product.size):
+        product[j] = x[j] * y[j]
+
+
+@jitable
+def _sum(x, y, total):
+    long_loop()
+    for j in range(total.size):
+        total[j] = x[j] + y[j]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loops over time
+# ---------------------------------------------------------------------------------------------------------
+
+
+@block_kernel
+def _forward(
+    block, cell, reverse, x, panels, bias_n, starts, h, state, state_c, c, gates, reset, sums, size, width, stride,
+    second, per_block,
+):  # fmt: skip
+    """`stride` is the length of a row of `sums`; there the product of a GRU's candidate begins at `second`."""
+    low = block * per_block
+    steps = starts.size - 1
+    for step in range(steps):
+        t = steps - 1 - step if reverse else step
+        rows = min(per_block, starts[t + 1] - starts[t] - low)
+        if rows <= 0:
+            continue
+        first = starts[t] + low
+        columns = second if cell == _GRU_BEFORE else stride
+        product(state, low * size, size, panels, 0, size, columns, sums, low * stride, stride, rows)
+        for r in range(rows):
+            b, at = low + r, first + r
+            x_row, sum_row = part(x, at * width, width), part(sums, b * stride, stride)
+            h_row, state_row = part(h, at * size, size), part(state, b * size, size)
+            if cell == _TANH:
+                _tanh_of_sum(x_row, sum_row, h_row)
+                _copy(h_row, state_row)
+            elif cell == _RELU:
+                _relu_of_sum(x_row, sum_row, h_row)
+                _copy(h_row, state_row)
+            else:
+                y = part(gates, at * width, width)
+                _sigmoid_of_sum(x_row, sum_row, part(y, 0, 2 * size))
+                if cell == _LSTM:
+                    i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+                    c_row = part(c, at * size, size)
+                    _tanh_of_sum(part(x_row, 2 * size, size), part(sum_row, 2 * size, size), g)
+                    _sigmoid_of_sum(part(x_row, 3 * size, size), part(sum_row, 3 * size, size), o)
+                    _lstm_cell(i, f, g, part(state_c, b * size, size), c_row)
+                    _lstm_output(o, c_row, state_row, h_row)
+                else:
+                    reset_row, r_gate, n_gate = part(reset, at * size, size), part(y, 0, size), part(y, 2 * size, size)
+                    if cell == _GRU_BEFORE:
+                        _multiply(r_gate, state_row, reset_row)
+                    else:
+                        _sum(part(sum_row, second, size), bias_n, reset_row)
+                        _gru_candidate(part(x_row, 2 * size, size), r_gate, reset_row, n_gate)
+                        _gru_mix(part(y, size, size), n_gate, state_row, h_row)
+        if cell == _GRU_BEFORE:
+            product(
+                reset, first * size, size, panels, second * size, size, size, sums, low * stride + second, stride, rows
+            )
+            for r in range(rows):
+                b, at = low + r, first + r
+                n_gate, sum_row = part(gates, at * width + 2 * size, size), part(sums, b * stride + second, size)
+                _add(bias_n, sum_row)
+                _tanh_of_sum(part(x, at * width + 2 * size, size), sum_row, n_gate)
+                z_gate = part(gates, at * width + size, size)
+                _gru_mix(z_gate, n_gate, part(state, b * size, size), part(h, at * size, size))
+
+
+@jitable
+def _row_before(starts, t, b, reverse):
+    """The row of sequence b at the step that it reads before step t; -1 where t is its first."""
+    other = t + 1 if reverse else t - 1
+    if 0 <= other < starts.size - 1 and b < starts[other + 1] - starts[other]:
+        return starts[other] + b
+    return -1
+
+
+@block_kernel
+def _backward(
+    block, cell, reverse, g_h, panels, h0, c0, h, c, gates, reset, starts, d_x, d_state, d_cell, sums, before,
+    sums_n, d_product, d_bias_n, size, width, stride, per_block,
+):  # fmt: skip
+    """`sums` are products with the weight, of a GRU with that of its gates r and z; `sums_n` with its candidate's."""
+    low = block * per_block
+    steps = starts.size - 1
+    is_gru = cell == _GRU_AFTER or cell == _GRU_BEFORE
+    inner = 2 * size if is_gru else width
+    for step in range(steps):
+        t = step if reverse else steps - 1 - step
+        rows = min(per_block, starts[t + 1] - starts[t] - low)
+        if rows <= 0:
+            continue
+        first = starts[t] + low
+        for r in range(rows):
+            b, at = low + r, first + r
+            d_row, d_state_row = part(d_x, at * width, width), part(d_state, b * size, size)
+            h_row, before_row = part(h, at * size, size), part(before, at * size, size)
+            at_before = _row_before(starts, t, b, reverse)
+            _copy(part(h0, b * size, size) if at_before < 0 else part(h, at_before * size, size), before_row)
+            _add(part(g_h, at * size, size), d_state_row)
+            if cell == _TANH or cell == _RELU:
+                _times_slope(d_state_row, h_row, cell, d_row)
+            elif cell == _LSTM:
+                y, d_cell_row = part(gates, at * width, width), part(d_cell, b * size, size)
+                i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+                c_before = part(c0, b * size, size) if at_before < 0 else part(c, at_before * size, size)
+                _lstm_output_backward(d_state_row, part(c, at * size, size), o, d_cell_row, part(d_row, 3 * size, size))
+                _lstm_input_backward(d_cell_row, i, g, part(d_row, 0, size), part(d_row, 2 * size, size))
+                _lstm_forget_backward(c_before, f, d_cell_row, part(d_row, size, size))
+            else:
+                y, d_product_row = part(gates, at * width, width), part(d_product, at * size, size)
+                r_gate, z_gate, n_gate = part(y, 0, size), part(y, size, size), part(y, 2 * size, size)
+                d_n = part(d_row, 2 * size, size)
+                _gru_mix_backward(d_state_row, z_gate, n_gate, before_row, d_n, part(d_row, size, size))
+                if cell == _GRU_AFTER:
+                    _multiply(d_n, r_gate, d_product_row)
+                    _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
+                else:
+                    _copy(d_n, d_product_row)
+                _multiply(d_state_row, z_gate, d_state_row)
+                _add(d_product_row, part(d_bias_n, b * size, size))
+        if is_gru:
+            product(
+                d_product, first * size, size, panels, 2 * size * stride, size, size, sums_n, low * stride, stride, rows
+            )
+            for r in range(rows):
+                b, at = low + r, first + r
+                sum_row, d_state_row = part(sums_n, b * stride, size), part(d_state, b * size, size)
+                if cell == _GRU_BEFORE:
+                    r_gate, before_row = part(gates, at * width, size), part(before, at * size, size)
+                    _gru_reset_backward(sum_row, before_row, r_gate, part(d_x, at * width, size))
+                    _multiply(sum_row, r_gate, sum_row)
+                _add(sum_row, d_state_row)
+        product(d_x, first * width, width, panels, 0, inner, size, sums, low * stride, stride, rows)
+        for r in range(rows):
+            sum_row, d_state_row = part(sums, (low + r) * stride, size), part(d_state, (low + r) * size, size)
+            if is_gru:
+                _add(sum_row, d_state_row)
+            else:
+                _copy(sum_row, d_state_row)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Launchers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _run_forward(
+    cell: int, attrs: Attrs, x: Any, weight: Any, bias_n: Any, batch_sizes: Any, workspace: Arrays,
+    h: Any, state: Any, state_c: Any, c: Any, gates: Any, reset: Any,
+) -> None:  # fmt: skip
+    ends = starts_of(batch_sizes, len(x), len(state))
+    if not h.size:
+        return
+    panels, sums = workspace[0].reshape(-1), workspace[1]
+    size, width, stride = h.shape[1], x.shape[1], sums.shape[1]
+    second = 0
+    if cell in (_GRU_AFTER, _GRU_BEFORE):
+        second = padded(2 * size, x.itemsize)
+        pack(weight[2 * size :].T, panels[second * size :])
+        weight = weight[: 2 * size]
+    pack(weight.T, panels[: padded(len(weight), x.itemsize) * size])
+    blocks, rows = _blocks(len(state))
+    _forward(
+        blocks, cell, int(attrs["reverse"]), x, panels, bias_n, ends, h, state, state_c, c, gates, reset, sums,
+        size, width, stride, second, rows,
+    )  # fmt: skip
+
+
+def rnn(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, weight, batch_sizes = inputs
+    h, state = outputs
+    np.copyto(state, h0)
+    none = np.empty(0, x.dtype)
+    cell = _TANH if attrs["nonlinearity"] == "tanh" else _RELU
+    _run_forward(cell, attrs, x, weight, none, batch_sizes, workspace, h, state, none, none, none, none)
+
+
+def lstm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, c0, weight, batch_sizes = inputs
+    h, state, state_c, c, gates = outputs
+    np.copyto(state, h0)
+    np.copyto(state_c, c0)
+    none = np.empty(0, x.dtype)
+    _run_forward(_LSTM, attrs, x, weight, none, batch_sizes, workspace, h, state, state_c, c, gates, none)
+
+
+def gru(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, weight, bias_n, batch_sizes = inputs
+    h, state, gates, reset = outputs
+    np.copyto(state, h0)
+    none = np.empty(0, x.dtype)
+    cell = _GRU_AFTER if attrs["reset_after"] else _GRU_BEFORE
+    _run_forward(cell, attrs, x, weight, bias_n, batch_sizes, workspace, h, state, none, none, gates, reset)
+
+
+def _run_backward(
+    cell: int, attrs: Attrs, g_h: Any, weight: Any, h0: Any, c0: Any, h: Any, c: Any, gates: Any, reset: Any,
+    batch_sizes: Any, d_x: Any, d_state: Any, d_cell: Any, workspace: Arrays,
+) -> None:  # fmt: skip
+    ends = starts_of(batch_sizes, len(h), len(h0))
+    if not h.size:
+        return
+    none = np.empty(0, h.dtype)
+    panels, sums, before, sums_n, d_product, d_bias_n = [*workspace, none, none, none][:6]
+    size, width, stride = h.shape[1], d_x.shape[1], sums.shape[1]
+    gate_rows = 2 * size if cell in (_GRU_AFTER, _GRU_BEFORE) else width
+    pack(weight[:gate_rows], panels.reshape(-1)[: gate_rows * stride])
+    if gate_rows < width:
+        pack(weight[gate_rows:], panels.reshape(-1)[gate_rows * stride :])
+    blocks, rows = _blocks(len(h0))
+    _backward(
+        blocks, cell, int(attrs["reverse"]), g_h, panels, h0, c0, h, c, gates, reset, ends, d_x, d_state, d_cell,
+        sums, before, sums_n, d_product, d_bias_n, size, width, stride, rows,
+    )  # fmt: skip
+
+
+def rnn_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, weight, h0, h, batch_sizes = inputs
+    d_x, d_h0, d_weight = outputs
+    np.copyto(d_h0, g_hn)
+    none = np.empty(0, h.dtype)
+    cell = _TANH if attrs["nonlinearity"] == "tanh" else _RELU
+    _run_backward(cell, attrs, g_h, weight, h0, none, h, none, none, none, batch_sizes, d_x, d_h0, none, workspace)
+    before = workspace[2]
+    matmul((d_x.T, before), (d_weight,), (), {})
+
+
+def lstm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, g_cn, weight, h0, c0, h, c, gates, batch_sizes = inputs
+    d_x, d_h0, d_c0, d_weight = outputs
+    np.copyto(d_h0, g_hn)
+    np.copyto(d_c0, g_cn)
+    none = np.empty(0, h.dtype)
+    _run_backward(_LSTM, attrs, g_h, weight, h0, c0, h, c, gates, none, batch_sizes, d_x, d_h0, d_c0, workspace)
+    before = workspace[2]
+    matmul((d_x.T, before), (d_weight,), (), {})
+
+
+def gru_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, weight, h0, h, gates, reset, batch_sizes = inputs
+    d_x, d_h0, d_weight, d_bias_n = outputs
+    _, _, before, _, d_product, sequence_bias = workspace
+    np.copyto(d_h0, g_hn)
+    sequence_bias.fill(0)
+    none = np.empty(0, h.dtype)
+    cell = _GRU_AFTER if attrs["reset_after"] else _GRU_BEFORE
+    _run_backward(cell, attrs, g_h, weight, h0, none, h, none, gates, reset, batch_sizes, d_x, d_h0, none, workspace)
+    size = h.shape[1]
+    matmul((d_x[:, : 2 * size].T, before), (d_weight[: 2 * size],), (), {})
+    factor = before if attrs["reset_after"] else reset  # of the product with the candidate's weight
+    matmul((d_product.T, factor), (d_weight[2 * size :],), (), {})
+    np.sum(sequence_bias, axis=0, dtype=np.float64, out=d_bias_n)
