@@ -8,6 +8,13 @@ Each wrapper takes ``backend=``: the name of the one to use, the cheapest that a
 
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
+from gmkernels.gibbs import (
+    boltzmann_sweep,
+    contrastive_divergence,
+    free_energy,
+    gibbs_chain,
+    gibbs_half_step,
+)
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
@@ -53,6 +60,8 @@ __all__ = [
     "bernoulli_log_prob_backward",
     "bernoulli_sample",
     "bernoulli_sample_logits",
+    "boltzmann_sweep",
+    "contrastive_divergence",
     "dropout",
     "entries",
     "erf",
@@ -60,10 +69,13 @@ __all__ = [
     "erfcx",
     "erfinv",
     "explain",
+    "free_energy",
     "gammainc",
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gibbs_chain",
+    "gibbs_half_step",
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
