@@ -9,14 +9,16 @@ import numpy as np
 
 from gmkernels import blas
 from gmkernels.blas import NO_TRANS, TRANS
-from gmkernels.dense.cpu import edge, operands, product_tile
+from gmkernels.dense import cpu as dense
+from gmkernels.dense.cpu import edge, product_tile
 from gmkernels.dense.tiles import tiles
 from gmkernels.elementary import exp, log1p_unit, select, sigmoid
 from gmkernels.gemm import gemm
-from gmkernels.gibbs.spec import STEP_BITS, step_key
+from gmkernels.gibbs.spec import step_key
 from gmkernels.pool import address, block_kernel, jitable, reduction, scratch
 from gmkernels.registry import Array
-from gmkernels.rng.cpu import SCRATCH, TILE, interleave, normal_tile, word_tile
+from gmkernels.rng import cpu as rng
+from gmkernels.rng.cpu import SCRATCH, TILE, interleave, word_tile
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -91,87 +93,35 @@ def _bernoulli_run(mean, key, sample, begin, end):
         _fire(mean[start:stop], tile[lane : lane + stop - start], sample[start:stop])
 
 
-@jitable
-def _row_product(
-    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, y, m, k, n, row_tiles, column_tiles
-):
-    """The tile of y = x w that is this block's; returns where it lies."""
-    row, column = block // column_tiles, block % column_tiles
-    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
-    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
-    if k > 0:
-        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, y, k, top, bottom, left, right, n)
-    else:
-        y[top * n : bottom * n] = 0  # there is one column tile
-    return column, top, bottom, left, right
-
-
 @block_kernel
 def _bernoulli(
     block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, sums, key, m, k, n, row_tiles,
     column_tiles,
 ):  # fmt: skip
     """mean = sigmoid(x w + bias) and, where there is room, its sample and the sums of softplus by row and tile."""
-    column, top, bottom, left, right = _row_product(
-        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
-    )
+    row, column = block // column_tiles, block % column_tiles
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
+    if k > 0:
+        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
+    else:
+        mean[top * n : bottom * n] = 0  # there is one column tile
     for r in range(top, bottom):
         begin, end = r * n + left, r * n + right
         if sums.size > 0:
             sums[r * column_tiles + column] = _sigmoids_and_sum(mean[begin:end], bias[left:right])
         else:
             _sigmoids(mean[begin:end], bias[left:right])
-        if sample.size > 0 and column_tiles > 1:
-            _bernoulli_run(mean, key, sample, begin, end)
-    if sample.size > 0 and column_tiles == 1:  # short rows share tiles of the random stream
-        _bernoulli_run(mean, key, sample, top * n, bottom * n)
-
-
-@jitable
-def _add(x, y):
-    """x += y"""
-    y = y[: x.size]
-    for i in range(x.size):
-        x[i] += y[i]
-
-
-@jitable
-def _sum(x, y, z):
-    """z = x + y"""
-    x, y = x[: z.size], y[: z.size]
-    for i in range(z.size):
-        z[i] = x[i] + y[i]
-
-
-@jitable
-def _normal_run(mean, key, sample, begin, end):
-    words = scratch(SCRATCH, np.uint32)
-    lanes, noise = scratch(SCRATCH, mean.dtype), scratch(SCRATCH, mean.dtype)
-    for start in range(begin, end, TILE):
-        stop = min(start + TILE, end)
-        lane = normal_tile(key, start, stop - start, words, lanes, noise)
-        _sum(mean[start:stop], noise[lane : lane + stop - start], sample[start:stop])
-
-
-@block_kernel
-def _gaussian(
-    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, key, m, k, n, row_tiles, column_tiles
-):
-    """mean = x w + bias, and its sample."""
-    column, top, bottom, left, right = _row_product(
-        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
-    )
-    for r in range(top, bottom):
-        begin, end = r * n + left, r * n + right
-        _add(mean[begin:end], bias[left:right])
-        if column_tiles > 1:
-            _normal_run(mean, key, sample, begin, end)
-    if column_tiles == 1:
-        _normal_run(mean, key, sample, top * n, bottom * n)
+    if sample.size > 0:
+        runs = bottom - top if column_tiles > 1 else 1  # whole rows lie together and share tiles of the random stream
+        length = (bottom - top) * (right - left) // runs
+        for r in range(top, top + runs):
+            begin = r * n + left
+            _bernoulli_run(mean, key, sample, begin, begin + length)
 
 
 _NO_KEY = np.zeros(3, np.uint64)
-_NO_SUMS = np.empty(0, np.float64)
+_NO_SUMS = np.empty((0, 0), np.float64)
 
 
 def _half_step(
@@ -180,17 +130,19 @@ def _half_step(
     """Means, samples (unless that has no elements) and sums of softplus of the units that `weight` leads to."""
     if mean.size == 0:
         sums.fill(0)
-        return
-    (m, k), n = states.shape, weight.shape[0]
-    row_tiles, column_tiles = tiles(m, k, n)
-    arguments, alive = operands(states, weight.T)
-    bias = np.ascontiguousarray(bias)
-    blocks, shape = row_tiles * column_tiles, (m, k, n, row_tiles, column_tiles)
-    with blas.single_threaded():
-        if units == "gaussian":
-            _gaussian(blocks, *arguments, mean, bias, sample, key, *shape)
-        else:
-            _bernoulli(blocks, *arguments, mean, bias, sample, sums, key, *shape)
+    elif units == "gaussian":
+        dense.linear((states, weight, bias), (mean,), (), {})
+        rng.normal((key,), (sample,), (), {})
+        np.add(sample, mean, out=sample)
+    else:
+        (m, k), n = states.shape, weight.shape[0]
+        row_tiles, column_tiles = tiles(m, k, n)
+        arguments, alive = dense.operands(states, weight.T)
+        bias = np.ascontiguousarray(bias)
+        with blas.single_threaded():
+            _bernoulli(
+                row_tiles * column_tiles, *arguments, mean, bias, sample, sums, key, m, k, n, row_tiles, column_tiles
+            )
 
 
 def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -238,58 +190,32 @@ def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 # Free energy
 # ---------------------------------------------------------------------------------------------------------
 
-_ROWS = 64  # of a block
-
-
-@reduction
-def _linear_energy(visible, bias):
-    bias = bias[: visible.size]
-    total = 0.0
-    for i in range(visible.size):
-        total -= np.float64(visible[i]) * np.float64(bias[i])
-    return total
-
-
-@reduction
-def _square_energy(visible, bias):
-    bias = bias[: visible.size]
-    total = 0.0
-    for i in range(visible.size):
-        difference = np.float64(visible[i]) - np.float64(bias[i])
-        total += 0.5 * difference * difference
-    return total
-
-
-@block_kernel
-def _energies(block, visible, bias, sums, energy, gaussian):
-    """energy = the visible units' own energy, minus the sums of softplus."""
-    n, parts = bias.size, sums.size // energy.size
-    for r in range(block * _ROWS, min(block * _ROWS + _ROWS, energy.size)):
-        row = visible[r * n : (r + 1) * n]
-        total = _square_energy(row, bias) if gaussian else _linear_energy(row, bias)
-        for i in range(r * parts, (r + 1) * parts):
-            total -= sums[i]
-        energy[r] = total
-
 
 def _free_energy(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, hidden_mean: Array, sample: Array,
-    key: Array, sums: Array, energy: Array, units: str,
+    key: Array, sums: Array, difference: Array, energy: Array, units: str,
 ) -> None:  # fmt: skip
     """Free energies and hidden means, and a sample of those unless it has no elements."""
     _half_step(visible, weight, hidden_bias, hidden_mean, sample, key, "bernoulli", sums)
-    rows, bias = np.ascontiguousarray(visible), np.ascontiguousarray(visible_bias)
-    _energies(-(-energy.size // _ROWS), rows, bias, sums, energy, int(units == "gaussian"))
+    with blas.single_threaded():
+        if units == "gaussian":
+            np.subtract(visible, visible_bias, out=difference)
+            np.einsum("ij,ij->i", difference, difference, out=energy)
+            energy *= 0.5
+        else:
+            np.matmul(visible, visible_bias, out=energy)
+            np.negative(energy, out=energy)
+    for part in sums.T:
+        np.subtract(energy, part, out=energy, casting="same_kind")
 
 
 def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     visible, weight, visible_bias, hidden_bias = inputs
     energy, hidden_mean = outputs
-    room, sums = workspace
-    none = hidden_mean[:0]
+    room, sums, difference = workspace
     _free_energy(
-        _load(visible, room), weight, visible_bias, hidden_bias, hidden_mean, none, _NO_KEY, sums, energy,
-        attrs["units"],
+        _load(visible, room), weight, visible_bias, hidden_bias, hidden_mean, hidden_mean[:0], _NO_KEY, sums,
+        difference, energy, attrs["units"],
     )  # fmt: skip
 
 
@@ -297,101 +223,79 @@ def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 # Contrastive divergence
 # ---------------------------------------------------------------------------------------------------------
 
-_STRIP = 128  # columns of a block
+@jitable
+def _difference(function, wide, out, at, lda, m, n, a, a2, b, b2, rows, rows2, scale, ldb, ldout):
+    """out = scale[0] a^T b + scale[1] a2^T b2, an (m, n) matrix from element `at` on."""
+    target = out.ctypes.data + out.itemsize * at
+    gemm(function, wide, out, TRANS, NO_TRANS, m, n, rows, scale[0], a, lda, b, ldb, scale[2], target, ldout)
+    gemm(function, wide, out, TRANS, NO_TRANS, m, n, rows2, scale[1], a2, lda, b2, ldb, scale[3], target, ldout)
 
 
 @block_kernel
-def _difference_of_products(
-    block, function, wide, h, v, ldv, n, h2, v2, ldv2, n2, scale, out, hidden, visible, row_tiles, column_tiles
+def _statistics(
+    block, function, wide, h, h2, v, v2, ones, scale, d_weight, d_visible, d_hidden, rows, rows2, row_tiles, column_tiles
 ):
-    """out = h^T v / n - h2^T v2 / n2, tile by tile."""
+    """Means of h v^T, v and h over the rows of (v, h), minus those over the rows of (v2, h2), tile by tile."""
+    hidden, visible, item = d_hidden.size, d_visible.size, d_weight.itemsize
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, hidden), edge(row + 1, row_tiles, hidden)
     left, right = edge(column, column_tiles, visible), edge(column + 1, column_tiles, visible)
-    item = out.itemsize
-    tile = out.ctypes.data + item * (top * visible + left)
-    rows, columns = bottom - top, right - left
-    gemm(function, wide, out, TRANS, NO_TRANS, rows, columns, n, scale[0], h + item * top, hidden,
-         v + item * left, ldv, scale[2], tile, visible)  # fmt: skip
-    gemm(function, wide, out, TRANS, NO_TRANS, rows, columns, n2, scale[1], h2 + item * top, hidden,
-         v2 + item * left, ldv2, scale[3], tile, visible)  # fmt: skip
-
-
-@jitable
-def _add_wide(total, x):
-    x = x[: total.size]
-    for i in range(total.size):
-        total[i] += np.float64(x[i])
-
-
-@block_kernel
-def _difference_of_means(block, x, y, out):
-    """out = mean of the rows of x, minus that of the rows of y."""
-    first, second = scratch(_STRIP, np.float64), scratch(_STRIP, np.float64)
-    n = out.size
-    left, right = block * _STRIP, min(block * _STRIP + _STRIP, n)
-    one, two = first[: right - left], second[: right - left]
-    one[:] = 0
-    two[:] = 0
-    for r in range(x.size // n):
-        _add_wide(one, x[r * n + left : r * n + right])
-    for r in range(y.size // n):
-        _add_wide(two, y[r * n + left : r * n + right])
-    for i in range(right - left):
-        out[left + i] = one[i] / (x.size // n) - two[i] / (y.size // n)
+    one = ones.ctypes.data
+    h, h2, v, v2 = h + item * top, h2 + item * top, v + item * left, v2 + item * left
+    m, n = bottom - top, right - left
+    _difference(
+        function, wide, d_weight, top * visible + left, hidden, m, n, h, h2, v, v2, rows, rows2, scale, visible, visible
+    )
+    if row == 0:
+        _difference(function, wide, d_visible, left, 1, 1, n, one, one, v, v2, rows, rows2, scale, visible, visible)
+    if column == 0:
+        _difference(function, wide, d_hidden, top, hidden, m, 1, h, h2, one, one, rows, rows2, scale, 1, 1)
 
 
 def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     """Where the chain starts at the data, the hidden means of the positive phase are those of its first step."""
     data, chain, weight, visible_bias, hidden_bias, key = inputs
-    d_weight, d_visible_bias, d_hidden_bias, visible_out, loss = outputs
+    *statistics, visible_out, loss = outputs
     (
-        data_room, chain_room, data_hidden, chain_hidden, hidden, visible_mean, data_sums, chain_sums, data_energy,
-        chain_energy,
+        data_room, chain_room, data_hidden, chain_hidden, hidden, visible_mean, data_sums, chain_sums, difference,
+        data_energy, chain_energy, ones,
     ) = workspace  # fmt: skip
     units, steps = attrs["units"], attrs["steps"]
     parameters = weight, visible_bias, hidden_bias
     from_data = chain is data
-    positive = np.ascontiguousarray(_load(data, data_room))
-    start = positive if from_data else np.ascontiguousarray(_load(chain, chain_room))
+    positive = _load(data, data_room)
+    start = positive if from_data else _load(chain, chain_room)
     visible = visible_out if visible_out.dtype == weight.dtype else chain_room
 
     first = hidden if from_data else hidden[:0]
     first_key = step_key(key, 0, weight.shape[0])
-    _free_energy(positive, *parameters, data_hidden, first, first_key, data_sums, data_energy, units)
+    _free_energy(
+        positive, *parameters, data_hidden, first, first_key, data_sums, difference[: len(data)], data_energy, units
+    )
     _steps(start, *parameters, key, int(from_data), steps, units, visible, visible_mean, hidden, chain_hidden)
-    _free_energy(visible, *parameters, chain_hidden, hidden[:0], _NO_KEY, chain_sums, chain_energy, units)
-    _statistics(positive, data_hidden, visible, chain_hidden, d_weight, d_visible_bias, d_hidden_bias)
-    loss[...] = np.mean(data_energy, dtype=np.float64) - np.mean(chain_energy, dtype=np.float64)
-    _store(visible, visible_out)
-
-
-def _statistics(
-    data: Array, data_hidden: Array, chain: Array, chain_hidden: Array, d_weight: Array, d_visible_bias: Array,
-    d_hidden_bias: Array,
-) -> None:  # fmt: skip
-    (n, visible), n2, hidden = data.shape, chain.shape[0], data_hidden.shape[1]
-    _difference_of_means(-(-visible // _STRIP), data, chain, d_visible_bias)
-    _difference_of_means(-(-hidden // _STRIP), data_hidden, chain_hidden, d_hidden_bias)
-    if d_weight.size == 0:
-        return
+    _free_energy(
+        visible, *parameters, chain_hidden, hidden[:0], _NO_KEY, chain_sums, difference[: len(chain)], chain_energy, units
+    )
+    ones.fill(1)
+    scale = np.array([1 / len(data), -1 / len(chain), 0, 1], weight.dtype)
+    row_tiles, column_tiles = tiles(weight.shape[0], len(data) + len(chain), weight.shape[1])
     library = blas.find()
     assert library is not None
-    row_tiles, column_tiles = tiles(hidden, n + n2, visible)
-    scale = np.array([1 / n, -1 / n2, 0, 1], d_weight.dtype)
     with blas.single_threaded():
-        _difference_of_products(
-            row_tiles * column_tiles, library.gemm_address(d_weight.dtype), int(library.wide),
-            address(data_hidden), address(data), visible, n, address(chain_hidden), address(chain), visible, n2,
-            scale, d_weight, hidden, visible, row_tiles, column_tiles,
+        _statistics(
+            row_tiles * column_tiles, library.gemm_address(weight.dtype), int(library.wide), address(data_hidden),
+            address(chain_hidden), address(positive), address(visible), ones, scale, *statistics, len(data), len(chain),
+            row_tiles, column_tiles,
         )  # fmt: skip
+    loss[...] = np.mean(data_energy, dtype=np.float64) - np.mean(chain_energy, dtype=np.float64)
+    _store(visible, visible_out)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # General Boltzmann machine
 # ---------------------------------------------------------------------------------------------------------
 
-_FLIPS = 1 << 20  # multiplications of a block and sweep, about
+_WORK = 1 << 18  # multiplications of a block, about
 
 
 @jitable
@@ -401,57 +305,46 @@ def _add_multiple(field, row, factor):
         field[i] += factor * row[i]
 
 
-@jitable
-def _scan(x, field, weight, bias, clamped, words, begin, end):
-    """Units begin to end in turn; `field` is W x, kept up to date for the units to come."""
-    one = x.dtype.type(1)
-    zero = x.dtype.type(0)
-    n = x.size
-    for i in range(begin, end):
-        if not clamped[i]:
-            p = sigmoid(field[i] + bias[i])
-            fires = np.float64(words[i - begin]) + 1.0 <= np.float64(p) * 4294967296.0
-            new = select(p == p, select(fires, one, zero), p)
-            change = new - x[i]
-            x[i] = new
-            if change != zero:
-                _add_multiple(field[i + 1 : n], weight[i * n + i + 1 : (i + 1) * n], change)
-
-
 @block_kernel
-def _sweeps(block, function, wide, x, weight, bias, clamped, key, field, n, sweeps, rows, rows_per_block):
-    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
+def _sweep(block, function, wide, x, weight, bias, clamped, words, field, rows, rows_per_block):
+    """Every unit of some chains in turn; `field` is W x, kept up to date for the units to come."""
+    n, item = bias.size, x.itemsize
+    zero, one = x.dtype.type(0), x.dtype.type(1)
     top, bottom = block * rows_per_block, min(rows, (block + 1) * rows_per_block)
-    item = x.itemsize
-    for sweep in range(sweeps):
-        at = item * top * n
-        gemm(function, wide, x, NO_TRANS, NO_TRANS, bottom - top, n, n, 1, x.ctypes.data + at, n,
-             weight.ctypes.data, n, 0, field.ctypes.data + at, n)  # fmt: skip
-        for r in range(top, bottom):
-            states, fields = x[r * n : (r + 1) * n], field[r * n : (r + 1) * n]
-            for begin in range(0, n, TILE):
-                end = min(begin + TILE, n)
-                lane, groups = word_tile(key, (sweep << STEP_BITS) + r * n + begin, end - begin, words)
-                interleave(words, groups, tile)
-                _scan(states, fields, weight, bias, clamped, tile[lane:], begin, end)
+    at = item * top * n
+    gemm(function, wide, x, NO_TRANS, NO_TRANS, bottom - top, n, n, 1, x.ctypes.data + at, n,
+         weight.ctypes.data, n, 0, field.ctypes.data + at, n)  # fmt: skip
+    for r in range(top, bottom):
+        start, end = r * n, (r + 1) * n
+        for i in range(n):
+            if not clamped[i]:
+                p = sigmoid(field[start + i] + bias[i])
+                fires = np.float64(words[start + i]) + 1.0 <= np.float64(p) * 4294967296.0
+                new = select(p == p, select(fires, one, zero), p)
+                change = new - x[start + i]
+                x[start + i] = new
+                if change != zero:
+                    _add_multiple(field[start + i + 1 : end], weight[i * n + i + 1 : (i + 1) * n], change)
 
 
 def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    """Chains are independent: a block takes some of them through all sweeps."""
+    """A block takes some of the chains through a sweep: at most every other unit flips, and adds a row of weights."""
     states, weight, bias, clamped, key = inputs
     (out,) = outputs
-    room, field = workspace
+    room, field, words = workspace
     if states.size == 0:
         return
     x = out if out.dtype == weight.dtype else room
     np.copyto(x, states)
     rows, n = x.shape
-    rows_per_block = max(1, _FLIPS // (n * n))
+    rows_per_block = max(1, _WORK // (n * n))
     library = blas.find()
     assert library is not None
-    with blas.single_threaded():
-        _sweeps(
-            -(-rows // rows_per_block), library.gemm_address(x.dtype), int(library.wide), x, weight, bias,
-            clamped.view(np.uint8), step_key(key, 0, n), field, n, attrs["sweeps"], rows, rows_per_block,
-        )  # fmt: skip
+    for sweep in range(attrs["sweeps"]):
+        rng.random_words((step_key(key, sweep, n),), (words,), (), {})
+        with blas.single_threaded():
+            _sweep(
+                -(-rows // rows_per_block), library.gemm_address(x.dtype), int(library.wide), x, weight, bias,
+                clamped.view(np.uint8), words, field, rows, rows_per_block,
+            )  # fmt: skip
     _store(x, out)

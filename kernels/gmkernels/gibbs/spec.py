@@ -104,8 +104,8 @@ def _binary(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-_SHAPES = ((5, 3, 7), (1, 1, 1), (0, 4, 3), (3, 0, 4), (4, 3, 0), (127, 3, 5), (3, 129, 127), (43, 211, 307))
-"""(rows, visible, hidden)"""
+_SHAPES = ((5, 3, 7), (29, 307, 331), (0, 4, 3), (3, 0, 4), (4, 3, 0), (1, 1, 1), (127, 3, 5), (3, 129, 127))
+"""(rows, visible, hidden); the second is large enough for several tiles."""
 
 _MEAN_TOLERANCE = {"float32": (6e-7, 1e-6), "float64": (1e-15, 2e-15)}
 """Sums are exact in the examples. A sigmoid is within 3 units in the last place; a normal number, of at most 6.8, within
@@ -158,7 +158,8 @@ def _half_step_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Exampl
         states = _binary(rng, np.uint8 if i % 2 else dtype, n, k)
         arrays = (_dyadic(rng, dtype, m, k), _dyadic(rng, dtype, m), key)
         yield Example((states, *arrays), {"units": "bernoulli", "dtype": "uint8" if i % 3 == 0 else name})
-        yield Example((_dyadic(rng, dtype, n, k), *arrays), {"units": "gaussian", "dtype": name})
+        if i < 4:
+            yield Example((_dyadic(rng, dtype, n, k), *arrays), {"units": "gaussian", "dtype": name})
 
 
 GIBBS_HALF_STEP = KernelSpec(
@@ -227,10 +228,10 @@ def _machine(rng: np.random.Generator, dtype: Any, visible: int, hidden: int) ->
 
 
 def _chain_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-    for i, ((n, v, h), key) in enumerate(zip(_SHAPES, keys(rng))):
+    for i, ((n, v, h), key) in enumerate(zip(_SHAPES[:6], keys(rng))):
         states = _binary(rng, dtype if i % 2 else np.uint8, n, v)
-        yield Example((states, *_machine(rng, dtype, v, h), key), {"steps": 1 + i % 3, "units": "bernoulli"})
-    for (n, v, h), key in zip(_SHAPES[:5], keys(rng)):
+        yield Example((states, *_machine(rng, dtype, v, h), key), {"steps": 1 + (i - 1) % 3, "units": "bernoulli"})
+    for (n, v, h), key in zip(_SHAPES[:4], keys(rng)):
         # One step: the hidden units of a second would see sums of normal numbers, rounded otherwise in float64.
         yield Example(
             (_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"}
@@ -268,16 +269,17 @@ def _free_energy_infer(visible: Array, weight: Array, visible_bias: Array, hidde
 def _free_energy_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str
 ) -> Layout:
-    """The visible states, and the sums of softplus over each row's part of each tile of hidden units."""
-    return [*stored(visible, weight), partial_sums(visible.shape[0], weight)]
+    """The visible states; the sums of softplus over each row's part of each tile of hidden units; v - visible_bias."""
+    return [*stored(visible, weight), partial_sums(visible.shape[0], weight), _difference(visible, weight, units)]
+
+
+def _difference(visible: Array, weight: Array, units: str) -> tuple[tuple[int, ...], Any]:
+    return visible.shape if units == "gaussian" else (0,), weight.dtype
 
 
 def partial_sums(rows: int, weight: Array) -> tuple[tuple[int, ...], Any]:
-    return (rows * column_tiles(rows, weight),), np.dtype(np.float64)
-
-
-def column_tiles(rows: int, weight: Array) -> int:
-    return tiles(rows, weight.shape[1], weight.shape[0])[1]
+    column_tiles = tiles(rows, weight.shape[1], weight.shape[0])[1]
+    return (rows, column_tiles), np.dtype(np.float64)
 
 
 def _free_energy_flops(visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str) -> int:
@@ -291,7 +293,7 @@ def _free_energy_cost(visible: Array, weight: Array, visible_bias: Array, hidden
 
 
 def _free_energy_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-    for i, (n, v, h) in enumerate(_SHAPES):
+    for i, (n, v, h) in enumerate(_SHAPES[:6]):
         states = _binary(rng, dtype if i % 2 else np.uint8, n, v)
         yield Example((states, *_machine(rng, dtype, v, h)), {"units": "bernoulli"})
         yield Example((_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h)), {"units": "gaussian"})
@@ -342,12 +344,14 @@ def _divergence_workspace(
     data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
     *, steps: int, units: str,
 ) -> Layout:  # fmt: skip
-    """States of data and chain; means and sample of the hidden units; mean of the visible ones; sums and energies."""
-    real = weight.dtype
+    """States of data and chain; means and sample of the hidden units; mean of the visible ones; for the free energies
+    what those need, and themselves; ones."""
+    real, most = weight.dtype, max(data, chain, key=len)
     hidden = [(a.shape[0], weight.shape[0]) for a in (data, chain, chain)]
     return [
         *stored(data, weight), *stored(chain, weight), *((shape, real) for shape in hidden), (chain.shape, real),
-        *(partial_sums(a.shape[0], weight) for a in (data, chain)), *(((a.shape[0],), real) for a in (data, chain)),
+        *(partial_sums(a.shape[0], weight) for a in (data, chain)), _difference(most, weight, units),
+        *(((a.shape[0],), real) for a in (data, chain, most)),
     ]  # fmt: skip
 
 
@@ -376,12 +380,12 @@ def _divergence_cost(
 
 
 def _divergence_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-    for i, ((n, v, h), key) in enumerate(zip(_SHAPES, keys(rng))):
+    for i, ((n, v, h), key) in enumerate(zip(_SHAPES[:6], keys(rng))):
         if n:
             data = _binary(rng, dtype if i % 2 else np.uint8, n, v)
             chain = data if i % 3 else _binary(rng, np.uint8 if i % 2 else dtype, n + 1, v)
             arrays = (data, chain, *_machine(rng, dtype, v, h), key)
-            yield Example(arrays, {"steps": 1 + i % 2, "units": "bernoulli"})
+            yield Example(arrays, {"steps": 2 - i % 2, "units": "bernoulli"})
     for (n, v, h), key in zip(_SHAPES[:2], keys(rng)):
         data = _dyadic(rng, dtype, n, v)
         yield Example((data, data, *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"})
@@ -428,8 +432,8 @@ def _sweep_infer(states: Array, weight: Array, bias: Array, clamped: Array, key:
 
 
 def _sweep_workspace(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Layout:
-    """The states, and W x of each."""
-    return [*stored(states, weight), (states.shape, weight.dtype)]
+    """The states, W x of each, and a random word for each unit."""
+    return [*stored(states, weight), (states.shape, weight.dtype), (states.shape, np.dtype(np.uint32))]
 
 
 def _sweep_flops(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> int:
@@ -444,7 +448,7 @@ def _sweep_cost(states: Array, weight: Array, bias: Array, clamped: Array, key: 
 
 
 def _sweep_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-    sizes = ((5, 3), (1, 1), (0, 4), (3, 0), (127, 5), (7, 129), (2, 1031))
+    sizes = ((5, 3), (1, 1), (0, 4), (3, 0), (47, 31), (2, 129))
     for i, ((n, units), key) in enumerate(zip(sizes, keys(rng))):
         upper = np.triu(_dyadic(rng, dtype, units, units), 1)
         states = _binary(rng, dtype if i % 2 else np.uint8, n, units)
