@@ -94,17 +94,17 @@ def stored(states: Array, weight: Array) -> Layout:
     return [(states.shape if states.dtype != weight.dtype else (0,), weight.dtype)]
 
 
-# Weights, biases and states of the examples are multiples of 1/16 below 4, so that their products and sums are exact
-# in any order, in float32 too: samples and means do not depend on the order.
+# Weights, biases and states of the examples are multiples of 1/16, so that their products and sums are exact in any
+# order, in float32 too: samples and means do not depend on the order.
 def _dyadic(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
-    return (np.round(rng.normal(0, 0.5, shape).clip(-2, 2) * 16) / 16).astype(dtype)
+    return (rng.integers(-4, 5, shape) / 16).astype(dtype)
 
 
 def _binary(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-_SHAPES = ((5, 3, 7), (29, 307, 331), (0, 4, 3), (3, 0, 4), (4, 3, 0), (1, 1, 1), (127, 3, 5), (3, 129, 127))
+_SHAPES = ((5, 3, 7), (7, 601, 727), (0, 4, 3), (3, 0, 4), (4, 3, 0), (1, 1, 1), (127, 3, 5), (3, 129, 127))
 """(rows, visible, hidden); the second is large enough for several tiles."""
 
 _MEAN_TOLERANCE = {"float32": (6e-7, 1e-6), "float64": (1e-15, 2e-15)}
@@ -300,8 +300,8 @@ def _free_energy_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Exam
 
 
 # Sums are of float64. A float32 softplus is within 3.4 units in the last place, a sigmoid within 2.4; the terms of an
-# energy, below 600 in all in the examples, cancel: 3.4 x 6e-8 x 600.
-_ENERGY_TOLERANCE = {"float32": (1e-6, 1.3e-4), "float64": (1e-14, 3e-13)}
+# energy, below 900 in all in the examples, cancel: 3.4 x 6e-8 x 900.
+_ENERGY_TOLERANCE = {"float32": (1e-6, 2e-4), "float64": (1e-14, 4e-13)}
 
 FREE_ENERGY = KernelSpec(
     name="free_energy",
