@@ -117,6 +117,7 @@ from gmcore.ops.elementwise import (
     trunc,
     where,
 )
+from gmcore.ops.gibbs import boltzmann_sweep, contrastive_divergence, free_energy, gibbs_chain, gibbs_half_step
 from gmcore.ops.indexing import (
     add_at,
     argsort,
@@ -217,6 +218,7 @@ __all__ = [
     "bitwise_and",
     "bitwise_or",
     "bitwise_xor",
+    "boltzmann_sweep",
     "broadcast_to",
     "cast",
     "cbrt",
@@ -225,6 +227,7 @@ __all__ = [
     "cholesky",
     "clip",
     "concatenate",
+    "contrastive_divergence",
     "copysign",
     "cos",
     "cosh",
@@ -260,11 +263,14 @@ __all__ = [
     "fmax",
     "fmin",
     "fmod",
+    "free_energy",
     "gammainc",
     "gaussian_nll_loss",
     "gaussian_sample",
     "gelu",
     "getitem",
+    "gibbs_chain",
+    "gibbs_half_step",
     "glu",
     "greater",
     "greater_equal",

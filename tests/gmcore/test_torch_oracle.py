@@ -161,6 +161,19 @@ def _standardize(x: Any, axis: Any, eps: float = 1e-5) -> Any:
     return (x - mean) * torch.rsqrt(var + eps), mean, var
 
 
+def _gibbs_half_step(states: Any, weight: Any, bias: Any, units: str, key: Tensor) -> Any:
+    """Its sample is of another random stream; of Gaussian units, the op's own noise is fed in."""
+    inputs = torch.nn.functional.linear(torch.as_tensor(states, dtype=weight.dtype), weight, bias)
+    return (inputs, inputs + _noise(inputs, key, None)) if units == "gaussian" else torch.sigmoid(inputs)
+
+
+def _free_energy(visible: Any, weight: Any, visible_bias: Any, hidden_bias: Any, units: str) -> Any:
+    visible = torch.as_tensor(visible, dtype=weight.dtype)
+    inputs = torch.nn.functional.linear(visible, weight, hidden_bias)
+    own = (visible - visible_bias).square().sum(-1) / 2 if units == "gaussian" else -torch.mv(visible, visible_bias)
+    return own - torch.nn.functional.softplus(inputs).sum(-1), torch.sigmoid(inputs)
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in (
         "add", "subtract", "multiply", "divide", "negative", "square", "absolute", "sign", "sqrt", "exp", "expm1",
@@ -226,6 +239,8 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "bernoulli_log_prob_backward": _bernoulli_log_prob_backward,
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
+    "gibbs_half_step": _gibbs_half_step,
+    "free_energy": _free_energy,
 }  # fmt: skip
 NO_COUNTERPART = {
     "gammainc": "PyTorch has no derivative in a; against SciPy and mpmath in tests/gmkernels/test_special.py",
@@ -237,6 +252,9 @@ NO_COUNTERPART = {
     )},
     "standard_gamma_grad": "PyTorch's is an approximation; against mpmath in tests/gmkernels/test_rejection.py",
     "bernoulli_sample": "another random stream, and no derivative; its formula in test_ops.py",
+    **{name: "another random stream; against enumeration in tests/gmkernels/test_gibbs.py" for name in (
+        "gibbs_chain", "boltzmann_sweep",
+    )},
     "bernoulli_sample_logits": "another random stream, and no derivative; its formula in test_ops.py",
 }  # fmt: skip
 EXAMPLES = {

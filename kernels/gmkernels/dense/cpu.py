@@ -28,6 +28,7 @@ _jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 # Products
 # ---------------------------------------------------------------------------------------------------------
 
+
 @_jit
 def edge(tile, tiles, size):
     """Where tile number `tile` of a dimension of `size` begins (and the one before it ends)."""

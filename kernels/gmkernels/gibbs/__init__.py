@@ -238,4 +238,6 @@ def boltzmann_sweep(
     """
     if clamped is None:
         clamped = np.zeros(bias.shape, bool)
-    return run(spec.BOLTZMANN_SWEEP, (states, weight, bias, clamped, as_key(key)), {"sweeps": sweeps}, backend=backend)[0]
+    return run(spec.BOLTZMANN_SWEEP, (states, weight, bias, clamped, as_key(key)), {"sweeps": sweeps}, backend=backend)[
+        0
+    ]

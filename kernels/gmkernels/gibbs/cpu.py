@@ -125,7 +125,14 @@ _NO_SUMS = np.empty((0, 0), np.float64)
 
 
 def _half_step(
-    states: Array, weight: Array, bias: Array, mean: Array, sample: Array, key: Array, units: str, sums: Array = _NO_SUMS
+    states: Array,
+    weight: Array,
+    bias: Array,
+    mean: Array,
+    sample: Array,
+    key: Array,
+    units: str,
+    sums: Array = _NO_SUMS,
 ) -> None:
     """Means, samples (unless that has no elements) and sums of softplus of the units that `weight` leads to."""
     if mean.size == 0:
@@ -223,6 +230,7 @@ def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 # Contrastive divergence
 # ---------------------------------------------------------------------------------------------------------
 
+
 @jitable
 def _difference(function, wide, out, at, lda, m, n, a, a2, b, b2, rows, rows2, scale, ldb, ldout):
     """out = scale[0] a^T b + scale[1] a2^T b2, an (m, n) matrix from element `at` on."""
@@ -233,7 +241,22 @@ def _difference(function, wide, out, at, lda, m, n, a, a2, b, b2, rows, rows2, s
 
 @block_kernel
 def _statistics(
-    block, function, wide, h, h2, v, v2, ones, scale, d_weight, d_visible, d_hidden, rows, rows2, row_tiles, column_tiles
+    block,
+    function,
+    wide,
+    h,
+    h2,
+    v,
+    v2,
+    ones,
+    scale,
+    d_weight,
+    d_visible,
+    d_hidden,
+    rows,
+    rows2,
+    row_tiles,
+    column_tiles,
 ):
     """Means of h v^T, v and h over the rows of (v, h), minus those over the rows of (v2, h2), tile by tile."""
     hidden, visible, item = d_hidden.size, d_visible.size, d_weight.itemsize
@@ -274,7 +297,15 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     )
     _steps(start, *parameters, key, int(from_data), steps, units, visible, visible_mean, hidden, chain_hidden)
     _free_energy(
-        visible, *parameters, chain_hidden, hidden[:0], _NO_KEY, chain_sums, difference[: len(chain)], chain_energy, units
+        visible,
+        *parameters,
+        chain_hidden,
+        hidden[:0],
+        _NO_KEY,
+        chain_sums,
+        difference[: len(chain)],
+        chain_energy,
+        units,
     )
     ones.fill(1)
     scale = np.array([1 / len(data), -1 / len(chain), 0, 1], weight.dtype)

@@ -42,8 +42,8 @@ def _store(sample: Array, out: Array) -> None:
 
 
 def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    mean, sample = _step(*inputs, attrs["units"])
-    outputs[0][...] = mean
+    states, weight, bias, key = inputs
+    outputs[0][...], sample = _step(states, weight, bias, key, attrs["units"])
     _store(sample, outputs[1])
 
 
@@ -59,7 +59,7 @@ def _chain(
 
 
 def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    visible, visible_mean, hidden = _chain(*inputs, attrs["steps"], attrs["units"])
+    visible, visible_mean, hidden = _chain(*inputs, **attrs)
     _store(visible, outputs[0])
     outputs[1][...] = visible_mean
     _store(hidden, outputs[2])
@@ -76,17 +76,17 @@ def _free_energy(
 
 
 def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    outputs[0][...], outputs[1][...] = _free_energy(*inputs, attrs["units"])
+    outputs[0][...], outputs[1][...] = _free_energy(*inputs, **attrs)
 
 
 def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    data, chain, *parameters, key = inputs
+    data, chain, weight, visible_bias, hidden_bias, key = inputs
     d_weight, d_visible_bias, d_hidden_bias, visible, loss = outputs
-    sample, _, _ = _chain(chain, *parameters, key, attrs["steps"], attrs["units"])
+    sample, _, _ = _chain(chain, weight, visible_bias, hidden_bias, key, **attrs)
     _store(sample, visible)
     phases = []
     for states in (data, visible):
-        energy, hidden_mean = _free_energy(states, *parameters, attrs["units"])
+        energy, hidden_mean = _free_energy(states, weight, visible_bias, hidden_bias, attrs["units"])
         states = states.astype(energy.dtype)
         phases.append((hidden_mean.T @ states / len(states), states.mean(0), hidden_mean.mean(0), energy.mean()))
     positive, negative = phases

@@ -63,8 +63,8 @@ def _check_dtypes(op: str, states: dict[str, Array], parameters: dict[str, Array
     fits = first.name in FLOATS and all(a.dtype == first for a in parameters.values())
     if not (fits and all(a.dtype in (first, np.uint8) for a in states.values())):
         raise KernelError(
-            f"{op}: expected {', '.join(parameters)} in float32 or float64, one for all, and {', '.join(states)} in that "
-            f"or uint8; got {_describe(**states, **parameters)}"
+            f"{op}: expected {', '.join(parameters)} in float32 or float64, one for all, and {', '.join(states)} in "
+            f"that or uint8; got {_describe(**states, **parameters)}"
         )
 
 
@@ -110,8 +110,8 @@ _LARGE = (7, 601, 727)
 """Large enough for several tiles."""
 
 _MEAN_TOLERANCE = {"float32": (6e-7, 1e-6), "float64": (1e-15, 2e-15)}
-"""Sums are exact in the examples. A sigmoid is within 3 units in the last place; a normal number, of at most 6.8, within
-5.4e-7 relatively, and what it is added to cancels some of it."""
+"""Sums are exact in the examples. A sigmoid is within 3 units in the last place; a normal number, of at most 6.8,
+within 5.4e-7 relatively, and what it is added to cancels some of it."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -235,9 +235,7 @@ def _chain_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
         yield Example((states, *_machine(rng, dtype, v, h), key), {"steps": 1 + i % 3, "units": "bernoulli"})
     for (n, v, h), key in zip(_SHAPES[:4], keys(rng)):
         # One step: the hidden units of a second would see sums of normal numbers, rounded otherwise in float64.
-        yield Example(
-            (_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"}
-        )
+        yield Example((_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"})
 
 
 GIBBS_CHAIN = KernelSpec(
@@ -403,8 +401,8 @@ CONTRASTIVE_DIVERGENCE = KernelSpec(
     cost=_divergence_cost,
     size=_divergence_flops,
     examples=_divergence_examples,
-    formula="visible = gibbs_chain(chain); positive phase minus negative phase: d_weight = mean of E[h | data] data^T - "
-    "mean of E[h | visible] visible^T, d_visible_bias = mean of data - mean of visible, d_hidden_bias = mean of "
+    formula="visible = gibbs_chain(chain); the positive phase minus the negative: d_weight = mean of E[h | data] data^T"
+    " - mean of E[h | visible] visible^T, d_visible_bias = mean of data - mean of visible, d_hidden_bias = mean of "
     "E[h | data] - mean of E[h | visible]: minus the gradient of loss = mean F(data) - mean F(visible), visible fixed",
     source="Hinton, Neural Computation 14(8), 2002 (chain = data: CD-k); Tieleman, ICML 2008 (the chain of the step "
     "before: PCD). Hinton, A practical guide (2010), section 3: samples drive the chain, probabilities are averaged",
