@@ -118,6 +118,7 @@ from gmcore.ops.elementwise import (
     trunc,
     where,
 )
+from gmcore.ops.gibbs import boltzmann_sweep, contrastive_divergence, free_energy, gibbs_chain, gibbs_half_step
 from gmcore.ops.indexing import (
     add_at,
     argsort,
@@ -233,6 +234,7 @@ __all__ = [
     "bitwise_and",
     "bitwise_or",
     "bitwise_xor",
+    "boltzmann_sweep",
     "broadcast_to",
     "cast",
     "cbrt",
@@ -241,6 +243,7 @@ __all__ = [
     "cholesky",
     "clip",
     "concatenate",
+    "contrastive_divergence",
     "conv1d",
     "conv2d",
     "conv_transpose1d",
@@ -280,11 +283,14 @@ __all__ = [
     "fmax",
     "fmin",
     "fmod",
+    "free_energy",
     "gammainc",
     "gaussian_nll_loss",
     "gaussian_sample",
     "gelu",
     "getitem",
+    "gibbs_chain",
+    "gibbs_half_step",
     "glu",
     "greater",
     "greater_equal",

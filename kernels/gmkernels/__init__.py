@@ -9,6 +9,13 @@ Each wrapper takes ``backend=``: the name of the one to use, the cheapest that a
 from gmkernels.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
+from gmkernels.gibbs import (
+    boltzmann_sweep,
+    contrastive_divergence,
+    free_energy,
+    gibbs_chain,
+    gibbs_half_step,
+)
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
@@ -60,6 +67,8 @@ __all__ = [
     "bernoulli_log_prob_backward",
     "bernoulli_sample",
     "bernoulli_sample_logits",
+    "boltzmann_sweep",
+    "contrastive_divergence",
     "conv2d",
     "conv2d_backward_input",
     "conv2d_backward_weight",
@@ -70,10 +79,13 @@ __all__ = [
     "erfcx",
     "erfinv",
     "explain",
+    "free_energy",
     "gammainc",
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gibbs_chain",
+    "gibbs_half_step",
     "gru",
     "gru_backward",
     "iwae_bound",

@@ -271,7 +271,7 @@ ELSEWHERE = {
     "batch_norm", "cosine_embedding_loss", "cosine_similarity", "cross_entropy", "diag", "dot", "einsum",
     "gaussian_nll_loss", "group_norm", "hinge_embedding_loss", "hinge_loss", "huber_loss", "inner", "kl_div",
     "l1_loss", "layer_norm", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "nll_loss", "outer",
-    "poisson_nll_loss", "rms_norm", "smooth_l1_loss", "softmin", "tensordot", "trace",
+    "contrastive_divergence", "poisson_nll_loss", "rms_norm", "smooth_l1_loss", "softmin", "tensordot", "trace",
 }  # fmt: skip
 
 

@@ -38,6 +38,8 @@ NOT_DIFFERENTIABLE = {
     "standard_gamma_grad": (0, r"\.detach\(\)"),
     "poisson": (0, r"\.detach\(\)"),
     "binomial": (0, r"\.detach\(\)"),
+    "gibbs_chain": (0, r"\.detach\(\)"),
+    "boltzmann_sweep": (0, r"\.detach\(\)"),
 }
 """Ops of which a derivative of some order up to 3 raises: the last order that does not, and the remedy that the
 error names."""
@@ -568,6 +570,46 @@ def _gru_backward(
     return d_x, d_h0, d_weight, d_bias
 
 
+def _fires(mean: np.ndarray, key: np.ndarray) -> np.ndarray:
+    return stream.random_words(mean.shape, key=key) < np.floor(mean * 2.0**32)
+
+
+def _gibbs_half_step(states: np.ndarray, weight: np.ndarray, bias: np.ndarray, units: str, key: np.ndarray) -> Any:
+    inputs = np.einsum("ni,oi->no", states, weight) + bias
+    if units == "gaussian":
+        return inputs, inputs + stream.normal(inputs.shape, key=key, dtype="float64")
+    return special.expit(inputs), _fires(special.expit(inputs), key).astype(np.uint8)
+
+
+def _gibbs_chain(v: Any, weight: Any, c: Any, b: Any, steps: int, units: str, key: np.ndarray) -> Any:
+    """Half-step s draws at 2^40 s."""
+    for s in range(0, 2 * steps, 2):
+        here, there = (key + np.array([0, 0, (s + i) << 40], np.uint64) for i in (0, 1))
+        h = _gibbs_half_step(v, weight, b, "bernoulli", here)[1].astype(float)
+        mean, v = _gibbs_half_step(h, weight.T, c, units, there)
+    return v.astype(float), mean, h
+
+
+def _free_energy(v: np.ndarray, weight: np.ndarray, c: np.ndarray, b: np.ndarray, units: str) -> Any:
+    """Over both states of each hidden unit: its energies are 0 and -a."""
+    a = np.einsum("nv,hv->nh", v, weight) + b
+    own = np.square(v - c).sum(-1) / 2 if units == "gaussian" else -np.sum(v * c, -1)
+    both = np.stack([np.zeros_like(a), a])
+    return own - special.logsumexp(both, 0).sum(-1), special.softmax(both, 0)[1]
+
+
+def _boltzmann_sweep(
+    states: np.ndarray, weight: np.ndarray, bias: np.ndarray, clamped: Any = None, *, sweeps: int, key: np.ndarray
+) -> np.ndarray:
+    x = states.copy()
+    for s in range(sweeps):
+        words = stream.random_words(x.shape, key=key + np.array([0, 0, s << 40], np.uint64))
+        for i in range(len(bias)):
+            if clamped is None or not clamped[i]:
+                x[:, i] = words[:, i] < np.floor(special.expit(x @ weight[i] + bias[i]) * 2.0**32)
+    return x
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
@@ -641,6 +683,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "standard_gamma_grad": _standard_gamma_grad,
     "poisson": lambda rate, key: _counts(stats.poisson.ppf, key, rate),
     "binomial": lambda n, p, key: _counts(_binomial_quantile, key, n, p),
+    "gibbs_half_step": _gibbs_half_step,
+    "gibbs_chain": _gibbs_chain,
+    "free_energy": _free_energy,
+    "boltzmann_sweep": _boltzmann_sweep,
     "normal": _normal,
     "uniform": lambda shape, key: (stream.random_words(shape, key=key) + 0.5) / 2**32,
 }  # fmt: skip
@@ -731,7 +777,8 @@ def test_ops_without_derivatives_say_so(name: str) -> None:
             with pytest.raises(GraphError, match=rf"(?s){name}.* has no derivative .*{remedy}"):
                 gmcore.grad(ys, xs, weights)
         elif case.differentiable:
-            gmcore.grad(ys, xs, weights, fill=True)
+            floating = [i for i, y in enumerate(ys) if y.dtype.kind == "f"]  # a sample may be of integers
+            gmcore.grad([ys[i] for i in floating], xs, [weights[i] for i in floating], fill=True)
 
 
 INF = np.inf

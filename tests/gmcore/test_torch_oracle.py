@@ -262,6 +262,19 @@ def _gru(x: Any, h0: Any, weight: Any, bias_n: Any, batch_sizes: Any, reset_afte
     return h, h_n.clone(), gates, reset
 
 
+def _gibbs_half_step(states: Any, weight: Any, bias: Any, units: str, key: Tensor) -> Any:
+    """Its sample is of another random stream; of Gaussian units, the op's own noise is fed in."""
+    inputs = torch.nn.functional.linear(torch.as_tensor(states, dtype=weight.dtype), weight, bias)
+    return (inputs, inputs + _noise(inputs, key, None)) if units == "gaussian" else torch.sigmoid(inputs)
+
+
+def _free_energy(visible: Any, weight: Any, visible_bias: Any, hidden_bias: Any, units: str) -> Any:
+    visible = torch.as_tensor(visible, dtype=weight.dtype)
+    inputs = torch.nn.functional.linear(visible, weight, hidden_bias)
+    own = (visible - visible_bias).square().sum(-1) / 2 if units == "gaussian" else -torch.mv(visible, visible_bias)
+    return own - torch.nn.functional.softplus(inputs).sum(-1), torch.sigmoid(inputs)
+
+
 COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "batch_norm_training": _batch_norm,
     "max_pool2d": torch.nn.functional.max_pool2d,
@@ -339,6 +352,8 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "bernoulli_log_prob_backward": _bernoulli_log_prob_backward,
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
+    "gibbs_half_step": _gibbs_half_step,
+    "free_energy": _free_energy,
 }  # fmt: skip
 NO_COUNTERPART = {
     "batch_norm_backward": "as the derivative of batch_norm_training, which is compared to second order",
@@ -354,6 +369,9 @@ NO_COUNTERPART = {
     )},
     "standard_gamma_grad": "PyTorch's is an approximation; against mpmath in tests/gmkernels/test_rejection.py",
     "bernoulli_sample": "another random stream, and no derivative; its formula in test_ops.py",
+    **{name: "another random stream; against enumeration in tests/gmkernels/test_gibbs.py" for name in (
+        "gibbs_chain", "boltzmann_sweep",
+    )},
     "bernoulli_sample_logits": "another random stream, and no derivative; its formula in test_ops.py",
 }  # fmt: skip
 EXAMPLES = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmkernels import KernelError, pool, run
-from gmkernels.dense import activation_backward, cpu, linear, matmul, spec
+from gmkernels.dense import activation_backward, cpu, linear, matmul, spec, tiles
 
 BACKENDS = ("reference", "cpu")
 ACTIVATIONS = spec.ACTIVATIONS
@@ -86,10 +86,10 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
 def test_tiles_cover_a_product_once():
     shapes = [(1, 1, 1), (100, 784, 500), (16, 1024, 256), (5, 10**6, 3), (2048, 2048, 2048), (7, 9, 10**6)]
     for m, k, n in shapes:
-        row_tiles, column_tiles = cpu.tiles(m, k, n)
-        assert 1 <= row_tiles * column_tiles <= cpu.MAX_TILES
+        row_tiles, column_tiles = tiles.tiles(m, k, n)
+        assert 1 <= row_tiles * column_tiles <= tiles.MAX_TILES
         for size, number in ((m, row_tiles), (n, column_tiles)):
-            edges = [cpu._edge.py_func(i, number, size) for i in range(number + 1)]
+            edges = [cpu.edge.py_func(i, number, size) for i in range(number + 1)]
             assert edges[0] == 0 and edges[-1] == size and all(x < y for x, y in zip(edges, edges[1:], strict=False))
 
 

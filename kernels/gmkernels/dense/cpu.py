@@ -13,6 +13,7 @@ import numpy as np
 from gmkernels import blas
 from gmkernels.blas import NO_TRANS
 from gmkernels.dense import spec
+from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
 from gmkernels.pool import address, block_kernel
@@ -27,42 +28,16 @@ _jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 # Products
 # ---------------------------------------------------------------------------------------------------------
 
-UNIT = 16  # tiles start at multiples of this, which suits the register tiles of every BLAS
-MAX_TILES = 64
-
-
-@functools.lru_cache(1024)
-def tiles(m: int, k: int, n: int) -> tuple[int, int]:
-    """Numbers of row tiles and of column tiles of an (m, k) by (k, n) product.
-
-    Every tile packs its rows of A and columns of B anew, so few large tiles are best for the work and many for
-    the balance. There is one for every 100 of the geometric mean of m, k and n, rounded to a power of two, and
-    of the ways to arrange them, the one that packs least, an element of A counting twice one of B (measured).
-    The work of 1 x 4 tiles of 100 x 784 x 500 was 3 % above that of a single product, that of 4 x 1 tiles of
-    1000 x 200 x 784 5 %, where 2 x 2 would be 13 %.
-    """
-    side = (m * k * n) ** (1 / 3)
-    count = min(MAX_TILES, 1 << max(0, round(math.log2(max(1.0, side) / 100))))
-    row_units, column_units = -(-m // UNIT), -(-n // UNIT)
-    best = (1, 1)
-    for rows in (1 << i for i in range(count.bit_length())):
-        row_tiles, column_tiles = min(rows, row_units), min(count // rows, column_units)
-        new, old = row_tiles * column_tiles, best[0] * best[1]
-        packed, least = 2 * m * column_tiles + n * row_tiles, 2 * m * best[1] + n * best[0]
-        if new > old or (new == old and packed < least):
-            best = (row_tiles, column_tiles)
-    return best
-
 
 @_jit
-def _edge(tile, tiles, size):
+def edge(tile, tiles, size):
     """Where tile number `tile` of a dimension of `size` begins (and the one before it ends)."""
     units = (size + UNIT - 1) // UNIT
     return min(size, tile * units // tiles * UNIT)
 
 
 @_jit
-def _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n):
+def product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n):
     """c[top:bottom, left:right] = a[top:bottom] @ b[:, left:right]."""
     item = c.itemsize
     a_tile = a + item * (top * lda if trans_a == NO_TRANS else top)
@@ -75,12 +50,12 @@ def _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, b
 @block_kernel
 def _matmul(block, function, wide, a, trans_a, lda, b, trans_b, ldb, c, m, k, n, row_tiles, column_tiles):
     row, column = block // column_tiles, block % column_tiles
-    top, bottom = _edge(row, row_tiles, m), _edge(row + 1, row_tiles, m)
-    left, right = _edge(column, column_tiles, n), _edge(column + 1, column_tiles, n)
-    _product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n)
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
+    product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n)
 
 
-def _operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.ndarray, np.ndarray]]:
+def operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.ndarray, np.ndarray]]:
     """The first arguments of a block kernel that multiplies, and the arrays to keep alive meanwhile."""
     library = blas.find()
     assert library is not None
@@ -100,7 +75,7 @@ def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     if c.size == 0 or k == 0:
         c.fill(0)
         return
-    arguments, alive = _operands(a, b)
+    arguments, alive = operands(a, b)
     row_tiles, column_tiles = tiles(m, k, n)
     with blas.single_threaded():
         _matmul(row_tiles * column_tiles, *arguments, c, m, k, n, row_tiles, column_tiles)
@@ -142,10 +117,10 @@ def _linear(
     block, function, wide, x, trans_x, ldx, w, trans_w, ldw, y, bias, m, k, n, row_tiles, column_tiles, activation
 ):
     row, column = block // column_tiles, block % column_tiles
-    top, bottom = _edge(row, row_tiles, m), _edge(row + 1, row_tiles, m)
-    left, right = _edge(column, column_tiles, n), _edge(column + 1, column_tiles, n)
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
     if k > 0:
-        _product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, y, k, top, bottom, left, right, n)
+        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, y, k, top, bottom, left, right, n)
     else:
         y[top * n : bottom * n] = 0  # there is one column tile
     if bias.size > 0:
@@ -168,7 +143,7 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     m = y.size // n
     bias = np.ascontiguousarray(rest[0]) if rest else np.empty(0, y.dtype)
     row_tiles, column_tiles = tiles(m, k, n)
-    arguments, alive = _operands(x.reshape(m, k), weight.T)
+    arguments, alive = operands(x.reshape(m, k), weight.T)
     code = _CODES[attrs.get("activation", "identity")]
     with blas.single_threaded():
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)

@@ -1,0 +1,474 @@
+"""Contracts of Gibbs sampling in Boltzmann machines, and the rule by which their steps share a draw.
+
+Restricted machines. `weight` is (hidden, visible), as in a linear layer from the visible to the hidden units:
+
+    bernoulli   E(v, h) = -h^T W v - visible_bias^T v - hidden_bias^T h
+    gaussian    E(v, h) = -h^T W v + 1/2 |v - visible_bias|^2 - hidden_bias^T h
+
+so p(h | v) is Bernoulli with mean sigmoid(W v + hidden_bias), and p(v | h) is Bernoulli with mean
+sigmoid(W^T h + visible_bias), or N(W^T h + visible_bias, I). Gaussian units of standard deviations s, with
+E = 1/2 |(v - visible_bias) / s|^2 - h^T W (v / s^2) - ..., are units of deviation 1 in other coordinates: give v / s,
+W / s and visible_bias / s in place of v, W and visible_bias (the columns of W divided by s).
+
+General machines. `weight` is (units, units), symmetric with a zero diagonal, E(x) = -1/2 x^T W x - bias^T x, so
+p(x_i = 1 | the others) = sigmoid(W_i x + bias_i). A form without the 1/2 has half these weights.
+
+States are in the dtype of the weight or uint8. Any real number is taken for a state: probabilities in place of states
+are the mean field. A sample is made from its mean as `bernoulli_sample` and `normal` make it.
+
+The sub-counter rule
+--------------------
+A call of several steps takes one draw. The offset of its key counts rows, the chains that came before, and unit i of
+row r takes in step s (a half-step of a restricted machine: hidden units first; a sweep of a general one) the element
+
+    ((offset + r) units + i + 2^40 s) mod 2^64
+
+of the draw. So step s by itself is a call with the key of `step_key`, and part of the rows is a call with their offset.
+Two steps never share a word where there are fewer than 2^40 states of a kind and 2^24 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gmkernels.cost import Cost
+from gmkernels.dense.tiles import tiles
+from gmkernels.registry import FLOATS, Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.rng.spec import NORMAL_SLOTS, WORD_SLOTS, check_key, keys
+
+UNITS = ("bernoulli", "gaussian")
+STEP_BITS = 40
+MOST_STEPS = 2**23
+"""Full steps of a call: 2^24 half-steps."""
+
+_SLOTS = {"bernoulli": WORD_SLOTS + 26, "gaussian": NORMAL_SLOTS + 2}
+_HOLDS_STATES = (*FLOATS, "uint8")
+
+
+def step_key(key: Array, step: int, units: int) -> Array:
+    """The key of one step of a call (see the sub-counter rule)."""
+    offset = (int(key[2]) * units + (step << STEP_BITS)) % 2**64
+    return np.array((key[0], key[1], offset), np.uint64)
+
+
+def _describe(**arrays: Array) -> str:
+    return ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+
+
+def _check_dtypes(op: str, states: dict[str, Array], parameters: dict[str, Array]) -> None:
+    first = next(iter(parameters.values())).dtype
+    fits = first.name in FLOATS and all(a.dtype == first for a in parameters.values())
+    if not (fits and all(a.dtype in (first, np.uint8) for a in states.values())):
+        raise KernelError(
+            f"{op}: expected {', '.join(parameters)} in float32 or float64, one for all, and {', '.join(states)} in "
+            f"that or uint8; got {_describe(**states, **parameters)}"
+        )
+
+
+def _check_units(op: str, units: str) -> None:
+    if units not in UNITS:
+        raise KernelError(f"{op}: units must be one of {', '.join(UNITS)}, got {units!r}")
+
+
+def _check_steps(op: str, name: str, steps: int) -> None:
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise KernelError(f"{op}: {name} must be an int from 1 to {MOST_STEPS}, got {steps!r}")
+
+
+def _check_machine(op: str, states: dict[str, Array], weight: Array, visible_bias: Array, hidden_bias: Array) -> None:
+    parameters = {"weight": weight, "visible_bias": visible_bias, "hidden_bias": hidden_bias}
+    fits = weight.ndim == 2 and hidden_bias.shape == weight.shape[:1] and visible_bias.shape == weight.shape[1:]
+    if not (fits and all(a.ndim == 2 and a.shape[1] == weight.shape[1] for a in states.values())):
+        raise KernelError(
+            f"{op}: expected {', '.join(states)} (n, visible), weight (hidden, visible), visible_bias (visible,) and "
+            f"hidden_bias (hidden,); got {_describe(**states, **parameters)}"
+        )
+    _check_dtypes(op, states, parameters)
+
+
+def stored(states: Array, weight: Array) -> Layout:
+    """Scratch for states in the dtype of the weight, where they are in another."""
+    return [(states.shape if states.dtype != weight.dtype else (0,), weight.dtype)]
+
+
+# Weights, biases and states of the examples are multiples of 1/16, so that their products and sums are exact in any
+# order, in float32 too: samples and means do not depend on the order.
+def _dyadic(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
+    return (rng.integers(-4, 5, shape) / 16).astype(dtype)
+
+
+def _binary(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+_SHAPES = ((5, 3, 7), (0, 4, 3), (3, 0, 4), (4, 3, 0), (1, 1, 1), (127, 3, 5), (3, 129, 127))
+"""(rows, visible, hidden)"""
+_LARGE = (7, 601, 727)
+"""Large enough for several tiles."""
+
+_MEAN_TOLERANCE = {"float32": (6e-7, 1e-6), "float64": (1e-15, 2e-15)}
+"""Sums are exact in the examples. A sigmoid is within 3 units in the last place; a normal number, of at most 6.8,
+within 5.4e-7 relatively, and what it is added to cancels some of it."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# gibbs_half_step
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _half_step_infer(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> Layout:
+    op, given = "gibbs_half_step", {"states": states}
+    parameters = {"weight": weight, "bias": bias}
+    fits = states.ndim == weight.ndim == 2 and states.shape[1] == weight.shape[1] and bias.shape == weight.shape[:1]
+    if not fits:
+        raise KernelError(
+            f"{op}: expected states (n, in), weight (out, in) and bias (out,); got {_describe(**given, **parameters)}"
+        )
+    _check_dtypes(op, given, parameters)
+    _check_units(op, units)
+    check_key(op, key)
+    if dtype != weight.dtype.name and (dtype != "uint8" or units == "gaussian"):
+        raise KernelError(
+            f"{op}: samples of {units} units are in {weight.dtype}{'' if units == 'gaussian' else ' or uint8'}, "
+            f"got dtype {dtype!r}"
+        )
+    shape = (states.shape[0], weight.shape[0])
+    return [(shape, weight.dtype), (shape, np.dtype(dtype))]
+
+
+def _half_step_workspace(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> Layout:
+    sample = (states.shape[0], weight.shape[0]) if dtype == "uint8" else (0,)
+    return [*stored(states, weight), (sample, weight.dtype)]
+
+
+def _half_step_cost(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> Cost:
+    outputs = states.shape[0] * weight.shape[0]
+    moved = states.nbytes + weight.nbytes + outputs * (weight.itemsize + np.dtype(dtype).itemsize)
+    return Cost(moved, 2 * states.size * weight.shape[0], _SLOTS[units] * outputs)
+
+
+def _half_step_size(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> int:
+    return 2 * states.size * weight.shape[0]
+
+
+def _half_step_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    name = np.dtype(dtype).name
+    for i, ((n, k, m), key) in enumerate(zip((*_SHAPES, _LARGE), keys(rng))):
+        states = _binary(rng, np.uint8 if i % 2 else dtype, n, k)
+        arrays = (_dyadic(rng, dtype, m, k), _dyadic(rng, dtype, m), key)
+        yield Example((states, *arrays), {"units": "bernoulli", "dtype": "uint8" if i % 3 == 0 else name})
+        if i < 5:
+            yield Example((_dyadic(rng, dtype, n, k), *arrays), {"units": "gaussian", "dtype": name})
+
+
+GIBBS_HALF_STEP = KernelSpec(
+    name="gibbs_half_step",
+    family="gibbs",
+    inputs=("states", "weight", "bias", "key"),
+    outputs=("mean", "sample"),
+    infer=_half_step_infer,
+    workspace=_half_step_workspace,
+    cost=_half_step_cost,
+    size=_half_step_size,
+    examples=_half_step_examples,
+    formula="a = states weight^T + bias; bernoulli: mean = sigmoid(a), sample = 1 where w < floor(mean 2^32), else 0; "
+    "gaussian: mean = a, sample = a + eps. The transposed weight makes the step in the other direction",
+    source="Geman & Geman, IEEE PAMI 6(6), 1984; Smolensky, Parallel distributed processing (1986), chapter 6",
+    tolerance=_MEAN_TOLERANCE,
+    draws=True,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# gibbs_chain
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _chain_infer(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
+) -> Layout:
+    op = "gibbs_chain"
+    _check_machine(op, {"visible": visible}, weight, visible_bias, hidden_bias)
+    _check_units(op, units)
+    _check_steps(op, "steps", steps)
+    check_key(op, key)
+    hidden = (visible.shape[0], weight.shape[0])
+    return [(visible.shape, _sample_dtype(visible, weight, units)), (visible.shape, weight.dtype),
+            (hidden, visible.dtype)]  # fmt: skip
+
+
+def _sample_dtype(states: Array, weight: Array, units: str) -> Any:
+    return states.dtype if units == "bernoulli" else weight.dtype
+
+
+def _chain_workspace(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
+) -> Layout:
+    hidden = (visible.shape[0], weight.shape[0])
+    return [*stored(visible, weight), (hidden, weight.dtype), (hidden, weight.dtype)]
+
+
+def _chain_flops(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
+) -> int:
+    return 4 * visible.size * weight.shape[0] * steps
+
+
+def _chain_cost(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
+) -> Cost:
+    hidden = visible.shape[0] * weight.shape[0]
+    moved = 2 * weight.nbytes + 2 * weight.itemsize * (visible.size + hidden)
+    slots = _SLOTS[units] * visible.size + _SLOTS["bernoulli"] * hidden
+    return Cost(moved * steps, 4 * visible.size * weight.shape[0] * steps, slots * steps)
+
+
+def _machine(rng: np.random.Generator, dtype: Any, visible: int, hidden: int) -> tuple[np.ndarray, ...]:
+    return _dyadic(rng, dtype, hidden, visible), _dyadic(rng, dtype, visible), _dyadic(rng, dtype, hidden)
+
+
+def _chain_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for i, ((n, v, h), key) in enumerate(zip(_SHAPES, keys(rng))):
+        states = _binary(rng, dtype if i % 2 else np.uint8, n, v)
+        yield Example((states, *_machine(rng, dtype, v, h), key), {"steps": 1 + i % 3, "units": "bernoulli"})
+    for (n, v, h), key in zip(_SHAPES[:4], keys(rng)):
+        # One step: the hidden units of a second would see sums of normal numbers, rounded otherwise in float64.
+        yield Example((_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"})
+
+
+GIBBS_CHAIN = KernelSpec(
+    name="gibbs_chain",
+    family="gibbs",
+    inputs=("visible", "weight", "visible_bias", "hidden_bias", "key"),
+    outputs=("visible", "visible_mean", "hidden"),
+    infer=_chain_infer,
+    workspace=_chain_workspace,
+    cost=_chain_cost,
+    size=_chain_flops,
+    examples=_chain_examples,
+    formula="steps times: hidden ~ p(h | visible), then visible ~ p(v | hidden); visible_mean is E[v | hidden]",
+    source="Hinton, Training products of experts by minimizing contrastive divergence, Neural Computation 14(8), 2002",
+    tolerance=_MEAN_TOLERANCE,
+    draws=True,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# free_energy
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _free_energy_infer(visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str) -> Layout:
+    _check_machine("free_energy", {"visible": visible}, weight, visible_bias, hidden_bias)
+    _check_units("free_energy", units)
+    n = visible.shape[0]
+    return [((n,), weight.dtype), ((n, weight.shape[0]), weight.dtype)]
+
+
+def _free_energy_workspace(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str
+) -> Layout:
+    """The visible states; the sums of softplus over each row's part of each tile of hidden units; v - visible_bias."""
+    return [*stored(visible, weight), partial_sums(visible.shape[0], weight), _difference(visible, weight, units)]
+
+
+def _difference(visible: Array, weight: Array, units: str) -> tuple[tuple[int, ...], Any]:
+    return visible.shape if units == "gaussian" else (0,), weight.dtype
+
+
+def partial_sums(rows: int, weight: Array) -> tuple[tuple[int, ...], Any]:
+    column_tiles = tiles(rows, weight.shape[1], weight.shape[0])[1]
+    return (rows, column_tiles), np.dtype(np.float64)
+
+
+def _free_energy_flops(visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str) -> int:
+    return 2 * visible.size * weight.shape[0]
+
+
+def _free_energy_cost(visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str) -> Cost:
+    hidden = visible.shape[0] * weight.shape[0]
+    moved = visible.nbytes + weight.nbytes + weight.itemsize * hidden
+    return Cost(moved, 2 * visible.size * weight.shape[0], 48 * hidden + 4 * visible.size)
+
+
+def _free_energy_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for i, (n, v, h) in enumerate(_SHAPES):
+        states = _binary(rng, dtype if i % 2 else np.uint8, n, v)
+        yield Example((states, *_machine(rng, dtype, v, h)), {"units": "bernoulli"})
+        yield Example((_dyadic(rng, dtype, n, v), *_machine(rng, dtype, v, h)), {"units": "gaussian"})
+
+
+# Sums are of float64. A float32 softplus is within 3.4 units in the last place, a sigmoid within 2.4; the terms of an
+# energy, below 900 in all in the examples, cancel: 3.4 x 6e-8 x 900.
+_ENERGY_TOLERANCE = {"float32": (1e-6, 2e-4), "float64": (1e-14, 4e-13)}
+
+FREE_ENERGY = KernelSpec(
+    name="free_energy",
+    family="gibbs",
+    inputs=("visible", "weight", "visible_bias", "hidden_bias"),
+    outputs=("energy", "hidden_mean"),
+    infer=_free_energy_infer,
+    workspace=_free_energy_workspace,
+    cost=_free_energy_cost,
+    size=_free_energy_flops,
+    examples=_free_energy_examples,
+    formula="F(v) = -log sum_h e^-E(v, h) = -visible_bias^T v (gaussian: 1/2 |v - visible_bias|^2) "
+    "- sum_j softplus(W v + hidden_bias)_j; hidden_mean = sigmoid(W v + hidden_bias), its derivative",
+    source="Freund & Haussler, Unsupervised learning of distributions on binary vectors (UCSC-CRL-94-25, 1994); "
+    "Hinton, A practical guide to training restricted Boltzmann machines (2010), section 16.1",
+    tolerance=_ENERGY_TOLERANCE,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# contrastive_divergence
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _divergence_infer(
+    data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
+    *, steps: int, units: str,
+) -> Layout:  # fmt: skip
+    op = "contrastive_divergence"
+    _check_machine(op, {"data": data, "chain": chain}, weight, visible_bias, hidden_bias)
+    _check_units(op, units)
+    _check_steps(op, "steps", steps)
+    check_key(op, key)
+    if not data.shape[0] or not chain.shape[0]:
+        raise KernelError(f"{op}: expected at least one row of each, got {_describe(data=data, chain=chain)}")
+    parameters = [(a.shape, weight.dtype) for a in (weight, visible_bias, hidden_bias)]
+    return [*parameters, (chain.shape, _sample_dtype(chain, weight, units)), ((), weight.dtype)]
+
+
+def _divergence_workspace(
+    data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
+    *, steps: int, units: str,
+) -> Layout:  # fmt: skip
+    """States of data and chain; means and sample of the hidden units; mean of the visible ones; for the free energies
+    what those need, and themselves; ones."""
+    real, most = weight.dtype, max(data, chain, key=len)
+    hidden = [(a.shape[0], weight.shape[0]) for a in (data, chain, chain)]
+    return [
+        *stored(data, weight), *stored(chain, weight), *((shape, real) for shape in hidden), (chain.shape, real),
+        *(partial_sums(a.shape[0], weight) for a in (data, chain)), _difference(most, weight, units),
+        *(((a.shape[0],), real) for a in (data, chain, most)),
+    ]  # fmt: skip
+
+
+def _divergence_products(data: Array, chain: Array, steps: int) -> int:
+    """Rows that go through products with the weight, of its size; where the chain starts at the data, n less."""
+    return 2 * data.shape[0] + (2 * steps + 2) * chain.shape[0]
+
+
+def _divergence_flops(
+    data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
+    *, steps: int, units: str,
+) -> int:  # fmt: skip
+    return 2 * weight.size * _divergence_products(data, chain, steps)
+
+
+def _divergence_cost(
+    data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
+    *, steps: int, units: str,
+) -> Cost:  # fmt: skip
+    hidden, visible = weight.shape
+    flops = 2 * weight.size * _divergence_products(data, chain, steps)
+    slots = _SLOTS[units] * visible + _SLOTS["bernoulli"] * hidden
+    rows = data.shape[0] + steps * chain.shape[0]
+    moved = weight.itemsize * (weight.size * (2 * steps + 3) + 2 * rows * (visible + hidden))
+    return Cost(moved, flops, slots * rows)
+
+
+def _divergence_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for i, ((n, v, h), key) in enumerate(zip((_LARGE, *_SHAPES[:5]), keys(rng))):
+        if n:
+            data = _binary(rng, dtype if i % 2 else np.uint8, n, v)
+            chain = data if i % 3 else _binary(rng, np.uint8 if i % 2 else dtype, n + 1, v)
+            arrays = (data, chain, *_machine(rng, dtype, v, h), key)
+            yield Example(arrays, {"steps": 1 + i % 2, "units": "bernoulli"})
+    for (n, v, h), key in zip((_SHAPES[0], _SHAPES[5]), keys(rng)):
+        data = _dyadic(rng, dtype, n, v)
+        yield Example((data, data, *_machine(rng, dtype, v, h), key), {"steps": 1, "units": "gaussian"})
+
+
+CONTRASTIVE_DIVERGENCE = KernelSpec(
+    name="contrastive_divergence",
+    family="gibbs",
+    inputs=("data", "chain", "weight", "visible_bias", "hidden_bias", "key"),
+    outputs=("d_weight", "d_visible_bias", "d_hidden_bias", "visible", "loss"),
+    infer=_divergence_infer,
+    workspace=_divergence_workspace,
+    cost=_divergence_cost,
+    size=_divergence_flops,
+    examples=_divergence_examples,
+    formula="visible = gibbs_chain(chain); the positive phase minus the negative: d_weight = mean of E[h | data] data^T"
+    " - mean of E[h | visible] visible^T, d_visible_bias = mean of data - mean of visible, d_hidden_bias = mean of "
+    "E[h | data] - mean of E[h | visible]: minus the gradient of loss = mean F(data) - mean F(visible), visible fixed",
+    source="Hinton, Neural Computation 14(8), 2002 (chain = data: CD-k); Tieleman, ICML 2008 (the chain of the step "
+    "before: PCD). Hinton, A practical guide (2010), section 3: samples drive the chain, probabilities are averaged",
+    tolerance=_ENERGY_TOLERANCE,
+    draws=True,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# boltzmann_sweep
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _sweep_infer(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Layout:
+    op, units = "boltzmann_sweep", bias.shape
+    given = {"states": states}
+    parameters = {"weight": weight, "bias": bias}
+    fits = bias.ndim == 1 and weight.shape == units * 2 and states.ndim == 2 and states.shape[1:] == units
+    if not (fits and clamped.shape == units and clamped.dtype == bool):
+        raise KernelError(
+            f"{op}: expected states (n, units), weight (units, units), bias (units,) and clamped bool (units,); got "
+            f"{_describe(**given, **parameters, clamped=clamped)}"
+        )
+    _check_dtypes(op, given, parameters)
+    _check_steps(op, "sweeps", sweeps)
+    check_key(op, key)
+    return [(states.shape, states.dtype)]
+
+
+def _sweep_workspace(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Layout:
+    """The states, W x of each, and a random word for each unit."""
+    return [*stored(states, weight), (states.shape, weight.dtype), (states.shape, np.dtype(np.uint32))]
+
+
+def _sweep_flops(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> int:
+    return 2 * states.size * weight.shape[0] * sweeps
+
+
+def _sweep_cost(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Cost:
+    flops = _sweep_flops(states, weight, bias, clamped, key, sweeps=sweeps)
+    # A unit that flips, every other at most, adds its row of weights to the fields of the units after it.
+    flips = states.size * weight.shape[0] / 4
+    return Cost((weight.nbytes + 2 * states.nbytes) * sweeps, flops, ((WORD_SLOTS + 40) * states.size + flips) * sweeps)
+
+
+def _sweep_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    sizes = ((5, 3), (1, 1), (0, 4), (3, 0), (47, 31), (2, 129))
+    for i, ((n, units), key) in enumerate(zip(sizes, keys(rng))):
+        upper = np.triu(_dyadic(rng, dtype, units, units), 1)
+        states = _binary(rng, dtype if i % 2 else np.uint8, n, units)
+        clamped = rng.random(units) < 0.2
+        yield Example((states, upper + upper.T, _dyadic(rng, dtype, units), clamped, key), {"sweeps": 1 + i % 2})
+
+
+BOLTZMANN_SWEEP = KernelSpec(
+    name="boltzmann_sweep",
+    family="gibbs",
+    inputs=("states", "weight", "bias", "clamped", "key"),
+    outputs=("states",),
+    infer=_sweep_infer,
+    workspace=_sweep_workspace,
+    cost=_sweep_cost,
+    size=_sweep_flops,
+    examples=_sweep_examples,
+    formula="sweeps times, for i = 1, 2, ... in turn: x_i ~ Bernoulli(sigmoid(W_i x + bias_i)), unless clamped; the "
+    "weight is symmetric with a zero diagonal",
+    source="Ackley, Hinton & Sejnowski, A learning algorithm for Boltzmann machines, Cognitive Science 9(1), 1985",
+    tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0)},
+    draws=True,
+)
