@@ -103,8 +103,32 @@ def iwae_step() -> dict[str, Call]:
     return _training(workloads.iwae_model(), 20, lambda: peers.IWAE(784, 50, (200, 200), 50))
 
 
+def discriminator_step() -> dict[str, Call]:
+    """Discriminator of 28 x 28 images (conv 32, conv 64 + batch norm, linear), batch 64, a step of Adam"""
+    model, x = workloads.discriminator(), workloads.images(64)
+    labels = (np.arange(64) % 2).astype(np.float32)[:, None]
+    step = workloads.discriminator_step(model, x, labels)
+    if not torch:
+        return {"gmcore": step}
+    theirs = peers.load(peers.discriminator(), model.state_dict())
+    images, target = torch.tensor(x).reshape(-1, 1, 28, 28), torch.tensor(labels)
+    peer = peers.supervised_step(
+        theirs, lambda: torch.nn.functional.binary_cross_entropy_with_logits(theirs(images), target)
+    )
+    _agree(step(), peer())
+    return {"gmcore": step, "PyTorch": peer}
+
+
 CASES: dict[str, Callable[[], dict[str, Call]]] = {
-    case.__name__.replace("_", "-"): case for case in (small_op, gaussian_sample, iwae_bound, vae_step, iwae_step)
+    case.__name__.replace("_", "-"): case
+    for case in (
+        small_op,
+        gaussian_sample,
+        iwae_bound,
+        vae_step,
+        iwae_step,
+        discriminator_step,
+    )
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -118,7 +118,10 @@ class IWAE(VAE):
         return -(torch.logsumexp(log_w, 0) - math.log(self.samples)).mean()
 
 
-def load(model: VAE, state: Mapping[str, Any]) -> VAE:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load(model: Model, state: Mapping[str, Any]) -> Model:
     """`model` with the weights of a gmcore model's state dict."""
     model.load_state_dict({name: torch.tensor(value.numpy()) for name, value in state.items()})
     return model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from benchmarks import workloads
 
 
@@ -17,3 +19,8 @@ def test_vae_step(benchmark: Any) -> None:
 
 def test_iwae_step(benchmark: Any) -> None:
     benchmark(workloads.train_step(workloads.iwae_model(), workloads.images(20)))
+
+
+def test_discriminator_step(benchmark: Any) -> None:
+    labels = (np.arange(64) % 2).astype(np.float32)[:, None]
+    benchmark(workloads.discriminator_step(workloads.discriminator(), workloads.images(64), labels))

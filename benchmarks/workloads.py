@@ -142,6 +142,36 @@ def train_step(model: VAE, x: np.ndarray) -> Callable[[], gmcore.Tensor]:
     return call
 
 
+def discriminator() -> nn.Sequential:
+    """28 x 28 images to a logit by two convolutions of stride 2, the second with batch normalisation."""
+    gmcore.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.BatchNorm2d(64),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 1),
+    )
+
+
+def discriminator_step(model: nn.Sequential, x: np.ndarray, labels: np.ndarray) -> Callable[[], gmcore.Tensor]:
+    """One step of Adam on images (n, 784) and labels (n, 1), 1 for a real one; returns the loss."""
+    images = gmcore.tensor(x.reshape(-1, 1, 28, 28))
+    target = gmcore.tensor(labels)
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+
+    def call() -> gmcore.Tensor:
+        optimizer.zero_grad()
+        loss = ops.binary_cross_entropy_with_logits(model(images), target)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return call
+
+
 def mlp_step() -> Call:
     """A step of SGD on a network 2-16-16-1 and a batch of 32: nearly all of it is overhead."""
     rng = np.random.default_rng(0)
