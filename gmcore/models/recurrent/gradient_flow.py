@@ -112,7 +112,7 @@ def measure(layer: Any, output: nn.Linear, codes: np.ndarray) -> GradientFlow:
 def save(path: str | os.PathLike[str], flows: Mapping[str, GradientFlow], cell: str) -> None:
     """Write the norms of named flows over the distance in time, on logarithmic axes, as a picture."""
     figure = require("matplotlib.figure", "drawing pictures").Figure(figsize=(9, 4), layout="constrained")
-    titles = (r"$\|\partial s_T / \partial s_k\|_F \,/\, \sqrt{S}$", r"$\|\partial L_T / \partial s_k\|$")
+    titles = ("norm of ds_T/ds_k, over that of the identity", "norm of dL_T/ds_k")
     for axes, title, norms in zip(figure.subplots(1, 2), titles, ("jacobian", "gradient"), strict=True):
         for name, flow in flows.items():
             values = getattr(flow, norms)
