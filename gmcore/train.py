@@ -49,7 +49,10 @@ from gmcore.streams import drawing_from, stream_seed
 from gmcore.tensor import Tensor, check_device
 
 # -- learning rates -------------------------------------------------------------------------------------------
-SCHEDULES: dict[str, Callable[[int], float]] = {"iwae": iwae_schedule}
+SCHEDULES: dict[str, Callable[[int], float]] = {
+    "iwae": iwae_schedule,
+    "char-rnn": lambda epoch: 0.97 ** max(0, epoch - 10),
+}
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""
 
 
@@ -312,8 +315,8 @@ def fit(
     Parameters
     ----------
     model : a name of `gmcore.models.names()`, or a model of one's own, built already.
-    data : a name of `gmcore.data.sources()`, a path of a `.npy` or `.npz` file, or a data set itself (a
-        `Dataset`, or another `AnyDataset` that the model takes); "digits" by default.
+    data : a name of `gmcore.data.sources()`, a path of a `.npy`, `.npz` or text file, or a data set
+        itself (a `Dataset`, a `Text`, or another `AnyDataset` that the model takes); "digits" by default.
     data_dir : where the files of the data set are (see `gmcore.data.load`).
     epochs, batch_size : in place of the recipe's.
     seed : 0..2**64 - 1, 0 by default; all that is random follows from it (see `STREAMS`).

@@ -45,6 +45,9 @@ def figure_text(result: dict[str, Any]) -> str:
         settings.insert(1, f"k = {result['k']}")
     if result.get("binarize", "none") != "none":
         settings.insert(-1, f"{result['binarize']} binarisation")
+    if "bits_per_character" in result:
+        bits = result["bits_per_character"]
+        return f"{result['bound']:.3f} {result['unit']}, {bits:.3f} bits ({', '.join(settings)})"
     return f"{result['bound']:.2f}{error} {result['unit']} ({', '.join(settings)})"
 
 

@@ -11,7 +11,7 @@ from gmcore.errors import ArgumentError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a name that `gmcore models` lists")
-    parser.add_argument("--data", metavar="NAME", help="a data set by name, or a .npy or .npz file (default: digits)")
+    parser.add_argument("--data", metavar="NAME", help="its name, or a .npy, .npz or text file (default: digits)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of data sets, or of the set's own files")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs in all (default: the model's recipe)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (default: the model's recipe)")

@@ -10,6 +10,8 @@ binarized-mnist    28x28   50000/10000/10000   binarized_mnist_{train,valid,test
 omniglot           28x28   23000/1345/8070     chardata.mat
 frey-faces         28x20   1573/196/196        frey_rawface.mat
 a path             own     own, or 80/10/10    .npy or .npz
+tinyshakespeare    text    90/5/5 %, in order  input.txt
+a path             text    90/5/5 %, in order  any other file, UTF-8
 =================  ======  ==================  ===========================================================
 
 `load` finds them and says, where it cannot, which files to put where. The validation images of MNIST and
@@ -24,6 +26,7 @@ from gmcore.data.own import own_arrays
 from gmcore.data.prepare import Minibatches, is_binary, prepare
 from gmcore.data.readers import read_amat, read_arrays, read_frey_faces, read_idx, read_omniglot
 from gmcore.data.sources import File, Source, cache_dir, load, register, sources
+from gmcore.data.text import Text, Vocabulary, read_text
 
 __all__ = [
     "MODES",
@@ -33,6 +36,8 @@ __all__ = [
     "File",
     "Minibatches",
     "Source",
+    "Text",
+    "Vocabulary",
     "batches",
     "binarize",
     "cache_dir",
@@ -46,6 +51,7 @@ __all__ = [
     "read_frey_faces",
     "read_idx",
     "read_omniglot",
+    "read_text",
     "register",
     "sources",
 ]

@@ -12,6 +12,7 @@ from gmcore.data.dataset import SPLITS, Dataset, float_rows
 from gmcore.data.own import split_at_random
 from gmcore.data.readers import optional_import, read_amat, read_frey_faces, read_idx, read_omniglot
 from gmcore.data.sources import File, Source, register
+from gmcore.data.text import Text, read_text
 from gmcore.errors import DataError
 
 
@@ -69,6 +70,10 @@ def _frey_faces(paths: Mapping[str, Path]) -> Dataset:
     train, valid, test, split = split_at_random(faces, str(paths["all"]))
     note = "frames of one video: a random split puts near copies of test frames into train"
     return Dataset("frey-faces", train, valid, test, (28, 20), {"split": split, "note": note})
+
+
+def _tinyshakespeare(paths: Mapping[str, Path]) -> Text:
+    return read_text(paths["all"], "tinyshakespeare")
 
 
 def _idx_files(url: str, train: tuple[str, ...], test: tuple[str, ...]) -> dict[str, File]:
@@ -147,5 +152,19 @@ register(
         "1965 video frames of one face, 28x20, grey (Frey, Roweis)",
         _frey_faces,
         {"all": File(("frey_rawface.mat",))},
+    )
+)
+register(
+    Source(
+        "tinyshakespeare",
+        "40000 lines of Shakespeare's plays, 65 characters (Karpathy 2015)",
+        _tinyshakespeare,
+        {
+            "all": File(
+                ("input.txt",),
+                ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",),
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            )
+        },
     )
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from gmcore.data.dataset import SPLITS, Dataset
 from gmcore.data.own import own_arrays
 from gmcore.data.readers import read_bytes
+from gmcore.data.text import Text, read_text
 from gmcore.errors import ArgumentError, DataError, unknown_name
 
 
@@ -52,7 +53,7 @@ class Source:
     summary : str
         One line for lists.
     build : callable
-        ``build(paths) -> Dataset``, where ``paths[key]`` is the path of ``files[key]``. The dataset's
+        ``build(paths)`` gives a `Dataset` or a `Text`, where ``paths[key]`` is the path of ``files[key]``. Its
         provenance needs only ``split``, a sentence on how the splits were made.
     files : mapping of str to File
     folders : tuple of str
@@ -61,7 +62,7 @@ class Source:
 
     name: str
     summary: str
-    build: Callable[[Mapping[str, Path]], Dataset]
+    build: Callable[[Mapping[str, Path]], Dataset | Text]
     files: Mapping[str, File]
     folders: tuple[str, ...] = ()
 
@@ -100,8 +101,8 @@ def load(
     name_or_path: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
-) -> Dataset:
-    """Read a data set by name, or a `.npy` or `.npz` file of one's own by path.
+) -> Dataset | Text:
+    """Read a data set by name, or a file of one's own by path: `.npy`, `.npz`, or any UTF-8 text.
 
     The files of a named set are looked for in `data_dir`, then in the environment variable `GMCORE_DATA`,
     then in `cache_dir`; each may be a root of data sets or the set's own folder. Where they are nowhere,
@@ -111,14 +112,14 @@ def load(
     ----------
     name_or_path : str or path
         A name of `sources`, in any case, with dashes or underscores; or a path that ends in ``.npy`` or
-        ``.npz``, as `own_arrays` reads it.
+        ``.npz``, as `own_arrays` reads it; or that of any other file, as `read_text` reads it.
     data_dir : path, optional
     download : bool
         Whether missing files may be downloaded.
 
     Returns
     -------
-    Dataset
+    Dataset or Text
 
     Raises
     ------
@@ -134,29 +135,29 @@ def load(
         If a file is well formed but its sha256 is not that of the published one; provenance records it too.
     """
     path = Path(name_or_path)
-    if path.suffix.lower() in (".npy", ".npz"):
-        dataset = own_arrays(path)
-        files: dict[str, dict[str, str | bool | None]]
+    name = _canonical(str(name_or_path))
+    arrays = path.suffix.lower() in (".npy", ".npz")
+    dataset: Dataset | Text
+    files: dict[str, dict[str, str | bool | None]]
+    if arrays or (name not in _SOURCES and path.is_file()):
+        dataset = own_arrays(path) if arrays else read_text(path)
         files = {path.name: {"sha256": _sha256(path), "verified": None}}
     else:
-        name = _canonical(str(name_or_path))
         if name not in _SOURCES:
-            raise unknown_name("data set", str(name_or_path), [*_SOURCES, "a path to .npy or .npz"])
+            raise unknown_name("data set", str(name_or_path), [*_SOURCES, "a path to .npy, .npz or a text file"])
         source = _SOURCES[name]
         paths = _find(source, data_dir, download) if source.files else {}
         files = {path.name: _identify(source, source.files[key], path) for key, path in paths.items()}
         dataset = source.build(paths)
-    splits = {split: getattr(dataset, split) for split in SPLITS}
+    splits = [getattr(dataset, split) for split in SPLITS]
     provenance = {
         "data": dataset.name,
         "files": files,
         **dataset.provenance,
-        "sizes": {split: len(array) for split, array in splits.items()},
-        "range": [
-            min(float(array.min()) for array in splits.values()),
-            max(float(array.max()) for array in splits.values()),
-        ],
+        "sizes": {split: len(part) for split, part in zip(SPLITS, splits, strict=True)},
     }
+    if isinstance(dataset, Dataset):
+        provenance["range"] = [min(float(part.min()) for part in splits), max(float(part.max()) for part in splits)]
     return replace(dataset, provenance=provenance)
 
 

@@ -11,8 +11,13 @@ import importlib
 from gmcore.errors import UnknownNameError, unknown_name
 from gmcore.models.base import Model, Recipe, Step
 from gmcore.models.generative import GenerativeModel
+from gmcore.models.language import LanguageModel
 
-_BUILT_IN = {"vae": "gmcore.models.latent.vae:VAE", "iwae": "gmcore.models.latent.iwae:IWAE"}
+_BUILT_IN = {
+    "char_rnn": "gmcore.models.recurrent.char_rnn:CharRNN",
+    "iwae": "gmcore.models.latent.iwae:IWAE",
+    "vae": "gmcore.models.latent.vae:VAE",
+}
 _registered: dict[str, type[Model]] = {}
 
 
@@ -39,4 +44,4 @@ def register(cls: type[Model]) -> type[Model]:
     return cls
 
 
-__all__ = ["GenerativeModel", "Model", "Recipe", "Step", "get", "names", "register"]
+__all__ = ["GenerativeModel", "LanguageModel", "Model", "Recipe", "Step", "get", "names", "register"]

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown, user_function
-from gmcore.op import Example, Op, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor
+from gmkernels.indexing.spec import SCATTER_ADD_ROWS
 
 
 # -- reading and adding ---------------------------------------------------------------------------------------
@@ -34,7 +35,14 @@ def _places(index: Any, shape: tuple[int, ...]) -> Array:
     return np.arange(math.prod(shape)).reshape(shape)[index]
 
 
+_sum_rows = kernel(SCATTER_ADD_ROWS)
+
+
 def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(index, np.ndarray) and index.dtype.kind != "b" and len(shape) > 1 and x.dtype.kind == "f":
+        numbers = np.arange(shape[0])[index].reshape(-1)  # from 0 up, and refused beyond the end
+        rows = np.broadcast_to(x, (*index.shape, *shape[1:])).reshape(numbers.size, math.prod(shape[1:]))
+        return _sum_rows(rows, numbers, rows=shape[0]).reshape(shape)
     out = np.zeros(shape, x.dtype)
     if _is_basic(index):
         if x.ndim > np.ndim(out[index]):  # NumPy would let axes of length 1 in front go

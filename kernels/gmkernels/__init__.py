@@ -16,6 +16,7 @@ from gmkernels.gibbs import (
     gibbs_chain,
     gibbs_half_step,
 )
+from gmkernels.indexing import scatter_add_rows
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
@@ -108,6 +109,7 @@ __all__ = [
     "rnn",
     "rnn_backward",
     "run",
+    "scatter_add_rows",
     "select",
     "sgd",
     "solve_triangular",
