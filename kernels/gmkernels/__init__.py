@@ -9,6 +9,7 @@ Each wrapper takes ``backend=``: the name of the one to use, the cheapest that a
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
 from gmkernels.gibbs import (
+    annealed_importance_sampling,
     boltzmann_sweep,
     contrastive_divergence,
     free_energy,
@@ -55,6 +56,7 @@ __all__ = [
     "adadelta",
     "adagrad",
     "adam",
+    "annealed_importance_sampling",
     "average",
     "bernoulli_log_prob",
     "bernoulli_log_prob_backward",
