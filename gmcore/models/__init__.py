@@ -12,7 +12,11 @@ from gmcore.errors import UnknownNameError, unknown_name
 from gmcore.models.base import Model, Recipe, Step
 from gmcore.models.generative import GenerativeModel
 
-_BUILT_IN = {"vae": "gmcore.models.latent.vae:VAE", "iwae": "gmcore.models.latent.iwae:IWAE"}
+_BUILT_IN = {
+    "iwae": "gmcore.models.latent.iwae:IWAE",
+    "rbm": "gmcore.models.boltzmann.rbm:RBM",
+    "vae": "gmcore.models.latent.vae:VAE",
+}
 _registered: dict[str, type[Model]] = {}
 
 

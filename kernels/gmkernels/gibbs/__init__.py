@@ -222,8 +222,8 @@ def annealed_importance_sampling(
 
     Parameters
     ----------
-    visible : (n, visible), a sample at betas[0], in the dtype of the weight or uint8. At 0 the units are independent, of
-        mean sigmoid(base_bias), or N(base_bias, I).
+    visible : (n, visible), a sample at betas[0]; in the dtype of the weight, or uint8. At 0 the units are independent,
+        of mean sigmoid(base_bias), or N(base_bias, I).
     weight : (hidden, visible) float32 or float64.
     visible_bias, hidden_bias : (visible,) and (hidden,).
     base_bias : (visible,), the visible bias at beta 0.
