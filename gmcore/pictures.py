@@ -89,6 +89,17 @@ def save_reconstructions(
     _save_grey(path, mosaic(np.concatenate(rows), image_shape, min(columns, len(originals)), value_range))
 
 
+def save_rows(
+    path: str | os.PathLike[str],
+    images: np.ndarray,
+    image_shape: tuple[int, int],
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Write images, (rows, columns, height * width), as they are arranged."""
+    rows, columns, size = images.shape
+    _save_grey(path, mosaic(images.reshape(rows * columns, size), image_shape, columns, value_range))
+
+
 def _save_grey(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     image = require("matplotlib.image", "drawing pictures")
     content = io.BytesIO()
@@ -126,4 +137,4 @@ def save_curves(path: str | os.PathLike[str], metrics: Sequence[Mapping[str, Any
     write_atomically(path, content.getvalue())
 
 
-__all__ = ["mosaic", "require_matplotlib", "save_curves", "save_reconstructions", "save_samples"]
+__all__ = ["mosaic", "require_matplotlib", "save_curves", "save_reconstructions", "save_rows", "save_samples"]

@@ -43,6 +43,8 @@ def figure_text(result: dict[str, Any]) -> str:
     settings = [f"{result['data']} {result['split']}", f"n = {result['n']}", f"seed {result['seed']}"]
     if "k" in result:
         settings.insert(1, f"k = {result['k']}")
+    if "log_z_by" in result:
+        settings.insert(1, f"log Z by {result['log_z_by']}")
     if result.get("binarize", "none") != "none":
         settings.insert(-1, f"{result['binarize']} binarisation")
     if "bits_per_character" in result:
@@ -54,6 +56,10 @@ def figure_text(result: dict[str, Any]) -> str:
 def print_result(result: dict[str, Any]) -> None:
     """Print a reported figure and its baseline, in lines of a name and a value."""
     print_field(f"{result['split']} {result['figure']}", figure_text(result))
+    if "log_z" in result:
+        low, high = result["log_z_interval"]
+        known = "exact" if low == high else f"95 % within {low:.2f} to {high:.2f}, {result['runs']} runs"
+        print_field("log Z", f"{result['log_z']:.2f} ({known})")
     if result["baseline"] is not None:
         print_field("baseline", f"{result['baseline']:.2f} {result['unit']} ({result['baseline_is']})")
 

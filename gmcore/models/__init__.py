@@ -16,6 +16,7 @@ from gmcore.models.language import LanguageModel
 _BUILT_IN = {
     "char_rnn": "gmcore.models.recurrent.char_rnn:CharRNN",
     "iwae": "gmcore.models.latent.iwae:IWAE",
+    "rbm": "gmcore.models.boltzmann.rbm:RBM",
     "vae": "gmcore.models.latent.vae:VAE",
 }
 _registered: dict[str, type[Model]] = {}

@@ -10,6 +10,7 @@ from gmkernels.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
 from gmkernels.gibbs import (
+    annealed_importance_sampling,
     boltzmann_sweep,
     contrastive_divergence,
     free_energy,
@@ -61,6 +62,7 @@ __all__ = [
     "adadelta",
     "adagrad",
     "adam",
+    "annealed_importance_sampling",
     "average",
     "avg_pool2d",
     "avg_pool2d_backward",

@@ -258,7 +258,7 @@ def test_statistics_are_their_definition(persistent, units, backend):
     np.testing.assert_allclose(visible, end, rtol=1e-12)
     f, h = free_energy(data, weight, c, b, units=units)
     f2, h2 = free_energy(end, weight, c, b, units=units)
-    expected = (h.T @ data / 5 - h2.T @ end / len(end), data.mean(0) - end.mean(0), h.mean(0) - h2.mean(0))
+    expected = (h2.T @ end / len(end) - h.T @ data / 5, end.mean(0) - data.mean(0), h2.mean(0) - h.mean(0))
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(loss, f.mean() - f2.mean(), rtol=1e-12)
@@ -282,7 +282,7 @@ def test_statistics_are_the_gradient_of_the_loss(units):
             p[i] = before + 1e-5
             up = loss()
             p[i] = before - 1e-5
-            assert -(up - loss()) / 2e-5 == pytest.approx(d[i], abs=1e-9)
+            assert (up - loss()) / 2e-5 == pytest.approx(d[i], abs=1e-9)
             p[i] = before
 
 
@@ -301,10 +301,10 @@ def test_cd_is_unbiased_for_its_chain_and_tends_to_the_gradient_of_the_likelihoo
     distances = []
     for k in (1, 3, 30):
         found = contrastive_divergence(data, data, weight, c, b, key=(9, k), steps=k)[:3]
-        expected = phase(share) - phase(share @ np.linalg.matrix_power(step, k))
+        expected = phase(share @ np.linalg.matrix_power(step, k)) - phase(share)
         # Elements average 20,000 terms in [0, 1], of standard deviations of at most 1/2.
         np.testing.assert_allclose(np.concatenate([x.ravel() for x in found]), expected, atol=5 * 0.5 / np.sqrt(20_000))
-        distances.append(abs(expected - (phase(share) - phase(p.sum(1)))).max())
+        distances.append(abs(expected - (phase(p.sum(1)) - phase(share))).max())
     assert distances[0] > distances[1] > 1e3 * distances[2]
 
 

@@ -1,4 +1,4 @@
-"""Gibbs sampling in Boltzmann machines: half-steps, chains, free energy, contrastive divergence, general sweeps.
+"""Gibbs sampling in Boltzmann machines: half-steps, chains, free energy, contrastive divergence, annealing, sweeps.
 
 `spec` states the energies, the conventions of the weights and how the steps of one call share a draw.
 """
@@ -14,7 +14,10 @@ from gmkernels.gibbs import reference, spec
 from gmkernels.registry import Signature, register, run
 from gmkernels.rng import as_key
 
-__all__ = ["boltzmann_sweep", "contrastive_divergence", "free_energy", "gibbs_chain", "gibbs_half_step"]
+__all__ = [
+    "annealed_importance_sampling", "boltzmann_sweep", "contrastive_divergence", "free_energy", "gibbs_chain",
+    "gibbs_half_step",
+]  # fmt: skip
 
 
 def _needs_blas(signature: Signature) -> str | None:
@@ -26,6 +29,7 @@ for _spec in (
     spec.GIBBS_CHAIN,
     spec.FREE_ENERGY,
     spec.CONTRASTIVE_DIVERGENCE,
+    spec.ANNEALED_IMPORTANCE_SAMPLING,
     spec.BOLTZMANN_SWEEP,
 ):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
@@ -168,7 +172,7 @@ def contrastive_divergence(
     units: str = "bernoulli",
     backend: str | None = None,
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """Statistics of a step of (persistent) contrastive divergence: positive phase minus negative phase.
+    """Statistics of a step of (persistent) contrastive divergence: the gradient that it descends.
 
     Parameters
     ----------
@@ -185,12 +189,13 @@ def contrastive_divergence(
 
     Returns
     -------
-    d_weight, d_visible_bias, d_hidden_bias : of the parameters' shapes, the direction of ascent of the log-likelihood:
-        mean over the data of hidden_mean v^T, v and hidden_mean, minus their mean over the end of the chains. The
-        states of the chains are samples, but for the hidden units at both ends, where their means are averaged.
+    d_weight, d_visible_bias, d_hidden_bias : of the parameters' shapes, the negative phase minus the positive: mean
+        of hidden_mean v^T, v and hidden_mean over the end of the chains, minus their mean over the data. The states of
+        the chains are samples, but for the hidden units at both ends, where their means are averaged. Papers print the
+        opposite sign, the direction of ascent of the log-likelihood.
     visible : (c, visible), the end of the chains.
-    loss : (), mean free energy of the data minus that of the end of the chains. With those fixed, its gradient is
-        minus the statistics.
+    loss : (), mean free energy of the data minus that of the end of the chains. With those fixed, the statistics are
+        its gradient.
 
     Raises
     ------
@@ -199,6 +204,48 @@ def contrastive_divergence(
     inputs = (data, chain, weight, visible_bias, hidden_bias, as_key(key))
     found = run(spec.CONTRASTIVE_DIVERGENCE, inputs, {"steps": steps, "units": units}, backend=backend)
     return found[0], found[1], found[2], found[3], found[4]
+
+
+def annealed_importance_sampling(
+    visible: Any,
+    weight: Any,
+    visible_bias: Any,
+    hidden_bias: Any,
+    base_bias: Any,
+    betas: Any,
+    *,
+    key: Any,
+    units: str = "bernoulli",
+    backend: str | None = None,
+) -> tuple[Any, Any]:
+    """Log weights of annealing runs from a machine without hidden units' influence (beta 0) to this one (beta 1).
+
+    Parameters
+    ----------
+    visible : (n, visible), a sample at betas[0]; in the dtype of the weight, or uint8. At 0 the units are independent,
+        of mean sigmoid(base_bias), or N(base_bias, I).
+    weight : (hidden, visible) float32 or float64.
+    visible_bias, hidden_bias : (visible,) and (hidden,).
+    base_bias : (visible,), the visible bias at beta 0.
+    betas : float64 (temperatures,), increasing, in [0, 1] (not checked); used in the dtype of the weight.
+    key : uint64 array (seed, draw, offset), or a tuple; as in `gibbs_chain`, a step for each beta after the first.
+    units : "bernoulli" or "gaussian", the visible ones.
+    backend : name of the backend; the cheapest if None.
+
+    Returns
+    -------
+    log_weight : (n,) float64. From beta 0 to 1, the mean of exp(log_weight) estimates Z / Z_0 without bias, where
+        log Z_0 = hidden log 2 + sum softplus(base_bias), or hidden log 2 + visible / 2 log(2 pi) of Gaussian units. A
+        schedule may be cut into calls that share a beta each: their log weights add up.
+    visible : (n, visible), where the runs end; after a last step at betas[-1].
+
+    Raises
+    ------
+    KernelError : shapes, dtypes or units that do not fit.
+    """
+    inputs = (visible, weight, visible_bias, hidden_bias, base_bias, betas, as_key(key))
+    log_weight, end = run(spec.ANNEALED_IMPORTANCE_SAMPLING, inputs, {"units": units}, backend=backend)
+    return log_weight, end
 
 
 def boltzmann_sweep(

@@ -16,7 +16,7 @@ from gmkernels.elementary import exp, log1p_unit, select, sigmoid
 from gmkernels.gemm import gemm
 from gmkernels.gibbs.spec import step_key
 from gmkernels.pool import address, block_kernel, jitable, reduction, scratch
-from gmkernels.registry import Array
+from gmkernels.registry import FLOATS, Array
 from gmkernels.rng import cpu as rng
 from gmkernels.rng.cpu import SCRATCH, TILE, interleave, word_tile
 
@@ -49,16 +49,16 @@ def _store(sample: Array, out: Array) -> None:
 
 
 @jitable
-def _sigmoids(x, bias):
-    """x = sigmoid(x + bias)."""
+def _sigmoids(x, bias, beta):
+    """x = sigmoid(beta (x + bias))."""
     bias = bias[: x.size]
     for i in range(x.size):
-        x[i] = sigmoid(x[i] + bias[i])
+        x[i] = sigmoid(beta * (x[i] + bias[i]))
 
 
 @reduction
 def _sigmoids_and_sum(x, bias):
-    """The same; returns the sum of softplus(x + bias)."""
+    """x = sigmoid(x + bias); returns the sum of softplus(x + bias)."""
     bias = bias[: x.size]
     zero, one = x.dtype.type(0), x.dtype.type(1)
     total = 0.0
@@ -67,6 +67,25 @@ def _sigmoids_and_sum(x, bias):
         z = exp(-abs(a))
         x[i] = select(a < zero, z, one) / (one + z)
         total += np.float64(select(a < zero, zero, a) + log1p_unit(z))
+    return total
+
+
+@reduction
+def _sigmoids_and_rise(x, bias, beta, before):
+    """x = sigmoid(beta a) with a = x + bias; returns the sum of softplus(beta a) - softplus(before a).
+
+    softplus(a) = max(a, 0) + log1p(exp -|a|): the difference of each of the two parts keeps its digits.
+    """
+    bias = bias[: x.size]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    step = beta - before
+    total = 0.0
+    for i in range(x.size):
+        a = x[i] + bias[i]
+        z = exp(-beta * abs(a))
+        rest = log1p_unit(z) - log1p_unit(exp(-before * abs(a)))
+        x[i] = select(a < zero, z, one) / (one + z)
+        total += np.float64(select(a < zero, zero, step * a) + rest)
     return total
 
 
@@ -95,10 +114,11 @@ def _bernoulli_run(mean, key, sample, begin, end):
 
 @block_kernel
 def _bernoulli(
-    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, sums, key, m, k, n, row_tiles,
+    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, sums, betas, key, m, k, n, row_tiles,
     column_tiles,
 ):  # fmt: skip
-    """mean = sigmoid(x w + bias) and, where there is room, its sample and the sums of softplus by row and tile."""
+    """mean = sigmoid(betas[1] (x w + bias)) and, where there is room, its sample, and sums by row and tile: how much
+    softplus rises from betas[0] (x w + bias) to betas[1] (x w + bias), or without a betas[0] softplus(x w + bias)."""
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
     left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
@@ -108,10 +128,13 @@ def _bernoulli(
         mean[top * n : bottom * n] = 0  # there is one column tile
     for r in range(top, bottom):
         begin, end = r * n + left, r * n + right
-        if sums.size > 0:
-            sums[r * column_tiles + column] = _sigmoids_and_sum(mean[begin:end], bias[left:right])
+        here, its_bias = mean[begin:end], bias[left:right]
+        if sums.size == 0:
+            _sigmoids(here, its_bias, betas[1])
+        elif np.isnan(betas[0]):
+            sums[r * column_tiles + column] = _sigmoids_and_sum(here, its_bias)
         else:
-            _sigmoids(mean[begin:end], bias[left:right])
+            sums[r * column_tiles + column] = _sigmoids_and_rise(here, its_bias, betas[1], betas[0])
     if sample.size > 0:
         runs = bottom - top if column_tiles > 1 else 1  # whole rows lie together and share tiles of the random stream
         length = (bottom - top) * (right - left) // runs
@@ -122,6 +145,7 @@ def _bernoulli(
 
 _NO_KEY = np.zeros(3, np.uint64)
 _NO_SUMS = np.empty((0, 0), np.float64)
+_UNTEMPERED = {dtype: np.array([np.nan, 1], dtype) for dtype in FLOATS}
 
 
 def _half_step(
@@ -133,12 +157,18 @@ def _half_step(
     key: Array,
     units: str,
     sums: Array = _NO_SUMS,
+    betas: Array | None = None,
 ) -> None:
-    """Means, samples (unless that has no elements) and sums of softplus of the units that `weight` leads to."""
+    """Means, samples (unless that has no elements) and sums of softplus of the units that `weight` leads to.
+
+    With `betas`, the inverse temperatures before and now, as `_bernoulli` has them.
+    """
     if mean.size == 0:
         sums.fill(0)
     elif units == "gaussian":
         dense.linear((states, weight, bias), (mean,), (), {})
+        if betas is not None:
+            np.multiply(mean, betas[1], out=mean)
         rng.normal((key,), (sample,), (), {})
         np.add(sample, mean, out=sample)
     else:
@@ -146,10 +176,12 @@ def _half_step(
         row_tiles, column_tiles = tiles(m, k, n)
         arguments, alive = dense.operands(states, weight.T)
         bias = np.ascontiguousarray(bias)
+        betas = _UNTEMPERED[mean.dtype.name] if betas is None else betas
         with blas.single_threaded():
             _bernoulli(
-                row_tiles * column_tiles, *arguments, mean, bias, sample, sums, key, m, k, n, row_tiles, column_tiles
-            )
+                row_tiles * column_tiles, *arguments, mean, bias, sample, sums, betas, key, m, k, n, row_tiles,
+                column_tiles,
+            )  # fmt: skip
 
 
 def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -258,7 +290,7 @@ def _statistics(
     row_tiles,
     column_tiles,
 ):
-    """Means of h v^T, v and h over the rows of (v, h), minus those over the rows of (v2, h2), tile by tile."""
+    """Means of h2 v2^T, v2 and h2 over their rows, minus those of h v^T, v and h, tile by tile."""
     hidden, visible, item = d_hidden.size, d_visible.size, d_weight.itemsize
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, hidden), edge(row + 1, row_tiles, hidden)
@@ -308,7 +340,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
         units,
     )
     ones.fill(1)
-    scale = np.array([1 / len(data), -1 / len(chain), 0, 1], weight.dtype)
+    scale = np.array([-1 / len(data), 1 / len(chain), 0, 1], weight.dtype)
     row_tiles, column_tiles = tiles(weight.shape[0], len(data) + len(chain), weight.shape[1])
     library = blas.find()
     assert library is not None
@@ -320,6 +352,45 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
         )  # fmt: skip
     loss[...] = np.mean(data_energy, dtype=np.float64) - np.mean(chain_energy, dtype=np.float64)
     _store(visible, visible_out)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Annealed importance sampling
+# ---------------------------------------------------------------------------------------------------------
+
+
+def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    """The product of the hidden half-step serves the weights too: two products a temperature."""
+    visible, weight, visible_bias, hidden_bias, base_bias, temperatures, key = inputs
+    log_weight, visible_out = outputs
+    room, hidden, hidden_mean, visible_mean, sums, bias, own = workspace
+    units, real = attrs["units"], weight.dtype.type
+    x = _load(visible, room)
+    sample = visible_out if visible_out.dtype == weight.dtype else room
+    constant = 0.5 * (np.sum(base_bias**2.0) - np.sum(visible_bias**2.0)) if units == "gaussian" else 0.0
+    log_weight.fill(0)
+    for step in range(len(temperatures) - 1):
+        # In the dtype of the weight, so that what a step ends with is what the next begins with.
+        before, beta = real(temperatures[step]), real(temperatures[step + 1])
+        betas = np.array([before, beta])
+        hidden_key = step_key(key, 2 * step, weight.shape[0])
+        _half_step(x, weight, hidden_bias, hidden_mean, hidden, hidden_key, "bernoulli", sums, betas)
+        for part in sums.T:
+            log_weight += part
+        np.subtract(visible_bias, base_bias, out=bias)
+        with blas.single_threaded():
+            np.matmul(x, bias, out=own)
+        np.multiply(own, beta - before, out=own)
+        log_weight += own
+        log_weight += (float(beta) - float(before)) * constant
+        np.multiply(base_bias, (1 - beta) / beta, out=bias)
+        np.add(bias, visible_bias, out=bias)
+        visible_key = step_key(key, 2 * step + 1, weight.shape[1])
+        _half_step(hidden, weight.T, bias, visible_mean, sample, visible_key, units, _NO_SUMS, betas)
+        x = sample
+    if x is not sample:
+        np.copyto(sample, x)
+    _store(sample, visible_out)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -90,10 +90,31 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
         states = states.astype(energy.dtype)
         phases.append((hidden_mean.T @ states / len(states), states.mean(0), hidden_mean.mean(0), energy.mean()))
     positive, negative = phases
-    d_weight[...] = positive[0] - negative[0]
-    d_visible_bias[...] = positive[1] - negative[1]
-    d_hidden_bias[...] = positive[2] - negative[2]
+    d_weight[...] = negative[0] - positive[0]
+    d_visible_bias[...] = negative[1] - positive[1]
+    d_hidden_bias[...] = negative[2] - positive[2]
     loss[...] = positive[3] - negative[3]
+
+
+def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    visible, weight, visible_bias, hidden_bias, base_bias, betas, key = inputs
+    log_weight, visible_out = outputs
+    x = visible.astype(weight.dtype)
+    log_weight.fill(0)
+    for step, (before, beta) in enumerate(zip(betas[:-1].tolist(), betas[1:].tolist())):
+        states = x @ weight.T + hidden_bias
+        with np.errstate(invalid="ignore"):
+            log_weight += (np.logaddexp(0, beta * states) - np.logaddexp(0, before * states)).sum(-1)
+        own = x @ (visible_bias - base_bias)
+        if attrs["units"] == "gaussian":
+            own += (np.sum(base_bias**2) - np.sum(visible_bias**2)) / 2
+        log_weight += (beta - before) * own
+        hidden_key = step_key(key, 2 * step, weight.shape[0])
+        _, hidden = _step(x, beta * weight, beta * hidden_bias, hidden_key, "bernoulli")
+        visible_key = step_key(key, 2 * step + 1, weight.shape[1])
+        bias = (1 - beta) * base_bias + beta * visible_bias
+        _, x = _step(hidden, beta * weight.T, bias, visible_key, attrs["units"])
+    _store(x, visible_out)
 
 
 def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

@@ -401,11 +401,96 @@ CONTRASTIVE_DIVERGENCE = KernelSpec(
     cost=_divergence_cost,
     size=_divergence_flops,
     examples=_divergence_examples,
-    formula="visible = gibbs_chain(chain); the positive phase minus the negative: d_weight = mean of E[h | data] data^T"
-    " - mean of E[h | visible] visible^T, d_visible_bias = mean of data - mean of visible, d_hidden_bias = mean of "
-    "E[h | data] - mean of E[h | visible]: minus the gradient of loss = mean F(data) - mean F(visible), visible fixed",
+    formula="visible = gibbs_chain(chain); the negative phase minus the positive: d_weight = mean of E[h | visible] "
+    "visible^T - mean of E[h | data] data^T, d_visible_bias = mean of visible - mean of data, d_hidden_bias = mean of "
+    "E[h | visible] - mean of E[h | data]: the gradient of loss = mean F(data) - mean F(visible), visible fixed",
     source="Hinton, Neural Computation 14(8), 2002 (chain = data: CD-k); Tieleman, ICML 2008 (the chain of the step "
     "before: PCD). Hinton, A practical guide (2010), section 3: samples drive the chain, probabilities are averaged",
+    tolerance=_ENERGY_TOLERANCE,
+    draws=True,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# annealed_importance_sampling
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _annealing_infer(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
+    *, units: str,
+) -> Layout:  # fmt: skip
+    op = "annealed_importance_sampling"
+    _check_machine(op, {"visible": visible}, weight, visible_bias, hidden_bias)
+    if base_bias.shape != visible_bias.shape or base_bias.dtype != weight.dtype:
+        raise KernelError(
+            f"{op}: expected base_bias like visible_bias, {weight.dtype}{list(visible_bias.shape)}; got "
+            f"{_describe(base_bias=base_bias)}"
+        )
+    if betas.ndim != 1 or betas.dtype != np.float64 or not 1 <= len(betas) <= MOST_STEPS + 1:
+        raise KernelError(
+            f"{op}: expected betas float64 (temperatures,), of 1 to {MOST_STEPS + 1}; got {_describe(betas=betas)}"
+        )
+    _check_units(op, units)
+    check_key(op, key)
+    return [((visible.shape[0],), np.dtype(np.float64)), (visible.shape, _sample_dtype(visible, weight, units))]
+
+
+def _annealing_workspace(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
+    *, units: str,
+) -> Layout:  # fmt: skip
+    """Visible states; hidden states and means; visible means; sums of softplus; a bias; the visible units' terms."""
+    hidden, real = (visible.shape[0], weight.shape[0]), weight.dtype
+    return [
+        *stored(visible, weight), (hidden, real), (hidden, real), (visible.shape, real),
+        partial_sums(visible.shape[0], weight), (visible_bias.shape, real), ((visible.shape[0],), real),
+    ]  # fmt: skip
+
+
+def _annealing_flops(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
+    *, units: str,
+) -> int:  # fmt: skip
+    return 4 * visible.size * weight.shape[0] * (len(betas) - 1)
+
+
+def _annealing_cost(
+    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
+    *, units: str,
+) -> Cost:  # fmt: skip
+    steps = len(betas) - 1
+    chain = _chain_cost(visible, weight, visible_bias, hidden_bias, key, steps=1, units=units)
+    slots = chain.slots + 50 * visible.shape[0] * weight.shape[0]
+    return Cost(chain.bytes * steps, chain.flops * steps, slots * steps)
+
+
+def _annealing_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    betas = np.array([0, 0.25, 0.5, 1])
+    for i, ((n, v, h), key) in enumerate(zip(_SHAPES, keys(rng))):
+        states = _binary(rng, dtype if i % 2 else np.uint8, n, v)
+        arrays = (*_machine(rng, dtype, v, h), _dyadic(rng, dtype, v))
+        yield Example((states, *arrays, betas[: 4 - i % 4], key), {"units": "bernoulli"})
+        if i < 4:  # of one step, as in gibbs_chain
+            yield Example((_dyadic(rng, dtype, n, v), *arrays, betas[1:3], key), {"units": "gaussian"})
+
+
+ANNEALED_IMPORTANCE_SAMPLING = KernelSpec(
+    name="annealed_importance_sampling",
+    family="gibbs",
+    inputs=("visible", "weight", "visible_bias", "hidden_bias", "base_bias", "betas", "key"),
+    outputs=("log_weight", "visible"),
+    infer=_annealing_infer,
+    workspace=_annealing_workspace,
+    cost=_annealing_cost,
+    size=_annealing_flops,
+    examples=_annealing_examples,
+    formula="for each beta after the first: log_weight += log p*_beta(v) - log p*_before(v), then v takes a Gibbs step "
+    "that leaves p_beta invariant: h ~ sigmoid(beta (W v + hidden_bias)), v ~ p(v | h) with the inputs beta (W^T h + "
+    "visible_bias) + (1 - beta) base_bias. -log p*_beta(v) = -(beta visible_bias + (1 - beta) base_bias)^T v "
+    "(gaussian: beta |v - visible_bias|^2 / 2 + (1 - beta) |v - base_bias|^2 / 2) - sum softplus(beta (W v + "
+    "hidden_bias)); 0 <= betas[0] < betas[1] < ...",
+    source="Neal, Annealed importance sampling, Statistics and Computing 11, 2001; Salakhutdinov & Murray, On the "
+    "quantitative analysis of deep belief networks, ICML 2008, section 4",
     tolerance=_ENERGY_TOLERANCE,
     draws=True,
 )

@@ -34,7 +34,7 @@ def test_gradient_of_contrastive_divergence_is_the_statistics(units: str, persis
     assert not end.requires_grad
     for p, d in zip(parameters, statistics, strict=True):
         assert p.grad is not None
-        np.testing.assert_allclose(p.grad.numpy(), -d, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(p.grad.numpy(), d, rtol=1e-10, atol=1e-14)
 
 
 def test_contrastive_divergence_to_third_order() -> None:
