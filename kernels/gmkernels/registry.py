@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmkernels.buffers import empty
 from gmkernels.cost import Cost, nominal_cpu
 
 Array = Any
@@ -468,12 +469,12 @@ def run(
     if outputs is None:
         if spec.updates:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-        outputs = tuple([np.empty(shape, dtype) for shape, dtype in plan.outputs])
+        outputs = tuple([empty(shape, dtype) for shape, dtype in plan.outputs])
     elif not spec.updates:
         _check_outputs(spec, plan.outputs, outputs)
     if plan.pack:
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
-    plan.kernel(inputs, outputs, [np.empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
+    plan.kernel(inputs, outputs, [empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
 
 
@@ -494,17 +495,22 @@ def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], bac
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
-    return _Plan(entry.kernel(), outputs, spec.workspace(*inputs, **attrs), pack)
+    workspace = spec.workspace(*inputs, **attrs)
+    return _Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
+
+
+def _with_dtypes(layout: Layout) -> Layout:
+    return [(tuple(shape), np.dtype(dtype)) for shape, dtype in layout]
 
 
 def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> None:
     if len(outputs) != len(layout):
         raise KernelError(f"{spec.name} has {len(layout)} outputs ({', '.join(spec.outputs)}), got {len(outputs)}")
     for name, (shape, dtype), out in zip(spec.outputs, layout, outputs, strict=True):
-        if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
             raise KernelError(
-                f"{spec.name}: output {name} must be a writable C-contiguous {np.dtype(dtype)} array of shape "
-                f"{tuple(shape)}, got {out.dtype} {out.shape}"
+                f"{spec.name}: output {name} must be a writable C-contiguous {dtype} array of shape "
+                f"{shape}, got {out.dtype} {out.shape}"
             )
 
 
