@@ -145,6 +145,7 @@ class Entry:
     overhead: float
     efficiency: float
     accepts: Callable[[Signature], str | None] | None
+    note: Callable[[], str] | None
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
 
     def kernel(self) -> Kernel:
@@ -212,6 +213,7 @@ def register(
     overhead: float = 5e-6,
     efficiency: float = 0.5,
     accepts: Callable[[Signature], str | None] | None = None,
+    note: Callable[[], str] | None = None,
 ) -> None:
     """Register a kernel for `spec` on `backend`; from outside the package just as from inside.
 
@@ -223,6 +225,7 @@ def register(
     overhead : seconds that a call costs before any work, for the cost model.
     efficiency : share of the floor reached on large calls, in (0, 1].
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
+    note : says what else a reader of `explain` should know, such as the library that the kernel calls.
     spec : the operation; registered under its name with its first kernel.
     backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -236,7 +239,7 @@ def register(
         raise KernelError(f"another kernel spec is called {spec.name!r} already")
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
-    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts)
+    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note)
     _plans.clear()
 
 
@@ -586,6 +589,8 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "the only one that accepts"
     else:
         why = "cheapest by the cost model"
+    if chosen.note is not None:
+        why += f"; {chosen.note()}"
     itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
     floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
     return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)
