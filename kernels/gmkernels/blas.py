@@ -82,10 +82,13 @@ def _libraries() -> Iterator[ctypes.PyDLL]:
             continue
 
 
-def _functions(library: ctypes.PyDLL, pattern: str) -> list[int]:
+def _functions(library: ctypes.PyDLL, pattern: str) -> tuple[int, int, int, int]:
     """Addresses of the four functions of a `Blas`. Raises AttributeError if the library lacks one."""
-    functions = [getattr(library, pattern.format(f)) for f in ("sgemm", "dgemm", "strsm", "dtrsm")]
-    return [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions]
+
+    def address(name: str) -> int:
+        return ctypes.cast(getattr(library, pattern.format(name)), ctypes.c_void_p).value or 0
+
+    return address("sgemm"), address("dgemm"), address("strsm"), address("dtrsm")
 
 
 @functools.cache
