@@ -51,7 +51,7 @@ def _kernels() -> dict[str, str]:
     import numba
     import threadpoolctl
 
-    from gmkernels import pool, rng
+    from gmkernels import blas, pool, rng
 
     # Compiles, caches and runs one kernel on all threads: only then does Numba know its threading layer.
     rng.uniform((1 << 20,), key=(0, 0), backend="cpu")
@@ -68,6 +68,7 @@ def _kernels() -> dict[str, str]:
         "threads": f"{pool.get_num_threads()} of {os.cpu_count()} processors",
         "threading layer": layer,
         "BLAS": ", ".join(libraries) or "not recognised",
+        "products": blas.describe().removeprefix("products "),
         "cache": _folder(pool.cache_folder()),
         "compiled kernels": "work",
     }
@@ -93,9 +94,14 @@ def _optional() -> dict[str, str]:
     from gmcore.extras import EXTRAS, install_command
 
     def state(extra: str, packages: tuple[str, ...]) -> str:
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        missing = [package for package in packages if not _present(package)]
         if missing:
             return f"lacks {', '.join(missing)}: {install_command(extra)}"
         return f"present ({', '.join(packages)})"
 
     return {extra: state(extra, packages) for extra, packages in EXTRAS.items()}
+
+
+def _present(package: str) -> bool:
+    """Whether there is a module of that name or, for libraries without one (mkl), a distribution."""
+    return importlib.util.find_spec(package) is not None or _version(package) != "not installed"

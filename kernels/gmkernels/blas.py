@@ -1,8 +1,9 @@
-"""The BLAS that NumPy has loaded: where its matrix products are, and control of its threads.
+"""The BLAS that makes matrix products: where its functions are, and control of its threads.
 
-NumPy carries a fast BLAS, so products need no library of our own. `find` looks up its `cblas_?gemm` (products)
-and `cblas_?trsm` (triangular systems) in float32 and float64; a launcher passes the address and `wide` to a
-block kernel, which calls `gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
+NumPy carries a fast BLAS, so products need no library of our own. Intel's MKL is faster on thin products, and is
+taken where the package mkl is installed; ``GMKERNELS_BLAS=numpy`` keeps NumPy's. `find` looks up the `cblas_?gemm`
+(products) and `cblas_?trsm` (triangular systems) in float32 and float64; a launcher passes the address and `wide`
+to a block kernel, which calls `gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
 
 The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
 them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.
@@ -13,12 +14,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from gmkernels.registry import KernelError
 
 # The enumerations of cblas.h.
 ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112
@@ -78,22 +82,82 @@ def _libraries() -> Iterator[ctypes.PyDLL]:
             continue
 
 
+def _functions(library: ctypes.PyDLL, pattern: str) -> tuple[int, int, int, int]:
+    """Addresses of the four functions of a `Blas`. Raises AttributeError if the library lacks one."""
+
+    def address(name: str) -> int:
+        return ctypes.cast(getattr(library, pattern.format(name)), ctypes.c_void_p).value or 0
+
+    return address("sgemm"), address("dgemm"), address("strsm"), address("dtrsm")
+
+
 @functools.cache
-def find() -> Blas | None:
+def numpys() -> Blas | None:
     """The BLAS that NumPy has loaded, if it is one whose threads can be controlled."""
     for library in _libraries():
         for name, cblas, threads, (get, set_), wide in _INTERFACES:
             try:
-                functions = [getattr(library, cblas.format(f)) for f in ("sgemm", "dgemm", "strsm", "dtrsm")]
+                addresses = _functions(library, cblas)
                 get_num_threads = getattr(library, threads.format(get))
                 set_num_threads = getattr(library, threads.format(set_))
             except AttributeError:
                 continue
             get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
             get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
-            sgemm, dgemm, strsm, dtrsm = (ctypes.cast(f, ctypes.c_void_p).value or 0 for f in functions)
-            return Blas(name, sgemm, dgemm, strsm, dtrsm, wide, get_num_threads, set_num_threads)
+            return Blas(f"NumPy's {name}", *addresses, wide, get_num_threads, set_num_threads)
     return None
+
+
+# Of mkl_service.h.
+_SEQUENTIAL, _REPRODUCIBLE = 1, 2
+
+
+@functools.cache
+def mkl() -> Blas | str:
+    """The MKL of the package mkl, which runs on the thread that calls it; or why there is none."""
+    try:
+        files = importlib.metadata.files("mkl") or []
+    except importlib.metadata.PackageNotFoundError:
+        return "the package mkl is not installed"
+    path = next((file.locate() for file in files if file.name.startswith(("libmkl_rt.", "mkl_rt."))), None)
+    try:
+        library = ctypes.PyDLL(str(path))
+        addresses = _functions(library, "cblas_{}_64")
+        library.MKL_Set_Threading_Layer(_SEQUENTIAL)
+        # Without it the bits of a product depend on where in memory its operands lie.
+        library.MKL_CBWR_Set(_REPRODUCIBLE)
+    except (OSError, AttributeError) as error:
+        return f"the package mkl does not work: {error}"
+    return Blas("MKL", *addresses, wide=True, get_num_threads=lambda: 1, set_num_threads=lambda threads: None)
+
+
+@functools.cache
+def _choice() -> tuple[Blas | None, str]:
+    """The BLAS of the products, and why it is this one."""
+    wanted = os.environ.get("GMKERNELS_BLAS", "")
+    if wanted not in ("", "numpy", "mkl"):
+        raise KernelError(f"GMKERNELS_BLAS={wanted!r}; expected numpy or mkl")
+    if wanted == "numpy":
+        return numpys(), "GMKERNELS_BLAS=numpy"
+    if (own := numpys()) is not None and own.name == "NumPy's MKL":
+        return own, "no other is faster"  # and one process has one MKL, with one way to run its threads
+    other = mkl()
+    if isinstance(other, Blas):
+        return other, "GMKERNELS_BLAS=mkl" if wanted else "installed, and faster on thin products"
+    if wanted:
+        raise KernelError(f"GMKERNELS_BLAS=mkl, but {other}")
+    return numpys(), other
+
+
+def find() -> Blas | None:
+    """The BLAS of the products: MKL where it is installed, else NumPy's; None where neither can be called."""
+    return _choice()[0]
+
+
+def describe() -> str:
+    """Which BLAS makes the products, and why, in words."""
+    library, why = _choice()
+    return f"products by {library.name if library else 'NumPy'} ({why})"
 
 
 def available() -> str | None:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmkernels.buffers import empty
 from gmkernels.cost import Cost, nominal_cpu
 
 Array = Any
@@ -144,6 +145,7 @@ class Entry:
     overhead: float
     efficiency: float
     accepts: Callable[[Signature], str | None] | None
+    note: Callable[[], str] | None
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
 
     def kernel(self) -> Kernel:
@@ -211,6 +213,7 @@ def register(
     overhead: float = 5e-6,
     efficiency: float = 0.5,
     accepts: Callable[[Signature], str | None] | None = None,
+    note: Callable[[], str] | None = None,
 ) -> None:
     """Register a kernel for `spec` on `backend`; from outside the package just as from inside.
 
@@ -222,6 +225,7 @@ def register(
     overhead : seconds that a call costs before any work, for the cost model.
     efficiency : share of the floor reached on large calls, in (0, 1].
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
+    note : says what else a reader of `explain` should know, such as the library that the kernel calls.
     spec : the operation; registered under its name with its first kernel.
     backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -235,7 +239,7 @@ def register(
         raise KernelError(f"another kernel spec is called {spec.name!r} already")
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
-    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts)
+    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note)
     _plans.clear()
 
 
@@ -468,12 +472,12 @@ def run(
     if outputs is None:
         if spec.updates:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-        outputs = tuple([np.empty(shape, dtype) for shape, dtype in plan.outputs])
+        outputs = tuple([empty(shape, dtype) for shape, dtype in plan.outputs])
     elif not spec.updates:
         _check_outputs(spec, plan.outputs, outputs)
     if plan.pack:
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
-    plan.kernel(inputs, outputs, [np.empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
+    plan.kernel(inputs, outputs, [empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
 
 
@@ -494,17 +498,22 @@ def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], bac
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
-    return _Plan(entry.kernel(), outputs, spec.workspace(*inputs, **attrs), pack)
+    workspace = spec.workspace(*inputs, **attrs)
+    return _Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
+
+
+def _with_dtypes(layout: Layout) -> Layout:
+    return [(tuple(shape), np.dtype(dtype)) for shape, dtype in layout]
 
 
 def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> None:
     if len(outputs) != len(layout):
         raise KernelError(f"{spec.name} has {len(layout)} outputs ({', '.join(spec.outputs)}), got {len(outputs)}")
     for name, (shape, dtype), out in zip(spec.outputs, layout, outputs, strict=True):
-        if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
             raise KernelError(
-                f"{spec.name}: output {name} must be a writable C-contiguous {np.dtype(dtype)} array of shape "
-                f"{tuple(shape)}, got {out.dtype} {out.shape}"
+                f"{spec.name}: output {name} must be a writable C-contiguous {dtype} array of shape "
+                f"{shape}, got {out.dtype} {out.shape}"
             )
 
 
@@ -580,6 +589,8 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "the only one that accepts"
     else:
         why = "cheapest by the cost model"
+    if chosen.note is not None:
+        why += f"; {chosen.note()}"
     itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
     floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
     return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)

@@ -12,12 +12,15 @@ import threadpoolctl
 from gmkernels import blas, registry
 from gmkernels.dense import matmul, spec
 
-needs_blas = pytest.mark.skipif(blas.find() is None, reason=str(blas.available()))
+needs_blas = pytest.mark.skipif(blas.numpys() is None, reason="NumPy has no BLAS whose threads can be controlled")
+
+
+needs_mkl = pytest.mark.skipif(not isinstance(blas.mkl(), blas.Blas), reason=str(blas.mkl()))
 
 
 @needs_blas
 def test_found_library_is_numpys():
-    library = blas.find()
+    library = blas.numpys()
     before = library.get_num_threads()
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert library.get_num_threads() == 1
@@ -26,9 +29,67 @@ def test_found_library_is_numpys():
         assert address(np.dtype("float32")) != address(np.dtype("float64")) != 0
 
 
+def _choose(environment, code):
+    """Output of a process that prints the choice of BLAS."""
+    code = "from gmkernels import blas, registry\n" + code
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True).stdout
+
+
 @needs_blas
-def test_threads_are_restored_after_nested_overlapping_and_failing_contexts():
-    library = blas.find()
+def test_the_environment_keeps_numpys_library():
+    code = "assert blas.find() is blas.numpys(); print(blas.describe())"
+    assert "GMKERNELS_BLAS=numpy" in _choose({"GMKERNELS_BLAS": "numpy"}, code)
+
+
+def test_the_environment_asks_for_what_is_there_only(monkeypatch):
+    for value, found in (("openblas", "expected numpy or mkl"), ("mkl", "not installed")):
+        monkeypatch.setenv("GMKERNELS_BLAS", value)
+        monkeypatch.setattr(blas, "mkl", lambda: "the package mkl is not installed")
+        monkeypatch.setattr(blas, "numpys", lambda: None)
+        with pytest.raises(registry.KernelError, match=found):
+            blas._choice.__wrapped__()
+
+
+@needs_blas
+def test_explain_names_the_library():
+    a = np.ones((300, 300))
+    assert blas.describe() in str(registry.explain(spec.MATMUL, a, a, backend="cpu"))
+
+
+@needs_mkl
+def test_mkl_is_chosen_where_it_is_installed():
+    assert "products by MKL (installed" in _choose({"GMKERNELS_BLAS": ""}, "print(blas.describe())")
+
+
+@needs_mkl
+def test_bits_of_mkl_depend_neither_on_the_memory_nor_on_threads(monkeypatch):
+    pool = pytest.importorskip("gmkernels.pool")
+    library = blas.mkl()
+    monkeypatch.setattr(blas, "find", lambda: library)
+    rng = np.random.default_rng(0)
+    before = pool.get_num_threads()
+    try:
+        for m, k, n in ((100, 784, 500), (127, 129, 131), (16, 256, 1024)):
+            a, b = rng.standard_normal((m, k), dtype="f"), rng.standard_normal((n, k), dtype="f")
+            found = set()
+            for offset in (0, 1, 4, 7):
+                pool.set_num_threads(1 + offset % before)
+                moved = [np.empty(x.size + 16, "f")[offset : offset + x.size].reshape(x.shape) for x in (a, b)]
+                for x, y in zip(moved, (a, b), strict=True):
+                    x[...] = y
+                c = matmul(moved[0], moved[1].T, backend="cpu")
+                found.add(c.tobytes())
+            assert len(found) == 1
+            np.testing.assert_allclose(c, a.astype(float) @ b.T.astype(float), rtol=0, atol=2e-3)
+    finally:
+        pool.set_num_threads(before)
+
+
+@needs_blas
+def test_threads_are_restored_after_nested_overlapping_and_failing_contexts(monkeypatch):
+    library = blas.numpys()
+    monkeypatch.setattr(blas, "find", blas.numpys)
     before = library.get_num_threads()
     with pytest.raises(ZeroDivisionError), blas.single_threaded(), blas.single_threaded():
         assert library.get_num_threads() == 1
@@ -62,7 +123,7 @@ def test_the_context_does_nothing_where_no_blas_was_found(monkeypatch):
 
 @needs_blas
 def test_a_product_leaves_numpys_threads_as_they_were():
-    library = blas.find()
+    library = blas.numpys()
     before = library.get_num_threads()
     try:
         for threads in {1, before}:
@@ -79,7 +140,8 @@ def test_a_child_forked_inside_the_context_has_its_threads_back():
     code = """
 import os
 from gmkernels import blas
-library = blas.find()
+blas.find = blas.numpys
+library = blas.numpys()
 library.set_num_threads(2)
 with blas.single_threaded():
     child = os.fork()

@@ -16,7 +16,7 @@ from gmkernels.dense import spec
 from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
-from gmkernels.pool import address, block_kernel
+from gmkernels.pool import address, block_kernel, jitable, long_loop
 from gmkernels.registry import KernelError
 
 Arrays = Sequence[Any]
@@ -89,9 +89,10 @@ _CODES = {name: code for code, name in enumerate(spec.ACTIVATIONS)}
 _IDENTITY, _TANH, _SIGMOID, _RELU, _SOFTPLUS = range(5)
 
 
-@_jit
+@jitable
 def _activate(y, activation):
     """y = activation(y), in place."""
+    long_loop()
     if activation == _TANH:
         for i in range(y.size):
             y[i] = tanh(y[i])
@@ -106,8 +107,9 @@ def _activate(y, activation):
             y[i] = softplus(y[i])
 
 
-@_jit
+@jitable
 def _add(y, x):
+    x = x[: y.size]
     for i in range(y.size):
         y[i] += x[i]
 
@@ -149,9 +151,10 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)
 
 
-@_jit
+@jitable
 def _times_slope(g, y, out, activation):
     """out = g activation'(pre), where y = activation(pre)."""
+    long_loop()
     g, y = g[: out.size], y[: out.size]
     one = out.dtype.type(1)
     if activation == _TANH:
@@ -167,7 +170,18 @@ def _times_slope(g, y, out, activation):
         for i in range(out.size):
             out[i] = g[i] * -expm1(-y[i])
     else:
-        out[:] = g
+        for i in range(out.size):
+            out[i] = g[i]
+
+
+@jitable
+def _add_rows(total, rows, features):
+    """total += the sum of four rows that lie `features` apart, which loads and stores the total once."""
+    long_loop()
+    a, b = rows[: total.size], rows[features : features + total.size]
+    c, d = rows[2 * features : 2 * features + total.size], rows[3 * features : 3 * features + total.size]
+    for i in range(total.size):
+        total[i] += (np.float64(a[i]) + np.float64(b[i])) + (np.float64(c[i]) + np.float64(d[i]))
 
 
 @block_kernel
@@ -179,9 +193,12 @@ def _activation_backward(block, g, y, d_pre, partial, rows, features, rows_per_b
     total[:] = 0
     for r in range(top, bottom):
         lo, hi = r * features + left, r * features + right
-        row = d_pre[lo:hi]
-        _times_slope(g[lo:hi], y[lo:hi], row, activation)
-        _add(total, row)
+        _times_slope(g[lo:hi], y[lo:hi], d_pre[lo:hi], activation)
+    fours = (bottom - top) // 4
+    for four in range(fours):
+        _add_rows(total, d_pre[(top + 4 * four) * features + left :], features)
+    for r in range(top + 4 * fours, bottom):
+        _add(total, d_pre[r * features + left : r * features + right])
 
 
 def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gmkernels.elementary import exp, log1p_unit, select
 from gmkernels.likelihood.spec import CHUNK, chunks
-from gmkernels.pool import block_kernel, jitable, reduction, scratch
+from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 
 Arrays = Sequence[np.ndarray]
 
@@ -44,6 +44,7 @@ def _blocks(size: int, length: int) -> int:
 @jitable
 def _costs(logits, x, cost):
     """-log p of each element (see reference.py for the formula)."""
+    long_loop()
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
         size = abs(logits[i])
@@ -53,6 +54,7 @@ def _costs(logits, x, cost):
 
 @jitable
 def _slopes(logits, x, slope):
+    long_loop()
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
         z = exp(-abs(logits[i]))
