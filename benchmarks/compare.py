@@ -30,6 +30,11 @@ try:
 except ImportError:
     torch = None
 
+try:
+    from sklearn import neural_network as sklearn
+except ImportError:
+    sklearn = None
+
 Call = Callable[[], Any]
 TOLERANCE = 1e-4
 
@@ -103,6 +108,37 @@ def iwae_step() -> dict[str, Call]:
     return _training(workloads.iwae_model(), 20, lambda: peers.IWAE(784, 50, (200, 200), 50))
 
 
+def cd_step() -> dict[str, Call]:
+    """RBM 784 x 500, CD-1, batch 100, a step of SGD"""
+    model, v, rate = workloads.rbm(), workloads.images(100), 1e-4
+    contenders: dict[str, Call] = {"gmcore": workloads.cd_step(model, v, rate)}
+    if torch:
+        # The noise differs, so what agrees is the mean over many steps from one place: a test compares the statistics
+        # (tests/gmkernels/test_gibbs.py).
+        theirs = [
+            torch.tensor(p.detach().numpy().copy()) for p in (model.weight, model.visible_bias, model.hidden_bias)
+        ]
+        contenders["PyTorch"] = peers.cd_step(*theirs, torch.tensor(v), rate)
+    if sklearn:
+        estimator = sklearn.BernoulliRBM(500, learning_rate=rate, batch_size=100, random_state=0)
+        estimator.partial_fit(v)
+        contenders["scikit-learn"] = lambda: estimator.partial_fit(v)
+    return contenders
+
+
+def language_step() -> dict[str, Call]:
+    """Character language model, LSTM of 256 units, 65 characters, 64 steps of 32 streams, a step of Adam"""
+    model, batch = workloads.char_rnn(), workloads.excerpt()
+    step = workloads.language_step(model, batch)
+    if not torch:
+        return {"gmcore": step}
+    theirs = peers.load(peers.CharRNN(65, 256), model.state_dict())
+    inputs, targets = torch.tensor(batch.inputs), torch.tensor(batch.targets)
+    peer = peers.supervised_step(theirs, lambda: theirs.loss(inputs, targets))
+    _agree(step(), peer())
+    return {"gmcore": step, "PyTorch": peer}
+
+
 def discriminator_step() -> dict[str, Call]:
     """Discriminator of 28 x 28 images (conv 32, conv 64 + batch norm, linear), batch 64, a step of Adam"""
     model, x = workloads.discriminator(), workloads.images(64)
@@ -127,6 +163,8 @@ CASES: dict[str, Callable[[], dict[str, Call]]] = {
         iwae_bound,
         vae_step,
         iwae_step,
+        cd_step,
+        language_step,
         discriminator_step,
     )
 }

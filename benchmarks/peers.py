@@ -166,12 +166,12 @@ class CharRNN(nn.Module):
         super().__init__()
         self.symbols = symbols
         self.rnn = nn.LSTM(symbols, hidden_size)
-        self.logits = nn.Linear(hidden_size, symbols)
+        self.output = nn.Linear(hidden_size, symbols)
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy; both (time, batch)."""
         h, _ = self.rnn(F.one_hot(inputs, self.symbols).float())
-        return F.cross_entropy(self.logits(h).flatten(0, 1), targets.flatten())
+        return F.cross_entropy(self.output(h).flatten(0, 1), targets.flatten())
 
 
 def discriminator() -> nn.Sequential:

@@ -12,8 +12,11 @@ import numpy as np
 
 import gmcore
 from gmcore import nn, ops, optim
+from gmcore.models.boltzmann.rbm import RBM
+from gmcore.models.language import Excerpt
 from gmcore.models.latent.iwae import IWAE
 from gmcore.models.latent.vae import VAE
+from gmcore.models.recurrent.char_rnn import CharRNN
 from gmcore.random import Generator
 from gmkernels import iwae, registry, sampling
 
@@ -136,6 +139,50 @@ def train_step(model: VAE, x: np.ndarray) -> Callable[[], gmcore.Tensor]:
         optimizer.zero_grad()
         loss, _ = model.loss(batch, generator=generator)
         loss.backward()
+        optimizer.step()
+        return loss
+
+    return call
+
+
+def rbm() -> RBM:
+    """784 visible and 500 hidden units, with the spread-out weights of a machine that has learned something."""
+    model = RBM(DATA_SIZE, 500, chains=0, generator=Generator(0))
+    model.weight.copy_(5.0 * model.weight.detach().numpy())
+    return model
+
+
+def cd_step(model: RBM, v: np.ndarray, learning_rate: float) -> Call:
+    """One step of CD-1 on the images `v`, by plain SGD."""
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.SGD(model.parameters(), lr=learning_rate)
+
+    def call() -> None:
+        model.compute_gradients(v, generator=generator)
+        optimizer.step()
+
+    return call
+
+
+def char_rnn() -> CharRNN:
+    """An LSTM of 256 units over 65 characters."""
+    return CharRNN("".join(chr(33 + i) for i in range(65)), "lstm", 256, 1, generator=Generator(0))
+
+
+def excerpt(steps: int = 64, streams: int = 32, symbols: int = 65) -> Excerpt:
+    """A piece of a text of random characters."""
+    codes = np.random.default_rng(0).integers(symbols, size=(steps + 1, streams))
+    return Excerpt(codes[:-1].copy(), codes[1:].copy(), True)
+
+
+def language_step(model: CharRNN, batch: Excerpt) -> Callable[[], gmcore.Tensor]:
+    """One step of Adam on an excerpt; returns the loss."""
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+
+    def call() -> gmcore.Tensor:
+        optimizer.zero_grad()
+        loss = model.compute_gradients(batch, generator=generator).loss
         optimizer.step()
         return loss
 
