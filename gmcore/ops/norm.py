@@ -227,7 +227,7 @@ def _in_single(forward: Callable[..., Any], rounded: slice) -> Callable[..., Any
     """
 
     def function(x: Any, *rest: Any, **attrs: Any) -> Any:
-        if x.dtype.itemsize > 2:
+        if x.dtype.itemsize > 2 or not is_floating(x.dtype):
             return forward(x, *rest, **attrs)
         found = list(forward(*[a.astype(np.float32) for a in (x, *rest)], **attrs))
         found[rounded] = [y.astype(x.dtype) for y in found[rounded]]
