@@ -166,6 +166,16 @@ def test_mixing(half: Any) -> None:
         ops.linear(x, np.ones((2, 2), np.float32))
 
 
+def test_batch_norm_with_statistics_of_float32(half: Any) -> None:
+    """In training and afterwards the result is of the input's type; parameters of another are refused."""
+    x, mean, var = leaf(np.arange(6.0).reshape(3, 2), half), gmcore.tensor([0.5, 2.0]), gmcore.tensor([1.0, 2.0])
+    for training in (True, False):
+        y = ops.batch_norm(x, mean, var, training=training)
+        assert y.dtype == half and gmcore.grad(ops.sum(y * y), x).dtype == half
+    with pytest.raises(DtypeError, match=f"batch_norm_training.*{half.name}.*float32"):
+        ops.batch_norm(x, mean, var, np.ones(2, np.float32), training=True)
+
+
 def test_bfloat16_and_float16_meet_in_float32() -> None:
     pytest.importorskip("ml_dtypes")
     x, y = leaf([1.5], "float16"), leaf([3.0], "bfloat16")
