@@ -54,10 +54,10 @@ class _Anomalies(Watch):
             if rule is not None:
                 self.inside = self.inside or op.name
                 return
-            shown = ", ".join(f"{op.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
+            arguments = ", ".join(f"{op.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
             at = next((i for i, flawed in enumerate(given) if flawed == flaw), None)
             origin = "" if at is None else f"; it was given {flaw} in its {op.input_name(at)}, made outside the block"
-            raise AnomalyError(f"{op.name}({shown}) made {flaw} in its {name}{origin} (called at {line})")
+            raise AnomalyError(f"{op.name}({arguments}) made {flaw} in its {name}{origin} (called at {line})")
 
     def before_rule(self, node: Node, grads: Sequence[Tensor | None]) -> None:
         self.inside = None

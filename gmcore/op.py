@@ -151,7 +151,7 @@ class Op:
         except GmcoreError:
             raise
         except (ValueError, TypeError, IndexError) as error:
-            raise self._input_error(inputs, attrs, error) from error
+            result = self._again_in_single(inputs, arrays, attrs, error)
         outputs: tuple[Tensor, ...]
         out: Any
         if type(result) is ndarray:
@@ -209,6 +209,17 @@ class Op:
         if type(result) is tuple:
             return tuple([np.asarray(y).astype(half) if y.dtype == np.float32 else y for y in result])
         return np.asarray(result).astype(half) if result.dtype == np.float32 else result
+
+    def _again_in_single(
+        self, inputs: Sequence[Tensor], arrays: Sequence[Array], attrs: Mapping[str, Any], error: Exception
+    ) -> Any:
+        """The result of a call that was refused for a half type after the first input; any other error is raised."""
+        if isinstance(error, TypeError) and any(a.itemsize == 2 and is_floating(a.dtype) for a in arrays[1:]):
+            try:
+                return self._in_single(arrays, attrs)
+            except (ValueError, TypeError, IndexError) as again:
+                error = again
+        raise self._input_error(inputs, attrs, error) from error
 
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         """The error of a call that the forward function refused: a kernel or a NumPy function, which state a wrong

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DtypeError, ShapeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import as_floating, real
 from gmcore.ops.reduce import sum
@@ -116,8 +116,8 @@ _conv2d: Op = Op(
 def _misfit(name: str, expected: str, input: Tensor, weight: Tensor, **options: Any) -> str:
     given = "".join(f", {option}={value!r}" for option, value in options.items())
     return (
-        f"{name}: expected {expected}; got input {input.dtype}{list(input.shape)}, weight "
-        f"{weight.dtype}{list(weight.shape)}{given} (called at {user_line()})"
+        f"{name}: expected {expected}; got input {shown(input)}, weight {shown(weight)}{given} "
+        f"(called at {user_line()})"
     )
 
 
@@ -148,7 +148,9 @@ class _Call:
         self.weight = self.given if axes == 2 else reshape(self.given, (first, second, *self.kernel))
         self.bias = Tensor(np.zeros(self.filters, self.x.dtype)) if bias is None else as_tensor(bias)
         if self.bias.shape != (self.filters,) or self.bias.dtype != self.x.dtype:
-            raise self.error(f"a bias {self.x.dtype}[{self.filters}], not {self.bias.dtype}{list(self.bias.shape)}")
+            kind = DtypeError if self.bias.shape == (self.filters,) else ShapeError
+            expected = f"a bias {self.x.dtype}[{self.filters}], not {shown(self.bias)}"
+            raise kind(_misfit(name, expected, self.input, self.given))
 
     def error(self, expected: str, **options: Any) -> ShapeError:
         return ShapeError(_misfit(self.name, expected, self.input, self.given, **options))

@@ -223,11 +223,12 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
 def _in_single(forward: Callable[..., Any], rounded: slice) -> Callable[..., Any]:
     """`forward` with half types computed in float32, of whose results the `rounded` ones have the input's dtype.
 
-    The statistics of half types stay float32.
+    The statistics of half types stay float32; the first three inputs have one dtype.
     """
 
     def function(x: Any, *rest: Any, **attrs: Any) -> Any:
-        if x.dtype.itemsize > 2:
+        half = x.dtype.itemsize == 2 and is_floating(x.dtype)
+        if not half or any(a.dtype != x.dtype for a in rest[:2]):  # the kernel refuses other dtypes, and mixed ones
             return forward(x, *rest, **attrs)
         found = list(forward(*[a.astype(np.float32) for a in (x, *rest)], **attrs))
         found[rounded] = [y.astype(x.dtype) for y in found[rounded]]
@@ -349,10 +350,10 @@ def batch_norm(
 
     Raises
     ------
-    DtypeError : an input that is not floating, or running statistics that are no floating tensors.
+    DtypeError : an input that is not floating, running statistics that are no floating tensors, or, in training, a
+        weight or bias of another dtype.
     ShapeError : shapes that do not fit, or a single value per channel in training, of which there is no variance.
     ArgumentError : no running statistics where they are needed.
-    DtypeError : an input that is not floating, or a weight or bias of another dtype.
     """
     x = as_floating(input, "batch_norm")
     if x.ndim < 2:
@@ -381,7 +382,7 @@ def batch_norm(
         assert running_mean is not None and running_var is not None  # checked above
         scale = 1.0 / sqrt(running_var + eps)
         out = (x - reshape(running_mean, shape)) * reshape(scale if weight is None else scale * weight, shape)
-        return out if bias is None else out + reshape(as_tensor(bias), shape)
+        return cast(out if bias is None else out + reshape(as_tensor(bias), shape), x.dtype)
     n = x.size // channels if channels else 0
     if n < 2:
         raise ShapeError(

@@ -46,7 +46,7 @@ def test_sums_products_and_losses_accumulate_in_float32(half: Any) -> None:
     np.testing.assert_array_equal(loss.astype("float32").detach().numpy(), np.float32(half.type(-20_000 * np.log(2))))
 
 
-STATISTICS = {"standardize": (1, 2)}
+STATISTICS = {"standardize": (1, 2), "batch_norm_training": (1, 2)}
 """Outputs that are float32 for half types too: they would be worse than useless when rounded."""
 
 
@@ -61,15 +61,22 @@ def of_dtype(call: Call, half: Any, dtype: Any) -> tuple[list[Tensor], list[Tens
     return leaves, list(out) if isinstance(out, (list, tuple)) else [out]
 
 
-def error_in_roundings(found: Tensor, expected: Tensor, half: Any) -> float:
-    """Largest difference, in halves of an ulp (2^-11 or 2^-8) of the largest element that is expected."""
-    y, e = (np.asarray(x.detach(), np.float64) for x in (found, expected))
-    largest = np.abs(e).max(initial=0.0) or 1.0
-    return float(np.abs(y - e).max(initial=0.0) / largest * 2.0 ** (11 if half.name == "float16" else 8))
+def errors_in_roundings(found: list[Tensor], expected: list[Tensor], half: Any) -> float:
+    """Largest difference, in halves of an ulp (2^-11 or 2^-8) of the largest element of all that is expected.
+
+    Of all, because results of one call come from intermediate numbers of one size, which may cancel in one of them.
+    """
+    ys, es = ([np.asarray(x.detach(), np.float64) for x in xs] for xs in (found, expected))
+    largest = max(np.abs(e).max(initial=0.0) for e in es) or 1.0
+    worst = max(np.abs(y - e).max(initial=0.0) for y, e in zip(ys, es, strict=True))
+    return float(worst / largest * 2.0 ** (11 if half.name == "float16" else 8))
+
+
+OTHERWISE = {"cast": "its dtype is an argument", "contrastive_divergence": "a rounded mean may turn a sample around"}
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"cast"}))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - set(OTHERWISE)))
 def test_every_function_is_that_of_float32_rounded(name: str, half: Any) -> None:
     """A declared operation rounds once, so its results are those of float32, rounded, bit for bit. What is made of
     several rounds as often: up to some ten times, as the rules of the derivatives do."""
@@ -85,7 +92,7 @@ def test_every_function_is_that_of_float32_rounded(name: str, half: Any) -> None
                 if name in OPS or not rounds:
                     assert bits(y) == bits(e.astype(half) if rounds else e)
                 else:
-                    assert error_in_roundings(y, e, half) < 10
+                    assert errors_in_roundings([y], [e], half) < 10
             if name in NOT_DIFFERENTIABLE and not NOT_DIFFERENTIABLE[name][0] or not any(y.requires_grad for y in ys):
                 continue
             pairs = [(y, e) for y, e in zip(ys, expected, strict=True) if y.requires_grad]
@@ -93,9 +100,9 @@ def test_every_function_is_that_of_float32_rounded(name: str, half: Any) -> None
             for outputs, inputs in zip(zip(*pairs, strict=True), (xs, singles), strict=True):
                 ones = [np.ones(y.shape, y.dtype) for y in outputs]
                 gradients.append(gmcore.grad(outputs, inputs, ones, fill=True))
-        for g, e, x in zip(*gradients, xs, strict=True):
+        for g, x in zip(gradients[0], xs, strict=True):
             assert g.dtype == half and g.shape == x.shape
-            assert name not in OPS or error_in_roundings(g, e, half) < 10
+        assert name not in OPS or errors_in_roundings(*gradients, half) < 10
 
 
 def test_a_number_rounds_as_often_as_it_is_computed_with(half: Any) -> None:
@@ -157,6 +164,16 @@ def test_mixing(half: Any) -> None:
     assert x.grad is not None and x.grad.dtype == half
     with pytest.raises(GmcoreError, match=f"linear.*{half.name}.*float32"):
         ops.linear(x, np.ones((2, 2), np.float32))
+
+
+def test_batch_norm_with_statistics_of_float32(half: Any) -> None:
+    """In training and afterwards the result is of the input's type; parameters of another are refused."""
+    x, mean, var = leaf(np.arange(6.0).reshape(3, 2), half), gmcore.tensor([0.5, 2.0]), gmcore.tensor([1.0, 2.0])
+    for training in (True, False):
+        y = ops.batch_norm(x, mean, var, training=training)
+        assert y.dtype == half and gmcore.grad(ops.sum(y * y), x).dtype == half
+    with pytest.raises(DtypeError, match=f"batch_norm_training.*{half.name}.*float32"):
+        ops.batch_norm(x, mean, var, np.ones(2, np.float32), training=True)
 
 
 def test_bfloat16_and_float16_meet_in_float32() -> None:
