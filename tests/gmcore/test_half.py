@@ -46,8 +46,11 @@ def test_sums_products_and_losses_accumulate_in_float32(half: Any) -> None:
     np.testing.assert_array_equal(loss.astype("float32").detach().numpy(), np.float32(half.type(-20_000 * np.log(2))))
 
 
-STATISTICS = {"standardize": (1, 2)}
+STATISTICS = {"batch_norm_training": (1, 2), "standardize": (1, 2)}
 """Outputs that are float32 for half types too: they would be worse than useless when rounded."""
+
+NOTHING_LEFT = {"batch_norm_backward", "batch_norm_training"}
+"""Sums of their results do not depend on some of their inputs: that gradient is rounding errors, of any type."""
 
 
 def of_dtype(call: Call, half: Any, dtype: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,7 +98,7 @@ def test_every_function_is_that_of_float32_rounded(name: str, half: Any) -> None
                 gradients.append(gmcore.grad(outputs, inputs, ones, fill=True))
         for g, e, x in zip(*gradients, xs, strict=True):
             assert g.dtype == half and g.shape == x.shape
-            assert name not in OPS or error_in_roundings(g, e, half) < 10
+            assert name not in OPS or name in NOTHING_LEFT or error_in_roundings(g, e, half) < 10
 
 
 def test_a_number_rounds_as_often_as_it_is_computed_with(half: Any) -> None:
