@@ -131,7 +131,7 @@ class _Call:
         self.input, self.given = as_floating(input, name), as_floating(weight, name)
         self.x = as_planes(name, axes, self.input)
         if not isinstance(groups, (int, np.integer)) or groups < 1:
-            raise ArgumentError(f"{name}: groups={groups!r}; expected a positive integer ({user_line()})")
+            raise ArgumentError(f"{name}: groups={groups!r}; expected a positive integer (called at {user_line()})")
         self.stride = flat(axes, per_axis(name, "stride", stride, axes), 1)
         self.dilation = flat(axes, per_axis(name, "dilation", dilation, axes), 1)
         transposed, lengths = "transpose" in name, "kH, kW" if axes == 2 else "k"
@@ -162,7 +162,7 @@ class _Call:
         if padding == "same":
             if self.stride != (1, 1):
                 raise ArgumentError(
-                    f"{self.name}: padding='same' needs a stride of 1, got {self.stride} ({user_line()})"
+                    f"{self.name}: padding='same' needs a stride of 1, got {self.stride} (called at {user_line()})"
                 )
             reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation)]
             above, left = (n // 2 for n in reach)
@@ -270,7 +270,8 @@ def _transposed(
     more = flat(axes, per_axis(name, "output_padding", output_padding, axes, 0), 0)
     if any(n >= s for n, s in zip(more, call.stride)):
         raise ArgumentError(
-            f"{name}: output_padding={output_padding!r}; expected less than the stride, {stride!r} ({user_line()})"
+            f"{name}: output_padding={output_padding!r}; expected less than the stride, {stride!r} "
+            f"(called at {user_line()})"
         )
     size = tuple(
         (n - 1) * s - before - after + d * (k - 1) + e + 1

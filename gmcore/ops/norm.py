@@ -245,15 +245,16 @@ def _channelwise(x: Tensor, *values: Tensor) -> list[Tensor]:
 def _batch_norm_gradient(
     g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula of the kernel; `mean` only spares it a pass."""
-    axes = (0, *range(2, x.ndim))
+    """The formula of the kernel, for half types in float32 as there; `mean` only spares it a pass."""
+    axes, dtype = (0, *range(2, x.ndim)), x.dtype
     n = math.prod(x.shape[a] for a in axes)
+    g, x, weight, var = (cast(t, np.result_type(dtype, np.float32)) for t in (g, x, weight, var))
     weight, var = _channelwise(x, weight, var)
     s = sqrt(var + eps)
     h = (x - _mean(x, axis=axes, keepdims=True)) / s
     d_bias, d_weight = (sum(y, axis=axes, keepdims=True) for y in (g, g * h))
     d_x = (g - d_bias * (1.0 / n) - h * (d_weight * (1.0 / n))) * (weight / s)
-    return d_x, reshape(d_weight, (x.shape[1],)), reshape(d_bias, (x.shape[1],))
+    return cast(d_x, dtype), cast(reshape(d_weight, (-1,)), dtype), cast(reshape(d_bias, (-1,)), dtype)
 
 
 _mean = mean  # `mean` is also the name of an input

@@ -328,7 +328,9 @@ def max_unpool2d(
 # -- means ----------------------------------------------------------------------------------------------------
 def _means(name: str, axes: int, input: Any, count_include_pad: bool, divisor: int | None, *arguments: Any) -> Tensor:
     if divisor is not None and (not isinstance(divisor, (int, np.integer)) or divisor == 0):
-        raise ArgumentError(f"{name}: divisor_override={divisor!r}; expected an integer other than 0 ({user_line()})")
+        raise ArgumentError(
+            f"{name}: divisor_override={divisor!r}; expected an integer other than 0 (called at {user_line()})"
+        )
     x, windows = _windows(name, axes, input, *arguments)
     options = {key: value for key, value in windows._asdict().items() if key != "dilation"}
     y = _avg_pool2d(x, **options, count_include_pad=bool(count_include_pad), divisor=divisor)
@@ -411,7 +413,9 @@ def _adaptive(name: str, axes: int, input: Any, output_size: Any) -> Tensor:
     full = [n if m is None else m for n, m in zip(lengths, wanted)]
     size = flat(axes, per_axis(name, "output_size", full if len(wanted) == axes else wanted, axes), 1)
     if min(x.shape[2:]) < 1:
-        raise ShapeError(f"{name}: expected planes of at least one element, got {given.shape} ({user_line()})")
+        raise ShapeError(
+            f"{name}: expected planes of at least one element, got {given.shape} (called at {user_line()})"
+        )
     height, width = (_averages(n, m, x.dtype) for n, m in zip(x.shape[2:], size))
     y = matmul(x, width)
     return from_planes(matmul(height.T, y), axes, given.ndim)

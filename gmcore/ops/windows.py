@@ -23,7 +23,9 @@ def per_axis(name: str, option: str, value: Any, axes: int, least: int = 1) -> t
     fits = isinstance(found, Sequence) and len(found) in (1, axes) and not isinstance(found, str)
     if not fits or any(not isinstance(n, (int, np.integer)) or n < least for n in found):
         expected = "an integer" if axes == 1 else f"an integer or {axes} of them"
-        raise ArgumentError(f"{name}: {option}={value!r}; expected {expected}, at least {least} ({user_line()})")
+        raise ArgumentError(
+            f"{name}: {option}={value!r}; expected {expected}, at least {least} (called at {user_line()})"
+        )
     found = tuple(int(n) for n in found)
     return found * axes if len(found) == 1 else found
 

@@ -21,6 +21,7 @@ from gmkernels.indexing import scatter_add_rows
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
 from gmkernels.linalg import solve_triangular
+from gmkernels.norm import batch_norm, batch_norm_backward
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
 from gmkernels.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d, plane_gather, plane_scatter
 from gmkernels.recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
@@ -66,6 +67,8 @@ __all__ = [
     "average",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
     "bernoulli_log_prob",
     "bernoulli_log_prob_backward",
     "bernoulli_sample",

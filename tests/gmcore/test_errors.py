@@ -30,14 +30,17 @@ def real(*shape: int) -> np.ndarray:
 CLASSES = np.array([0, 2])
 SIGNS = np.array([1.0, -1.0])
 ELSEWHERE: dict[str, tuple[Any, ...]] = {
-    "adaptive_avg_pool1d": (real(2, 3, 4), 2),
-    "adaptive_avg_pool2d": (real(2, 3, 4, 4), 2),
-    "avg_pool1d": (real(2, 3, 4), 2),
+    "adaptive_avg_pool1d": (real(2, 3, 5), 2),
+    "adaptive_avg_pool2d": (real(2, 3, 5, 4), 2),
+    "avg_pool1d": (real(2, 3, 5), 2),
+    "conv1d": (real(2, 3, 5), real(4, 3, 2), real(4)),
+    "conv_transpose1d": (real(2, 3, 5), real(3, 4, 2), real(4)),
+    "conv_transpose2d": (real(2, 3, 5, 4), real(3, 4, 2, 3), real(4)),
+    "max_pool1d": (real(2, 3, 5), 2),
+    "max_unpool1d": (real(2, 3, 2), np.array([[[0, 2]] * 3] * 2), 2),
+    "max_unpool2d": (real(2, 3, 1, 2), np.array([[[[0, 2]]] * 3] * 2), 2),
     "batch_norm": (real(4, 3), Tensor(real(3)), Tensor(real(3)), real(3), real(3)),
     "contrastive_divergence": (real(4, 3), real(4, 3), real(2, 3), real(3), real(2)),
-    "conv1d": (real(2, 4, 5), real(3, 4, 2), real(3)),
-    "conv_transpose1d": (real(2, 4, 5), real(4, 3, 2), real(3)),
-    "conv_transpose2d": (real(2, 4, 5, 5), real(4, 3, 2, 2), real(3)),
     "cosine_embedding_loss": (real(2, 3), real(2, 3), SIGNS),
     "cosine_similarity": (real(2, 3), real(2, 3)),
     "cross_entropy": (real(2, 3), CLASSES, real(3)),

@@ -192,7 +192,7 @@ def _launch(rows: Any, columns: Any, arrays: Arrays, shape: tuple[int, ...]) -> 
         rows(-(-channels // per_block), *arrays, batch, each, per_block)
 
 
-def batch_norm_training(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     eps = np.array([attrs["eps"]])
     _launch(_rows, _columns, (*inputs, eps, *outputs), inputs[0].shape)
 

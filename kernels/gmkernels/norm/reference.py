@@ -13,7 +13,7 @@ Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
 
-def batch_norm_training(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     x, weight, bias = inputs
     y, mean, var = outputs
     shape = split(x.shape)

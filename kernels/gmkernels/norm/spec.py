@@ -64,7 +64,7 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
 
 
 BATCH_NORM = KernelSpec(
-    name="batch_norm_training",
+    name="batch_norm",
     family="norm",
     inputs=("x", "weight", "bias"),
     outputs=("y", "mean", "var"),
