@@ -93,6 +93,47 @@ def test_sample(run, capsys):
         assert np.array_equal(first, np.load("t.npy")) == equal
 
 
+@pytest.fixture
+def text_run(capsys):
+    """A run of the character language model on a text file."""
+    Path("song.txt").write_text("the cat sat on the mat, that is that\n" * 20)
+    settings = ["hidden_size=4", "num_layers=1", "sequence_length=10"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    arguments = ["--data", "song.txt", "--epochs", "1", "--batch-size", "3", "--out", "text", *words]
+    assert main(["train", "char_rnn", *arguments]) == 0
+    figure, baseline, samples, _ = capsys.readouterr().out.splitlines()
+    number = r"-?\d+\.\d{3}"
+    assert re.fullmatch(
+        rf"test log-probability {number} nats per character, {number} bits \(song test, n = 36, seed 0\)", figure
+    )
+    assert baseline.endswith("nats per character (independent characters)") and samples.endswith("text/samples.txt")
+    return "text"
+
+
+def test_sample_text(text_run, capsys):
+    assert main(["sample", text_run, "-n", "30", "--prime", "the c", "--temperature", "0.5", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("the c") and len(printed) == 36
+    assert main(["sample", text_run, "-n", "30", "--prime", "the c", "--temperature", "0.5", "--out", "s.txt"]) == 0
+    assert capsys.readouterr().out == "s.txt\n" and len(Path("s.txt").read_text()) == 35
+    for bad, message in (
+        (["--prime", "The"], "prime: the character 'T' at 0 of the text is none of the 13 of the vocabulary"),
+        (["--temperature", "-1"], "temperature must be a number from 0 up, got -1.0"),
+        (["--out", "no/where.txt"], "no/where.txt: cannot be written"),
+    ):
+        assert main(["sample", text_run, *bad]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_options_of_text_are_refused_where_there_is_none(run, capsys):
+    assert main(["sample", run, "--prime", "a"]) == 2
+    assert "--prime: vae draws data vectors, no text" in capsys.readouterr().err
+    assert main(["train", "char_rnn", "--out", "x"]) == 2
+    assert "char_rnn models text, and data set 'digits' holds none; give a UTF-8 file" in capsys.readouterr().err
+    assert not Path("x").exists()
+
+
 def test_evaluate_repeats_the_bound_of_training(run, capsys):
     reported = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert main(["evaluate", run, "--json"]) == 0
