@@ -46,10 +46,10 @@ class Blas:
     set_num_threads: Callable[[int], None]
 
     def gemm_address(self, dtype: np.dtype) -> int:
-        return self.sgemm if dtype == np.float32 else self.dgemm
+        return self.sgemm if dtype.char == "f" else self.dgemm  # comparing dtypes with types is slow
 
     def trsm_address(self, dtype: np.dtype) -> int:
-        return self.strsm if dtype == np.float32 else self.dtrsm
+        return self.strsm if dtype.char == "f" else self.dtrsm
 
 
 # name, functions, thread control (get, set), 64-bit integers
@@ -149,6 +149,7 @@ def _choice() -> tuple[Blas | None, str]:
     return numpys(), other
 
 
+@functools.cache
 def find() -> Blas | None:
     """The BLAS of the products: MKL where it is installed, else NumPy's; None where neither can be called."""
     return _choice()[0]

@@ -370,21 +370,24 @@ class BlockKernel:
     def __call__(self, blocks: int, *arguments: Any) -> None:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
         if blocks:
-            kinds = tuple([a.dtype.char if isinstance(a, np.ndarray) else "" for a in arguments])
+            kinds, record = self.record(arguments)
             function = (self._compiled.get(kinds) or self._compile(kinds))[0]
-            record = self.record(arguments)
             launch(function, blocks, record.buffer_info()[0])
 
     @staticmethod
-    def record(arguments: tuple[Any, ...]) -> array.array[int]:
-        """The argument record: (pointer, length) of each array, (value, 0) of each int."""
+    def record(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], array.array[int]]:
+        """The dtype of each argument ("" of an int), and the argument record: (pointer, length) of each array,
+        (value, 0) of each int."""
+        kinds: list[str] = []
         values: list[int] = []
         for a in arguments:
             if isinstance(a, np.ndarray):
+                kinds.append(a.dtype.char)
                 values += (address(a), a.size)
             else:
+                kinds.append("")
                 values += (a, 0)
-        return array.array("q", values)
+        return tuple(kinds), array.array("q", values)
 
     def _compile(self, kinds: tuple[str, ...]) -> tuple[int, Any]:
         with global_compiler_lock:  # Numba compiles under it, and a fork waits for it
