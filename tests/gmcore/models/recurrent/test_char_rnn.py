@@ -11,7 +11,7 @@ import pytest
 
 import gmcore
 from gmcore import io, optim
-from gmcore.data import Text
+from gmcore.data import Text, load
 from gmcore.errors import ArgumentError, UnknownNameError
 from gmcore.models import Recipe, language
 from gmcore.models.language import Excerpt
