@@ -1,7 +1,4 @@
-"""Modules that are functions of `gmcore.ops`: what a function takes beside its inputs, the constructor takes.
-
-The functions with the names and arguments of `torch.nn.functional` that work on windows are found here too.
-"""
+"""Modules that are functions of `gmcore.ops`: what a function takes beside its inputs, the constructor takes."""
 
 from __future__ import annotations
 
@@ -14,39 +11,7 @@ import numpy as np
 from gmcore.errors import ArgumentError
 from gmcore.nn.module import Module
 from gmcore.op import Op
-from gmcore.ops import (
-    adaptive_avg_pool1d,
-    adaptive_avg_pool2d,
-    avg_pool1d,
-    avg_pool2d,
-    batch_norm,
-    conv1d,
-    conv2d,
-    conv_transpose1d,
-    conv_transpose2d,
-    max_pool1d,
-    max_pool2d,
-    max_unpool1d,
-    max_unpool2d,
-)
 from gmcore.tensor import Tensor, as_tensor
-
-__all__ = [
-    "Functional",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "avg_pool1d",
-    "avg_pool2d",
-    "batch_norm",
-    "conv1d",
-    "conv2d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "max_pool1d",
-    "max_pool2d",
-    "max_unpool1d",
-    "max_unpool2d",
-]
 
 _WHY = {
     "inplace": "tensors do not change in place",

@@ -121,12 +121,16 @@ PAIRS = {
         ),
         ((5, 4),),
     ),
+    "PReLU": Pair(lambda nn, p: nn.PReLU(4, 0.1), ((3, 4),)),
 }  # fmt: skip
 WITHOUT_STATE = {
     **{name: Pair(lambda nn, p, name=name: getattr(nn, name)(), ((3, 4),)) for name in (
         "ELU", "GELU", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "ReLU", "SELU", "Sigmoid", "SiLU", "Softplus",
-        "Softsign", "Tanh",
+        "Softsign", "Tanh", "CELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Mish", "ReLU6", "Softshrink",
+        "Tanhshrink",
     )},
+    "GLU": Pair(lambda nn, p: nn.GLU(1), ((3, 4),)),
+    "Threshold": Pair(lambda nn, p: nn.Threshold(0.1, 2.0), ((3, 4),)),
     "ELU(0.5)": Pair(lambda nn, p: nn.ELU(0.5, False), ((3, 4),)),
     "GELU tanh": Pair(lambda nn, p: nn.GELU("tanh"), ((3, 4),)),
     "Hardtanh(-0.5, 0.2)": Pair(lambda nn, p: nn.Hardtanh(-0.5, max_val=0.2, inplace=False), ((3, 4),)),

@@ -21,7 +21,7 @@ def test_every_argument_of_torch_is_taken_or_refused_by_name(module):
     for name, parameter in ours.items():
         if parameter.default is not inspect.Parameter.empty:
             assert parameter.default == theirs[name].default
-    required = {"dim": 0} if "dim" in ours else {}
+    required = {name: 1 for name, parameter in ours.items() if parameter.default is inspect.Parameter.empty}
     for name in set(ours) & {"inplace", "size_average", "reduce"}:
         with pytest.raises(ArgumentError, match=rf"{module.__name__}: {name}=True is not supported, .*leave it out"):
             module(**required, **{name: True})

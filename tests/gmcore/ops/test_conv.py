@@ -8,7 +8,6 @@ import pytest
 import gmcore
 from gmcore import ops, tensor
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
-from gmcore.nn import functional
 
 RNG = np.random.default_rng(0)
 
@@ -92,10 +91,6 @@ def test_half_types_add_up_in_float32() -> None:
     exact = ops.conv2d(x.astype(float), weight.astype(float)).numpy()
     assert y.dtype == np.float16
     np.testing.assert_allclose(y.numpy(), exact, rtol=2**-11, atol=1e-4)  # one rounding to float16
-
-
-def test_is_found_among_the_functions_of_nn() -> None:
-    assert functional.conv2d is ops.conv2d and functional.conv_transpose1d is ops.conv_transpose1d
 
 
 X, W = np.ones((2, 4, 5, 5)), np.ones((6, 2, 3, 3))
