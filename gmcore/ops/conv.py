@@ -147,10 +147,10 @@ class _Call:
         self.kernel = flat(axes, tuple(kernel), 1)
         self.weight = self.given if axes == 2 else reshape(self.given, (first, second, *self.kernel))
         self.bias = Tensor(np.zeros(self.filters, self.x.dtype)) if bias is None else as_tensor(bias)
-        if self.bias.shape != (self.filters,) or self.bias.dtype != self.x.dtype:
-            kind = DtypeError if self.bias.shape == (self.filters,) else ShapeError
-            expected = f"a bias {self.x.dtype}[{self.filters}], not {shown(self.bias)}"
-            raise kind(_misfit(name, expected, self.input, self.given))
+        if self.bias.dtype != self.x.dtype:
+            raise DtypeError(_misfit(name, f"a bias {self.x.dtype}, not {self.bias.dtype}", self.input, self.given))
+        if self.bias.shape != (self.filters,):
+            raise self.error(f"a bias {[self.filters]}, not {list(self.bias.shape)}")
 
     def error(self, expected: str, **options: Any) -> ShapeError:
         return ShapeError(_misfit(self.name, expected, self.input, self.given, **options))
