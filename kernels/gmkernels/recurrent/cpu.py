@@ -5,7 +5,8 @@ which is packed once a call (`panel`), and passes once over the rows of the step
 cache. The gradient of the weight is one product after the loop, by BLAS.
 
 The state of each sequence is updated in the output that holds the last one, and in the backward pass its gradient
-in that of the first state. A loop writes one or two arrays: with more, LLVM gives up on proving that they are apart.
+in that of the first state. A loop writes one or two arrays: with more, LLVM would not make vector code of it, for it
+checks at run time that what is written lies apart from all else, and gives up on more than eight pairs.
 """
 
 from __future__ import annotations
@@ -192,10 +193,71 @@ def _sum(x, y, total):
 # ---------------------------------------------------------------------------------------------------------
 
 
+# `rows` sequences from number `low` on, whose rows of the step begin at number `first`. Rows of `sums`, the products
+# with the weight, are `stride` long.
+
+
+@jitable
+def _rnn_rows(rows, low, first, cell, x, sums, h, state, size, stride):
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        x_row, sum_row, h_row = part(x, at * size, size), part(sums, b * stride, size), part(h, at * size, size)
+        if cell == _TANH:
+            _tanh_of_sum(x_row, sum_row, h_row)
+        else:
+            _relu_of_sum(x_row, sum_row, h_row)
+        _copy(h_row, part(state, b * size, size))
+
+
+@jitable
+def _lstm_rows(rows, low, first, x, sums, gates, c, h, state_c, state, size, stride):
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        x_row, sum_row = part(x, at * 4 * size, 4 * size), part(sums, b * stride, 4 * size)
+        y, c_row = part(gates, at * 4 * size, 4 * size), part(c, at * size, size)
+        i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+        _sigmoid_of_sum(x_row, sum_row, part(y, 0, 2 * size))
+        _tanh_of_sum(part(x_row, 2 * size, size), part(sum_row, 2 * size, size), g)
+        _sigmoid_of_sum(part(x_row, 3 * size, size), part(sum_row, 3 * size, size), o)
+        _lstm_cell(i, f, g, part(state_c, b * size, size), c_row)
+        _lstm_output(o, c_row, part(state, b * size, size), part(h, at * size, size))
+
+
+@jitable
+def _gru_gate_rows(rows, low, first, cell, x, sums, bias_n, gates, reset, state, size, stride, second):
+    """The gates r and z, and what the reset gate makes: the state reset, or the candidate."""
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        x_row, sum_row = part(x, at * 3 * size, 3 * size), part(sums, b * stride, stride)
+        y, reset_row = part(gates, at * 3 * size, 3 * size), part(reset, at * size, size)
+        _sigmoid_of_sum(x_row, sum_row, part(y, 0, 2 * size))
+        if cell == _GRU_BEFORE:
+            _multiply(part(y, 0, size), part(state, b * size, size), reset_row)
+        else:
+            _sum(part(sum_row, second, size), bias_n, reset_row)
+            _gru_candidate(part(x_row, 2 * size, size), part(y, 0, size), reset_row, part(y, 2 * size, size))
+
+
+@jitable
+def _gru_state_rows(rows, low, first, cell, x, sums, bias_n, gates, h, state, size, stride, second):
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        y = part(gates, at * 3 * size, 3 * size)
+        if cell == _GRU_BEFORE:
+            sum_row = part(sums, b * stride + second, size)
+            _add(bias_n, sum_row)
+            _tanh_of_sum(part(x, at * 3 * size + 2 * size, size), sum_row, part(y, 2 * size, size))
+        _gru_mix(part(y, size, size), part(y, 2 * size, size), part(state, b * size, size), part(h, at * size, size))
+
+
 @block_kernel
 def _forward(
-    block, cell, reverse, x, panels, bias_n, starts, h, state, state_c, c, gates, reset, sums, size, width, stride,
-    second, per_block,
+    block, cell, reverse, x, panels, bias_n, starts, h, state, state_c, c, gates, reset, sums, size, stride, second,
+    per_block,
 ):  # fmt: skip
     """`stride` is the length of a row of `sums`; there the product of a GRU's candidate begins at `second`."""
     low = block * per_block
@@ -208,45 +270,16 @@ def _forward(
         first = starts[t] + low
         columns = second if cell == _GRU_BEFORE else stride
         product(state, low * size, size, panels, 0, size, columns, sums, low * stride, stride, rows)
-        for r in range(rows):
-            b, at = low + r, first + r
-            x_row, sum_row = part(x, at * width, width), part(sums, b * stride, stride)
-            h_row, state_row = part(h, at * size, size), part(state, b * size, size)
-            if cell == _TANH:
-                _tanh_of_sum(x_row, sum_row, h_row)
-                _copy(h_row, state_row)
-            elif cell == _RELU:
-                _relu_of_sum(x_row, sum_row, h_row)
-                _copy(h_row, state_row)
-            else:
-                y = part(gates, at * width, width)
-                _sigmoid_of_sum(x_row, sum_row, part(y, 0, 2 * size))
-                if cell == _LSTM:
-                    i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
-                    c_row = part(c, at * size, size)
-                    _tanh_of_sum(part(x_row, 2 * size, size), part(sum_row, 2 * size, size), g)
-                    _sigmoid_of_sum(part(x_row, 3 * size, size), part(sum_row, 3 * size, size), o)
-                    _lstm_cell(i, f, g, part(state_c, b * size, size), c_row)
-                    _lstm_output(o, c_row, state_row, h_row)
-                else:
-                    reset_row, r_gate, n_gate = part(reset, at * size, size), part(y, 0, size), part(y, 2 * size, size)
-                    if cell == _GRU_BEFORE:
-                        _multiply(r_gate, state_row, reset_row)
-                    else:
-                        _sum(part(sum_row, second, size), bias_n, reset_row)
-                        _gru_candidate(part(x_row, 2 * size, size), r_gate, reset_row, n_gate)
-                        _gru_mix(part(y, size, size), n_gate, state_row, h_row)
-        if cell == _GRU_BEFORE:
-            product(
-                reset, first * size, size, panels, second * size, size, size, sums, low * stride + second, stride, rows
-            )
-            for r in range(rows):
-                b, at = low + r, first + r
-                n_gate, sum_row = part(gates, at * width + 2 * size, size), part(sums, b * stride + second, size)
-                _add(bias_n, sum_row)
-                _tanh_of_sum(part(x, at * width + 2 * size, size), sum_row, n_gate)
-                z_gate = part(gates, at * width + size, size)
-                _gru_mix(z_gate, n_gate, part(state, b * size, size), part(h, at * size, size))
+        if cell == _TANH or cell == _RELU:
+            _rnn_rows(rows, low, first, cell, x, sums, h, state, size, stride)
+        elif cell == _LSTM:
+            _lstm_rows(rows, low, first, x, sums, gates, c, h, state_c, state, size, stride)
+        else:
+            _gru_gate_rows(rows, low, first, cell, x, sums, bias_n, gates, reset, state, size, stride, second)
+            if cell == _GRU_BEFORE:
+                at, to = first * size, low * stride + second
+                product(reset, at, size, panels, second * size, size, size, sums, to, stride, rows)
+            _gru_state_rows(rows, low, first, cell, x, sums, bias_n, gates, h, state, size, stride, second)
 
 
 @jitable
@@ -256,6 +289,75 @@ def _row_before(starts, t, b, reverse):
     if 0 <= other < starts.size - 1 and b < starts[other + 1] - starts[other]:
         return starts[other] + b
     return -1
+
+
+@jitable
+def _rows_before(rows, low, first, t, reverse, starts, h0, h, before, size):
+    """Write the state that each row of step t began with."""
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, _row_before(starts, t, low + r, reverse)
+        source = part(h0, b * size, size) if at < 0 else part(h, at * size, size)
+        _copy(source, part(before, (first + r) * size, size))
+
+
+@jitable
+def _lstm_rows_backward(rows, low, first, t, reverse, starts, c0, c, gates, d_x, d_state, d_cell, size):
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        y, d_row = part(gates, at * 4 * size, 4 * size), part(d_x, at * 4 * size, 4 * size)
+        d_cell_row, at_before = part(d_cell, b * size, size), _row_before(starts, t, b, reverse)
+        c_before = part(c0, b * size, size) if at_before < 0 else part(c, at_before * size, size)
+        i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
+        d_o = part(d_row, 3 * size, size)
+        _lstm_output_backward(part(d_state, b * size, size), part(c, at * size, size), o, d_cell_row, d_o)
+        _lstm_input_backward(d_cell_row, i, g, part(d_row, 0, size), part(d_row, 2 * size, size))
+        _lstm_forget_backward(c_before, f, d_cell_row, part(d_row, size, size))
+
+
+@jitable
+def _gru_rows_backward(
+    rows, low, first, cell, gates, reset, before, d_x, d_state, d_product, d_bias_n, size
+):  # fmt: skip
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        y, d_row = part(gates, at * 3 * size, 3 * size), part(d_x, at * 3 * size, 3 * size)
+        r_gate, z, n = part(y, 0, size), part(y, size, size), part(y, 2 * size, size)
+        d_n, d_state_row = part(d_row, 2 * size, size), part(d_state, b * size, size)
+        d_product_row = part(d_product, at * size, size)
+        _gru_mix_backward(d_state_row, z, n, part(before, at * size, size), d_n, part(d_row, size, size))
+        if cell == _GRU_AFTER:
+            _multiply(d_n, r_gate, d_product_row)
+            _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
+        else:
+            _copy(d_n, d_product_row)
+        _multiply(d_state_row, z, d_state_row)
+        _add(d_product_row, part(d_bias_n, b * size, size))
+
+
+@jitable
+def _gru_reset_rows_backward(rows, low, first, gates, before, d_x, sums, size, stride):
+    """Through the reset of the state before the product: turns the gradient of the state reset into that before."""
+    long_loop()
+    for r in range(rows):
+        b, at = low + r, first + r
+        sum_row, r_gate = part(sums, b * stride, size), part(gates, at * 3 * size, size)
+        _gru_reset_backward(sum_row, part(before, at * size, size), r_gate, part(d_x, at * 3 * size, size))
+        _multiply(sum_row, r_gate, sum_row)
+
+
+@jitable
+def _add_rows(rows, x, at_x, stride_x, y, at_y, stride_y, size, replace):
+    """y += x, or y = x, on rows that begin at elements at_x and at_y."""
+    long_loop()
+    for r in range(rows):
+        x_row, y_row = part(x, at_x + r * stride_x, size), part(y, at_y + r * stride_y, size)
+        if replace:
+            _copy(x_row, y_row)
+        else:
+            _add(x_row, y_row)
 
 
 @block_kernel
@@ -273,54 +375,25 @@ def _backward(
         rows = min(per_block, starts[t + 1] - starts[t] - low)
         if rows <= 0:
             continue
-        first = starts[t] + low
-        for r in range(rows):
-            b, at = low + r, first + r
-            d_row, d_state_row = part(d_x, at * width, width), part(d_state, b * size, size)
-            h_row, before_row = part(h, at * size, size), part(before, at * size, size)
-            at_before = _row_before(starts, t, b, reverse)
-            _copy(part(h0, b * size, size) if at_before < 0 else part(h, at_before * size, size), before_row)
-            _add(part(g_h, at * size, size), d_state_row)
-            if cell == _TANH or cell == _RELU:
-                _times_slope(d_state_row, h_row, cell, d_row)
-            elif cell == _LSTM:
-                y, d_cell_row = part(gates, at * width, width), part(d_cell, b * size, size)
-                i, f, g, o = part(y, 0, size), part(y, size, size), part(y, 2 * size, size), part(y, 3 * size, size)
-                c_before = part(c0, b * size, size) if at_before < 0 else part(c, at_before * size, size)
-                _lstm_output_backward(d_state_row, part(c, at * size, size), o, d_cell_row, part(d_row, 3 * size, size))
-                _lstm_input_backward(d_cell_row, i, g, part(d_row, 0, size), part(d_row, 2 * size, size))
-                _lstm_forget_backward(c_before, f, d_cell_row, part(d_row, size, size))
-            else:
-                y, d_product_row = part(gates, at * width, width), part(d_product, at * size, size)
-                r_gate, z_gate, n_gate = part(y, 0, size), part(y, size, size), part(y, 2 * size, size)
-                d_n = part(d_row, 2 * size, size)
-                _gru_mix_backward(d_state_row, z_gate, n_gate, before_row, d_n, part(d_row, size, size))
-                if cell == _GRU_AFTER:
-                    _multiply(d_n, r_gate, d_product_row)
-                    _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
-                else:
-                    _copy(d_n, d_product_row)
-                _multiply(d_state_row, z_gate, d_state_row)
-                _add(d_product_row, part(d_bias_n, b * size, size))
-        if is_gru:
-            product(
-                d_product, first * size, size, panels, 2 * size * stride, size, size, sums_n, low * stride, stride, rows
+        first, state_at, sum_at = starts[t] + low, low * size, low * stride
+        _rows_before(rows, low, first, t, reverse, starts, h0, h, before, size)
+        _add_rows(rows, g_h, first * size, size, d_state, state_at, size, size, False)
+        if cell == _TANH or cell == _RELU:
+            count = rows * size
+            _times_slope(
+                part(d_state, state_at, count), part(h, first * size, count), cell, part(d_x, first * size, count)
             )
-            for r in range(rows):
-                b, at = low + r, first + r
-                sum_row, d_state_row = part(sums_n, b * stride, size), part(d_state, b * size, size)
-                if cell == _GRU_BEFORE:
-                    r_gate, before_row = part(gates, at * width, size), part(before, at * size, size)
-                    _gru_reset_backward(sum_row, before_row, r_gate, part(d_x, at * width, size))
-                    _multiply(sum_row, r_gate, sum_row)
-                _add(sum_row, d_state_row)
-        product(d_x, first * width, width, panels, 0, inner, size, sums, low * stride, stride, rows)
-        for r in range(rows):
-            sum_row, d_state_row = part(sums, (low + r) * stride, size), part(d_state, (low + r) * size, size)
-            if is_gru:
-                _add(sum_row, d_state_row)
-            else:
-                _copy(sum_row, d_state_row)
+        elif cell == _LSTM:
+            _lstm_rows_backward(rows, low, first, t, reverse, starts, c0, c, gates, d_x, d_state, d_cell, size)
+        else:
+            _gru_rows_backward(rows, low, first, cell, gates, reset, before, d_x, d_state, d_product, d_bias_n, size)
+            at = first * size
+            product(d_product, at, size, panels, 2 * size * stride, size, size, sums_n, sum_at, stride, rows)
+            if cell == _GRU_BEFORE:
+                _gru_reset_rows_backward(rows, low, first, gates, before, d_x, sums_n, size, stride)
+            _add_rows(rows, sums_n, sum_at, stride, d_state, state_at, size, size, False)
+        product(d_x, first * width, width, panels, 0, inner, size, sums, sum_at, stride, rows)
+        _add_rows(rows, sums, sum_at, stride, d_state, state_at, size, size, not is_gru)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -336,7 +409,7 @@ def _run_forward(
     if not h.size:
         return
     panels, sums = workspace[0].reshape(-1), workspace[1]
-    size, width, stride = h.shape[1], x.shape[1], sums.shape[1]
+    size, stride = h.shape[1], sums.shape[1]
     second = 0
     if cell in (_GRU_AFTER, _GRU_BEFORE):
         second = padded(2 * size, x.itemsize)
@@ -346,7 +419,7 @@ def _run_forward(
     blocks, rows = _blocks(len(state))
     _forward(
         blocks, cell, int(attrs["reverse"]), x, panels, bias_n, ends, h, state, state_c, c, gates, reset, sums,
-        size, width, stride, second, rows,
+        size, stride, second, rows,
     )  # fmt: skip
 
 
