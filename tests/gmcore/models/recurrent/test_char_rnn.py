@@ -244,4 +244,4 @@ def test_tinyshakespeare_beside_pytorch(monkeypatch):
     np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
     print(f"mean of the last 50 losses: {np.mean(ours[-50:]):.4f}, PyTorch {np.mean(theirs[-50:]):.4f} nats")
     assert np.mean(ours[-50:]) == pytest.approx(np.mean(theirs[-50:]), abs=3e-3)
-    assert np.mean(ours[-50:]) < 2.1
+    assert np.mean(ours[-50:]) < 2.5  # independent characters: 3.3
