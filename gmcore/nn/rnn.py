@@ -245,7 +245,7 @@ class _Layers(_Recurrence):
                 outputs.append(h)
                 last.append(h_n)
             rows = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
-            if layer < self.num_layers - 1:
+            if self.dropout and layer < self.num_layers - 1:
                 rows = ops.dropout(rows, self.dropout, self.training)
         stacked = [ops.stack(part) for part in zip(*last)]
         return rows, stacked[0] if self._states == 1 else tuple(stacked)

@@ -91,7 +91,7 @@ class CharRNN(LanguageModel):
         symbols, between = len(self.vocabulary), dropout if num_layers > 1 else 0.0
         layers, options = CELLS[cell]
         self.rnn = layers(symbols, hidden_size, num_layers, dropout=between, **options)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.output = nn.Linear(hidden_size, symbols)
         if generator is not None:
             self.rnn.reset_parameters(generator)
