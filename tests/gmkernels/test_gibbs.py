@@ -394,6 +394,14 @@ V = np.zeros((3, 5), np.float32)
     ),
     (lambda: contrastive_divergence(V, V[:, :2], W, C, B, key=KEY), r"expected data, chain \(n, visible\)"),
     (
+        lambda: annealed_importance_sampling(V, W, C, B, B, np.array([0.0, 1.0]), key=KEY),
+        r"expected base_bias like visible_bias, float32\[5\]; got base_bias float32\[4\]",
+    ),
+    (
+        lambda: annealed_importance_sampling(V, W, C, B, C, np.array([0, 1]), key=KEY),
+        r"annealed_importance_sampling: expected betas float64 \(temperatures,\).*int64\[2\]",
+    ),
+    (
         lambda: boltzmann_sweep(V, W, C, key=KEY),
         r"boltzmann_sweep: expected states \(n, units\).*weight float32\[4, 5\]",
     ),
