@@ -28,7 +28,7 @@ from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, mea
 from gmcore.models import Model, Recipe
 from gmcore.models.base import check_size
 from gmcore.optim import SGD, Adam, Optimizer, clip_grad_norm_
-from gmcore.optim.lr_scheduler import iwae_schedule
+from gmcore.optim.lr_scheduler import inverse_schedule, iwae_schedule
 from gmcore.random import Generator
 from gmcore.run import (
     CHECKPOINT,
@@ -51,6 +51,7 @@ from gmcore.tensor import Tensor, check_device
 # -- learning rates -------------------------------------------------------------------------------------------
 SCHEDULES: dict[str, Callable[[int], float]] = {
     "iwae": iwae_schedule,
+    "inverse": inverse_schedule,
     "char-rnn": lambda epoch: 0.97 ** max(0, epoch - 10),
 }
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""

@@ -41,7 +41,7 @@ def _check_steps(op: str, name: str, steps: int) -> None:
         )
 
 
-def _check_probabilities(op: str, name: str, states: Tensor, units: str = "bernoulli") -> None:
+def check_probabilities(op: str, name: str, states: Tensor, units: str = "bernoulli") -> None:
     """Refuse states of Bernoulli units outside [0, 1]. NaN goes through, and comes out as NaN."""
     if units == "bernoulli" and states.size:
         least, most = np.min(states._data), np.max(states._data)
@@ -204,7 +204,7 @@ def gibbs_chain(
     _check_units("gibbs_chain", units)
     _check_steps("gibbs_chain", "steps", steps)
     visible = as_tensor(visible)
-    _check_probabilities("gibbs_chain", "visible states", visible, units)
+    check_probabilities("gibbs_chain", "visible states", visible, units)
     return _gibbs_chain(visible, weight, visible_bias, hidden_bias, _key(generator, key), steps=steps, units=units)
 
 
@@ -289,7 +289,7 @@ def free_energy(
     """
     _check_units("free_energy", units)
     visible = as_tensor(visible)
-    _check_probabilities("free_energy", "visible states", visible, units)
+    check_probabilities("free_energy", "visible states", visible, units)
     return _free_energy(visible, weight, visible_bias, hidden_bias, units=units)
 
 

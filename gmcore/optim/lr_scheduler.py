@@ -338,6 +338,24 @@ def iwae_schedule(epoch: int) -> float:
     return 10.0 ** (-stage / 7.0)
 
 
+def inverse_schedule(epoch: int) -> float:
+    """Factor on the learning rate: 1 / (1 + (epoch - 1) / 10), whose sum diverges and whose squares' sum does not.
+
+    Parameters
+    ----------
+    epoch : counted from 1.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    Robbins & Monro, A stochastic approximation method, Annals of Mathematical Statistics 22(3), 1951.
+    """
+    return 1.0 / (1.0 + (epoch - 1) / 10.0)
+
+
 class IWAELR(LRScheduler):
     """The schedule of the IWAE paper: eight stages i = 0..7 of 3^i epochs, with factor 10^(-i/7).
 

@@ -19,6 +19,7 @@ from gmcore.data import Dataset, prepare
 from gmcore.errors import ArgumentError, CheckpointError, DataError, GmcoreError, ShapeError, UnknownNameError
 from gmcore.evaluation import bernoulli_baseline
 from gmcore.models import GenerativeModel, Model, Recipe, Step
+from gmcore.optim.lr_scheduler import inverse_schedule
 from gmcore.random import default_generator
 from gmcore.streams import STREAMS, stream_seed
 from gmcore.train import Interrupted, evaluate, fit, iwae_schedule, make_optimizer
@@ -423,6 +424,10 @@ def test_iwae_schedule():
     assert [count for _, count in stages[:7]] == [3**i for i in range(7)]
     assert stages[7][1] == 4000 - (3**7 - 1) // 2 and len(stages) == 8
     assert [rate for rate, _ in stages] == pytest.approx(list(np.logspace(0, -1, 8)), rel=1e-14)
+
+
+def test_inverse_schedule():
+    assert [inverse_schedule(epoch) for epoch in (1, 11, 21, 91)] == [1, 1 / 2, 1 / 3, 1 / 10]
 
 
 def test_schedule_sets_the_rate_of_each_epoch():

@@ -10,7 +10,14 @@ from scipy import special, stats
 
 from gmkernels import KernelError
 from gmkernels.dense import linear
-from gmkernels.gibbs import boltzmann_sweep, contrastive_divergence, free_energy, gibbs_chain, gibbs_half_step
+from gmkernels.gibbs import (
+    annealed_importance_sampling,
+    boltzmann_sweep,
+    contrastive_divergence,
+    free_energy,
+    gibbs_chain,
+    gibbs_half_step,
+)
 from gmkernels.gibbs.spec import step_key
 from gmkernels.rng import key_array, normal
 from gmkernels.sampling import bernoulli_sample
@@ -309,6 +316,51 @@ def test_cd_is_unbiased_for_its_chain_and_tends_to_the_gradient_of_the_likelihoo
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Annealed importance sampling
+# ---------------------------------------------------------------------------------------------------------
+
+
+@each_backend
+@pytest.mark.parametrize("units", ["bernoulli", "gaussian"])
+def test_annealing_is_half_steps_of_tempered_machines(units, backend):
+    """At beta, the machine has weight beta W, hidden bias beta b and a visible bias between the base's and its own."""
+    weight, c, b = machine(6, 5, 0.5)
+    base = np.linspace(-1, 1, 6)
+    betas = np.array([0.25, 0.5, 1.0])
+    start = np.random.default_rng(2).integers(0, 2, (9, 6)).astype(float)
+    key = key_array(5, 6, 7)
+    found, end = annealed_importance_sampling(start, weight, c, b, base, betas, key=key, units=units, backend=backend)
+
+    def minus_log_p(v, beta):
+        own = -v @ (beta * c + (1 - beta) * base)
+        if units == "gaussian":
+            own = beta * ((v - c) ** 2).sum(-1) / 2 + (1 - beta) * ((v - base) ** 2).sum(-1) / 2
+        return own - np.logaddexp(0, beta * (v @ weight.T + b)).sum(-1)
+
+    v, expected = start, 0.0
+    for step, (before, beta) in enumerate(zip(betas[:-1], betas[1:], strict=True)):
+        expected = expected + minus_log_p(v, before) - minus_log_p(v, beta)
+        _, h = gibbs_half_step(v, beta * weight, beta * b, key=step_key(key, 2 * step, 5))
+        bias = beta * c + (1 - beta) * base
+        _, v = gibbs_half_step(h, beta * weight.T, bias, key=step_key(key, 2 * step + 1, 6), units=units)
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(end, v, rtol=1e-12, atol=1e-13)
+
+
+def test_small_steps_of_beta_keep_their_digits():
+    """10,000 weights of float32 runs against those of their states in float64: softplus(x) is 20, its rise 2e-3."""
+    weight, c, b = (8 * a for a in machine(30, 20, 0.5, dtype="float32"))
+    start = np.random.default_rng(2).integers(0, 2, (10_000, 30)).astype(np.float32)
+    betas = np.array([0.5, 0.5001]).astype(np.float32).astype(np.float64)
+    found, _ = annealed_importance_sampling(start, weight, c, b, c, betas, key=KEY)
+    wide = [a.astype(np.float64) for a in (start, weight, c, b, c)]
+    expected, _ = annealed_importance_sampling(*wide, betas, key=KEY)
+    # Where inputs are small, log1p rounds to 4e-8, in 20 units; else the rise keeps its relative accuracy.
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=20 * 8e-8)
+    assert abs((found - expected).mean()) < 1e-8
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Refusals
 # ---------------------------------------------------------------------------------------------------------
 
@@ -329,7 +381,7 @@ V = np.zeros((3, 5), np.float32)
         "samples of gaussian units are in float32",
     ),
     (lambda: gibbs_half_step(V, W, B, key=KEY, dtype="float64"), "in float32 or uint8, got dtype 'float64'"),
-    (lambda: gibbs_half_step(V, W, B, key=np.zeros(3)), "gibbs_half_step: key must be"),
+    (lambda: gibbs_half_step(V, W, B, key=np.zeros(3)), "gibbs_half_step: expected a key uint64"),
     (
         lambda: gibbs_chain(V, W, B, C, key=KEY),
         r"gibbs_chain: expected visible \(n, visible\).*visible_bias float32\[4\]",
@@ -341,6 +393,14 @@ V = np.zeros((3, 5), np.float32)
         r"expected at least one row of each.*data float32\[0, 5\]",
     ),
     (lambda: contrastive_divergence(V, V[:, :2], W, C, B, key=KEY), r"expected data, chain \(n, visible\)"),
+    (
+        lambda: annealed_importance_sampling(V, W, C, B, B, np.array([0.0, 1.0]), key=KEY),
+        r"expected base_bias like visible_bias, float32\[5\]; got base_bias float32\[4\]",
+    ),
+    (
+        lambda: annealed_importance_sampling(V, W, C, B, C, np.array([0, 1]), key=KEY),
+        r"annealed_importance_sampling: expected betas float64 \(temperatures,\).*int64\[2\]",
+    ),
     (
         lambda: boltzmann_sweep(V, W, C, key=KEY),
         r"boltzmann_sweep: expected states \(n, units\).*weight float32\[4, 5\]",

@@ -24,6 +24,7 @@ from gmcore.models.boltzmann.partition import (
     exact_partition,
 )
 from gmcore.models.generative import GenerativeModel, bernoulli_baseline
+from gmcore.ops.gibbs import check_probabilities
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
 from gmcore.tensor import Tensor, as_tensor, no_grad
@@ -84,8 +85,9 @@ class RBM(GenerativeModel):
         "Smolensky 1986; Hinton, Neural Computation 14(8), 2002; Tieleman, ICML 2008; Salakhutdinov & Murray, ICML 2008"
     )
     recipe = Recipe(
-        epochs=100, batch_size=20, learning_rate=0.05, optimizer="sgd", binarize="dynamic", eval_samples=100
-    )
+        epochs=100, batch_size=20, learning_rate=0.2, optimizer="sgd", momentum=0.5, schedule="inverse",
+        binarize="dynamic", eval_samples=100,
+    )  # fmt: skip
     settings: ClassVar[tuple[str, ...]] = ("hidden_size", "units", "steps", "chains", "temperatures")
     training_figure = "free-energy gap"
     validation_figure = "pseudo-log-likelihood"
@@ -197,7 +199,9 @@ class RBM(GenerativeModel):
         return loss, {}
 
     def compute_gradients(self, batch: np.ndarray, *, generator: Generator) -> Step:
-        data = self._visible(batch).numpy()
+        visible = self._visible(batch)
+        check_probabilities(self.name, "states", visible, self.units)
+        data = visible.numpy()
         chain = self._persistent(generator) if self.chains else data
         *gradients, end, loss = gmkernels.contrastive_divergence(
             data, chain, *self.machine, key=generator.draw().numpy(), steps=self.steps, units=self.units
