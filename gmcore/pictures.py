@@ -89,6 +89,13 @@ def save_reconstructions(
     _save_grey(path, mosaic(np.concatenate(rows), image_shape, min(columns, len(originals)), value_range))
 
 
+def save_filters(path: str | os.PathLike[str], filters: np.ndarray, image_shape: tuple[int, int]) -> None:
+    """Write at most 100 filters, (n, height * width), with 0 as the middle grey."""
+    filters = filters[:100]
+    limit = float(np.quantile(abs(filters), 0.995))
+    save_samples(path, filters, image_shape, (-limit, limit))
+
+
 def save_rows(
     path: str | os.PathLike[str],
     images: np.ndarray,
@@ -137,4 +144,12 @@ def save_curves(path: str | os.PathLike[str], metrics: Sequence[Mapping[str, Any
     write_atomically(path, content.getvalue())
 
 
-__all__ = ["mosaic", "require_matplotlib", "save_curves", "save_reconstructions", "save_rows", "save_samples"]
+__all__ = [
+    "mosaic",
+    "require_matplotlib",
+    "save_curves",
+    "save_filters",
+    "save_reconstructions",
+    "save_rows",
+    "save_samples",
+]

@@ -14,6 +14,7 @@ from gmcore.models.generative import GenerativeModel
 from gmcore.models.language import LanguageModel
 
 _BUILT_IN = {
+    "boltzmann": "gmcore.models.boltzmann.boltzmann_machine:BoltzmannMachine",
     "char_rnn": "gmcore.models.recurrent.char_rnn:CharRNN",
     "iwae": "gmcore.models.latent.iwae:IWAE",
     "rbm": "gmcore.models.boltzmann.rbm:RBM",

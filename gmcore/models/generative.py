@@ -135,15 +135,21 @@ class GenerativeModel(Model):
             with no_grad():
                 value = drawing_from(generator, self.log_likelihood, x, samples=samples, generator=generator)
             values.append(value.numpy().astype(np.float64))
-        bound, n = np.concatenate(values), len(rows)
+        return {**self.summary_of(np.concatenate(values), rows, dataset, split, recipe, data_seed), "k": samples}
+
+    @staticmethod
+    def summary_of(
+        values: np.ndarray, rows: np.ndarray, dataset: Dataset, split: str, recipe: Recipe, data_seed: int
+    ) -> dict[str, Any]:
+        """What `measure` returns, of the log-likelihoods (n,) of the rows of a split."""
+        n = len(values)
         return {
-            "bound": float(bound.mean()),
-            "standard_error": float(bound.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+            "bound": float(values.mean()),
+            "standard_error": float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
             "baseline": bernoulli_baseline(dataset.train, rows) if is_binary(rows) else None,
             "baseline_is": "independent Bernoulli pixels",
             "binarize": recipe.binarize if recipe.binarize == "none" or split == "train" else "static",
             "binarize_seed": data_seed,
-            "k": samples,
             "n": n,
         }
 

@@ -18,7 +18,6 @@ from gmcore.models.boltzmann.partition import MOST_ENUMERATED
 from gmcore.models.generative import GenerativeModel
 from gmcore.ops.gibbs import check_probabilities
 from gmcore.random import Generator, default_generator
-from gmcore.streams import stream_seed
 from gmcore.tensor import Tensor, as_tensor, no_grad
 
 _SAMPLE_SWEEPS = 1000
@@ -186,11 +185,30 @@ class BoltzmannMachine(GenerativeModel):
             parts = [self.pseudo_log_likelihood(x).numpy() for x in self.eval().chunks(rows, report)]
         return float(np.concatenate(parts).mean(dtype=np.float64))
 
-    def measure(self, dataset: Dataset, split: str, **options: Any) -> dict[str, Any]:
-        """The mean of `log_likelihood` over a split, of a larger machine that of `pseudo_log_likelihood`."""
-        result = super().measure(dataset, split, **options)
-        del result["k"]
-        return result
+    def measure(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        recipe: Recipe,
+        samples: int,
+        seed: int,
+        data_seed: int,
+        limit: int | None,
+        report: Report,
+    ) -> dict[str, Any]:
+        """The mean of log p(x) over a split, with ``log_z``; of a larger machine that of the pseudo-log-likelihood."""
+        rows = prepare(dataset, split, recipe.binarize, data_seed)[:limit]
+        small = self.data_size <= MOST_ENUMERATED
+        score = self.energy if small else self.pseudo_log_likelihood
+        with no_grad():
+            parts = [score(x).numpy() for x in self.eval().chunks(rows, report)]
+        values = np.concatenate(parts).astype(np.float64)
+        if not small:
+            return self.summary_of(values, rows, dataset, split, recipe, data_seed)
+        log_z = self.log_partition()
+        known = {"log_z": log_z, "log_z_interval": [log_z, log_z], "log_z_by": "enumeration"}
+        return self.summary_of(-values - log_z, rows, dataset, split, recipe, data_seed) | known
 
     # -- samples ---------------------------------------------------------------------------------------------
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 import gmkernels
 from gmcore import nn, ops, pictures
-from gmcore.data import Dataset, is_binary, prepare
+from gmcore.data import Dataset, prepare
 from gmcore.errors import ArgumentError, CheckpointError, ShapeError
 from gmcore.models.base import Recipe, Report, Step, check_size
 from gmcore.models.boltzmann.partition import (
@@ -23,7 +23,7 @@ from gmcore.models.boltzmann.partition import (
     enumerable,
     exact_partition,
 )
-from gmcore.models.generative import GenerativeModel, bernoulli_baseline
+from gmcore.models.generative import GenerativeModel
 from gmcore.ops.gibbs import check_probabilities
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
@@ -348,15 +348,7 @@ class RBM(GenerativeModel):
         with no_grad():
             energies = [self.free_energy(x).numpy() for x in self.chunks(rows, lambda done, total: None)]
         values = -np.concatenate(energies).astype(np.float64) - found.log_z
-        n = len(rows)
-        result = {
-            "bound": float(values.mean()),
-            "standard_error": float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-            "baseline": bernoulli_baseline(dataset.train, rows) if is_binary(rows) else None,
-            "baseline_is": "independent Bernoulli pixels",
-            "binarize": recipe.binarize if recipe.binarize == "none" or split == "train" else "static",
-            "binarize_seed": data_seed,
-            "n": n,
+        result = self.summary_of(values, rows, dataset, split, recipe, data_seed) | {
             "log_z": found.log_z,
             "log_z_interval": list(found.interval),
             "log_z_by": "enumeration" if found.runs is None else "annealing",
@@ -391,8 +383,7 @@ class RBM(GenerativeModel):
         shape, value_range = dataset.picture_format
         filters = self.machine[0] * self.sigma.numpy()
         strongest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:100]
-        limit = float(np.quantile(abs(filters[strongest]), 0.995))
-        pictures.save_samples(folder / "filters.png", filters[strongest], shape, (-limit, limit))
+        pictures.save_filters(folder / "filters.png", filters[strongest], shape)
         noise = Generator(stream_seed(seed, "sampling"))
         rows = drawing_from(noise, self._pictured_chains, prepare(dataset, "test", recipe.binarize, seed)[:10], noise)
         pictures.save_rows(folder / "chain.png", rows, shape, value_range)
