@@ -1,10 +1,21 @@
 """What every test stands on: equal random numbers, and no global state left behind."""
 
+import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+# Several processes of tests share the cores: threads that wait may not spin. Read when Numba starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

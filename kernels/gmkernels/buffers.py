@@ -10,9 +10,10 @@ While `tracemalloc` traces, arrays are NumPy's own, so that it counts what is in
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,11 @@ class _Buffer(np.ndarray):
 class _Loan(np.ndarray):
     """What an array that was lent has as its base, and its views through it; it dies with the last of them."""
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:  # modules may be gone at the end
         global _idle_bytes
         buffer: Any = self.base
-        if type(buffer) is not _Buffer:
-            return  # a view that someone took of a loan
+        if finalizing() or type(buffer) is not _Buffer:  # at the end of the process, or a view that someone took
+            return
         if not tracemalloc.is_tracing() and _lock.acquire(blocking=False):
             if _idle_bytes + buffer.size <= MOST_IDLE:
                 _idle_bytes += buffer.size

@@ -1,5 +1,7 @@
 """Arrays lent from buffers: whose memory they are, and when it is used again."""
 
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -49,6 +51,13 @@ def test_memory_is_used_again_once_the_last_view_is_gone_and_not_before():
     held = [buffers.empty(SHAPE, FLOAT) for _ in range(2)]
     assert where in [b.ctypes.data for b in held]
     assert held[0].ctypes.data != held[1].ctypes.data
+
+
+def test_an_array_that_lives_to_the_end_of_the_process_dies_silently():
+    """Modules are taken apart then, in any order: NumPy's is one of the last."""
+    script = "import numpy as np; from gmkernels import buffers; np.kept = buffers.empty((300, 784), np.dtype('f4'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not done.stderr
 
 
 def test_a_view_of_the_base_gives_nothing_back():

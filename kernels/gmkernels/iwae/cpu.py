@@ -114,7 +114,8 @@ def _columns(block, log_w, bound, weights, ess, samples, inner, per_block):
                 _flush(second[:width], squares[:width])
         at = outer * inner + column
         _finish(highest[:width], first[:width], second[:width], samples, ess[at : at + width], scale[:width])
-        bound[at : at + width] = highest[:width]
+        for j in range(width):  # a slice would be assigned with a check of shapes that takes seconds to compile
+            bound[at + j] = highest[j]
         for k in range(samples):
             at = start + k * inner
             _multiply(weights[at : at + width], scale[:width])
