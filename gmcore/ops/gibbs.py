@@ -52,15 +52,14 @@ def check_probabilities(op: str, name: str, states: Tensor, units: str = "bernou
             )
 
 
-def _check_binary(op: str, name: str, states: Tensor, units: str = "bernoulli") -> None:
+def check_binary(op: str, name: str, states: Tensor) -> None:
     """Refuse states of Bernoulli units outside {0, 1}."""
-    if units == "bernoulli":
-        x = states._data
-        if (wrong := x[(x != 0) & (x != 1)]).size:
-            raise ArgumentError(
-                f"{op}: {name} of Bernoulli units must be in {{0, 1}}, got {wrong[0]:g} (called at {user_line()}); "
-                "sample them first, with bernoulli_sample for instance"
-            )
+    x = states._data
+    if (wrong := x[(x != 0) & (x != 1)]).size:
+        raise ArgumentError(
+            f"{op}: {name} of Bernoulli units must be in {{0, 1}}, got {wrong[0]:g} (called at {user_line()}); "
+            "sample them first, with bernoulli_sample for instance"
+        )
 
 
 # -- half-step -----------------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ def boltzmann_sweep(
     """
     states, weight, bias = as_tensor(states), as_tensor(weight), as_tensor(bias)
     _check_steps("boltzmann_sweep", "sweeps", sweeps)
-    _check_binary("boltzmann_sweep", "states", states)
+    check_binary("boltzmann_sweep", "states", states)
     w = weight._data
     square = w.ndim == 2 and w.shape[0] == w.shape[1]
     if square and (np.diagonal(w).any() or not np.array_equal(w, w.T, equal_nan=True)):

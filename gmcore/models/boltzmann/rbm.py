@@ -24,7 +24,7 @@ from gmcore.models.boltzmann.partition import (
     exact_partition,
 )
 from gmcore.models.generative import GenerativeModel
-from gmcore.ops.gibbs import check_probabilities
+from gmcore.ops.gibbs import check_binary, check_probabilities
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
 from gmcore.tensor import Tensor, as_tensor, no_grad
@@ -282,11 +282,13 @@ class RBM(GenerativeModel):
 
         Raises
         ------
-        ArgumentError : Gaussian units, or flips below 1.
+        ArgumentError : Gaussian units, x outside {0, 1}, or flips below 1.
         """
         if self.units != "bernoulli":
             raise ArgumentError("pseudo_log_likelihood: of Bernoulli units only")
-        visible = self._visible(x).numpy()
+        states = self._visible(x)
+        check_binary("pseudo_log_likelihood", "x", states)
+        visible = states.detach().numpy()
         n, size = visible.shape
         flips = size if flips is None else min(check_size("flips", flips), size)
         first = np.zeros(n, int)

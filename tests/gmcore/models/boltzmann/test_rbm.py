@@ -310,6 +310,10 @@ BAD = {
     "Gaussian units' conditionals": (
         lambda: RBM(4, units="gaussian").pseudo_log_likelihood(X), ArgumentError, "of Bernoulli units only",
     ),
+    "a conditional of a state that no unit has": (
+        lambda: RBM(4).pseudo_log_likelihood(0.5 * X), ArgumentError,
+        r"x of Bernoulli units must be in \{0, 1\}, got 0.5",
+    ),
     "other chains": (
         lambda: RBM(4, chains=3).load_training_state({"chains": np.zeros((2, 4), np.uint8)}), CheckpointError,
         r"persistent chains \(2, 4\), expected \(3, 4\)",
