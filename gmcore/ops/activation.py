@@ -1,4 +1,4 @@
-"""Activations that are made of other operations: the names and defaults of torch.nn.functional.
+"""Activations with the names and defaults of torch.nn.functional, most of them made of other operations.
 
 `sigmoid`, `tanh`, `relu` and `softplus`, which kernels fuse with products, are in `elementwise`.
 """
@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.op import user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import split
-from gmcore.ops.elementwise import absolute, clip, expm1, greater, sigmoid, sign, softplus, tanh, where
+from gmcore.ops.elementwise import absolute, clip, expm1, greater, real, sigmoid, sign, softplus, tanh, where
 from gmcore.ops.shape import reshape
 from gmcore.ops.special import erfc
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.activation import spec
 
 # Klambauer, Unterthiner, Mayr & Hochreiter, Self-Normalizing Neural Networks, NIPS 2017, equation 14
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -56,20 +60,59 @@ def selu(x: Any) -> Tensor:
     return _SELU_SCALE * elu(x, _SELU_ALPHA)
 
 
+def _leaky_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape in ((), (0,), (7,), (2, 1, 3)):
+        yield (real(rng, shape),), {"negative_slope": 0.2}
+
+
+def _leaky_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for (x,), slope in _leaky_examples(rng):
+        yield (real(rng, x.shape), x), slope
+
+
+_leaky_relu_backward: Op = Op(
+    "leaky_relu_backward",
+    "g_out x",
+    forward=kernel(spec.LEAKY_RELU_BACKWARD),
+    vjp=[
+        lambda g, x, negative_slope: _leaky_relu_backward(g, x, negative_slope=negative_slope),
+        lambda g: g * 0.0,
+    ],
+    formula=spec.LEAKY_RELU_BACKWARD.formula,
+    source=spec.LEAKY_RELU_BACKWARD.source,
+    examples=_leaky_backward_examples,
+)
+_leaky_relu = Op(
+    "leaky_relu",
+    "x",
+    forward=kernel(spec.LEAKY_RELU),
+    vjp=[lambda g, x, negative_slope: _leaky_relu_backward(g, x, negative_slope=negative_slope)],
+    formula=spec.LEAKY_RELU.formula,
+    source=spec.LEAKY_RELU.source,
+    examples=_leaky_examples,
+)
+
+
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
     """x where x > 0, else negative_slope x, which is also the side of the derivative at 0.
 
     Parameters
     ----------
     x : any shape.
-    negative_slope : the slope below 0.
+    negative_slope : the slope below 0, a number.
 
     Returns
     -------
     x.shape; float32 stays float32.
+
+    References
+    ----------
+    Maas, Hannun & Ng, Rectifier nonlinearities improve neural network acoustic models, ICML 2013, equation 2.
     """
-    x = as_tensor(x)
-    return where(greater(x, 0.0), x, negative_slope * x)
+    return _leaky_relu(x, negative_slope=float(negative_slope))
+
+
+_leaky_relu.public = leaky_relu
 
 
 def silu(x: Any) -> Tensor:

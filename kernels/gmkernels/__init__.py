@@ -6,6 +6,7 @@ the thin wrappers (``gmkernels.gaussian_sample(mu, logvar, key=(seed, draw))``),
 Each wrapper takes ``backend=``: the name of the one to use, the cheapest that accepts if None.
 """
 
+from gmkernels.activation import leaky_relu, leaky_relu_backward
 from gmkernels.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from gmkernels.cost import Cost
 from gmkernels.dense import activation_backward, linear, matmul
@@ -97,6 +98,8 @@ __all__ = [
     "iwae_bound",
     "iwae_bound_backward",
     "key_array",
+    "leaky_relu",
+    "leaky_relu_backward",
     "lgamma",
     "linear",
     "lstm",

@@ -114,8 +114,6 @@ COMPOSED: dict[str, Composed] = {
                     [*UNARY, call(A, alpha=0.5)]),
     "selu": Composed(lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
                      "nn.functional.selu", UNARY),
-    "leaky_relu": Composed(lambda x, negative_slope=0.01: np.maximum(x, negative_slope * x),
-                           "nn.functional.leaky_relu", [*UNARY, call(A, 0.2)]),
     "silu": Composed(lambda x: x * special.expit(x), "nn.functional.silu", UNARY),
     "gelu": Composed(_gelu, "nn.functional.gelu", [*UNARY, call(A, approximate="tanh")]),
     "hardtanh": Composed(lambda x, min_val=-1.0, max_val=1.0: x.clip(min_val, max_val),

@@ -624,6 +624,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "sigmoid": special.expit,
     "softplus": lambda x: np.logaddexp(0, x),
     "relu": lambda x: x.clip(0),
+    "leaky_relu": lambda x, negative_slope: np.maximum(x, negative_slope * x),
+    "leaky_relu_backward": lambda g, x, negative_slope: np.where(x > 0, g, negative_slope * g),
     "where": np.where,
     "cast": lambda x, dtype: x.astype(dtype),
     "reshape": np.reshape,

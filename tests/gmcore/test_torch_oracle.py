@@ -346,6 +346,8 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "lstm": _lstm,
     "gru": _gru,
     "activation_backward": _activation_backward,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "leaky_relu_backward": lambda g, x, negative_slope: torch.where(x > 0, g, negative_slope * g),
     "gaussian_sample": _gaussian_sample,
     "gaussian_sample_backward": _gaussian_sample_backward,
     "bernoulli_log_prob": _bernoulli_log_prob,
