@@ -152,18 +152,21 @@ class LanguageModel(Model):
     def log_probability(self, codes: np.ndarray, report: Report) -> tuple[float, int]:
         """Mean log p of the characters of a text after its first, and how many they are.
 
-        The text is read in up to 32 streams of at least 1000 characters, each from its own beginning.
+        The text is read in up to 32 streams of at least 1000 characters, each from its own beginning; the last stream
+        goes on with the few characters that the division leaves.
         """
         count = min(EVALUATION_STREAMS, max(1, (len(codes) - 1) // 1000))
         streams = Streams(codes, count, EVALUATION_STEPS)
+        rest = codes[count * streams.length :, None]
         self.eval()
         state, total, done = self.start(count), 0.0, 0
-        for excerpt in streams:
+        for excerpt in (*streams, *([Excerpt(rest[:-1], rest[1:], False)] if len(rest) > 1 else [])):
+            width = excerpt.inputs.shape[1]  # all streams, or the last alone
             with no_grad():
-                loss, state = self.loss(excerpt, state)
+                loss, state = self.loss(excerpt, tuple([part[:, -width:] for part in state]))
             total += loss.item() * excerpt.targets.size
             done += excerpt.targets.size
-            report(done, count * streams.length)
+            report(done, len(codes) - 1)
         return -total / done, done
 
     def validate(self, dataset: Text, recipe: Recipe, seed: int, report: Report) -> float:

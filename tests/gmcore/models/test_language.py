@@ -109,11 +109,18 @@ def test_what_is_reported():
     assert few["n"] == 5 and few["bound"] == pytest.approx(log_p(model, text.test[:6]).mean(), rel=1e-12)
 
 
-def test_long_texts_are_evaluated_in_several_streams():
-    codes = np.random.default_rng(0).integers(0, 3, 3100).astype(np.int32)
-    model = Bigram(CHARACTERS)
+@pytest.mark.parametrize("size", [3100, 3102])
+def test_long_texts_are_evaluated_in_several_streams(size, monkeypatch):
+    """To the last character: what a division into three leaves follows the last stream."""
+    codes = np.random.default_rng(0).integers(0, 3, size).astype(np.int32)
+    model, states = Bigram(CHARACTERS), []
+    forward = model.forward
+    monkeypatch.setattr(model, "start", lambda streams: (Tensor(np.arange(streams)[None, :, None] * 10_000),))
+    monkeypatch.setattr(model, "forward", lambda inputs, state: states.append(state[0]) or forward(inputs, state))
     bound, n = model.log_probability(codes, lambda *_: None)
-    assert n == 3099 and bound == pytest.approx(log_p(model, codes).mean(), rel=1e-12)
+    assert n == size - 1 and bound == pytest.approx(log_p(model, codes).mean(), rel=1e-12)
+    assert states[4].numpy().ravel().tolist() == [4 * 256, 10_000 + 4 * 256, 20_000 + 4 * 256]
+    assert [state.numpy().ravel().tolist() for state in states[5:]] == [[20_000 + 1033]] * (size - 3100 > 0)
 
 
 # -- sampling ----------------------------------------------------------------
