@@ -1,17 +1,15 @@
-"""gmcore against PyTorch: `python -m benchmarks.compare [--json FILE] [NAME ...]`.
+"""gmcore against PyTorch, what `gmcore bench` runs.
 
 Each case first computes one loss, or gradient, on both sides from the same weights, data and noise, and stops
 unless they agree; then it times both (`gmkernels.bench.compare`). Without PyTorch it times gmcore alone, and says so.
-Results that are kept: `python -m benchmarks.compare --json benchmarks/results/cpu-2core.json`.
+Results that are kept, and the README's table of them: `gmcore bench --json benchmarks/results/cpu-2core.json`, then
+`python -m benchmarks.report`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -54,12 +52,10 @@ def _noise(shape: tuple[int, ...]) -> Any:
 
 
 def small_op() -> dict[str, Call]:
-    """8 elements multiplied, forward and backward"""
     return {"gmcore": workloads.small_op()} | ({"PyTorch": peers.small_op()} if torch else {})
 
 
 def gaussian_sample() -> dict[str, Call]:
-    """Gaussian sample of 2,000,000 elements with KL, forward and backward"""
     mu, logvar = workloads.gaussian_parameters()
     leaves = [gmcore.tensor(a, requires_grad=True) for a in (mu, logvar)]
     contenders: dict[str, Call] = {
@@ -75,7 +71,6 @@ def gaussian_sample() -> dict[str, Call]:
 
 
 def iwae_bound() -> dict[str, Call]:
-    """IWAE bound and its gradient, 50 samples of 20,000 examples"""
     log_w = workloads.log_weights()
     contenders: dict[str, Call] = {
         "gmcore": workloads.iwae_bound(gmcore.tensor(log_w, requires_grad=True)),
@@ -99,17 +94,14 @@ def _training(model: VAE, batch_size: int, peer: Call) -> dict[str, Call]:
 
 
 def vae_step() -> dict[str, Call]:
-    """VAE 784-500-20, batch 100, a step of Adam"""
     return _training(workloads.vae(), 100, lambda: peers.VAE(784, 20, (500,)))
 
 
 def iwae_step() -> dict[str, Call]:
-    """IWAE 784-200-200-50, k = 50, batch 20, a step of Adam"""
     return _training(workloads.iwae_model(), 20, lambda: peers.IWAE(784, 50, (200, 200), 50))
 
 
 def cd_step() -> dict[str, Call]:
-    """RBM 784 x 500, CD-1, batch 100, a step of SGD"""
     model, v, rate = workloads.rbm(), workloads.images(100), 1e-4
     contenders: dict[str, Call] = {"gmcore": workloads.cd_step(model, v, rate)}
     if torch:
@@ -127,7 +119,6 @@ def cd_step() -> dict[str, Call]:
 
 
 def language_step() -> dict[str, Call]:
-    """Character language model, LSTM of 256 units, 65 characters, 64 steps of 32 streams, a step of Adam"""
     model, batch = workloads.char_rnn(), workloads.excerpt()
     step = workloads.language_step(model, batch)
     if not torch:
@@ -140,7 +131,6 @@ def language_step() -> dict[str, Call]:
 
 
 def discriminator_step() -> dict[str, Call]:
-    """Discriminator of 28 x 28 images (conv 32, conv 64 + batch norm, linear), batch 64, a step of Adam"""
     model, x = workloads.discriminator(), workloads.images(64)
     labels = (np.arange(64) % 2).astype(np.float32)[:, None]
     step = workloads.discriminator_step(model, x, labels)
@@ -170,31 +160,23 @@ CASES: dict[str, Callable[[], dict[str, Call]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - CASES.keys():
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected names of {', '.join(CASES)}")
-    if torch is None:
-        print("PyTorch is not installed: timing gmcore alone.\n")
+def machine() -> dict[str, Any]:
+    """What the times depend on: the device with its measured rates, and the versions."""
     device = bench.measure_cpu()
-    report: dict[str, Any] = {
+    return {
         "device": {"name": platform.processor() or platform.machine(), "threads": pool.get_num_threads(),
                    "copy_rate": device.copy_rate, "product_rate": device.product_rate, "slot_rate": device.slot_rate},
         "versions": {"gmcore": gmcore.__version__, "numpy": np.__version__, "torch": torch and torch.__version__},
-        "cases": {},
     }  # fmt: skip
-    for name in arguments.names or CASES:
-        contenders = CASES[name]()
-        result = bench.compare(contenders, baseline="PyTorch" if torch else "gmcore")
-        print(f"{name}: {CASES[name].__doc__}\n{result}\n", flush=True)
-        report["cases"][name] = result.as_json()
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-if __name__ == "__main__":
-    main()
+def measure(names: Iterable[str]) -> dict[str, Any]:
+    """Time the `CASES` of these names, print the table of each, and return the figures by name."""
+    if torch is None:
+        print("PyTorch is not installed: timing gmcore alone.\n")
+    figures = {}
+    for name in names:
+        result = bench.compare(CASES[name](), baseline="PyTorch" if torch else "gmcore")
+        print(f"{name}\n{workloads.STEPS[name].title}\n{result}\n", flush=True)
+        figures[name] = result.as_json()
+    return figures

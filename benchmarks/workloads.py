@@ -7,6 +7,7 @@ and the key of their noise by seed, so that a peer (`peers`) can be given the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,29 @@ SAMPLE_SHAPE = (20_000, 100)
 BOUND_SHAPE = (50, 20_000)
 DATA_SIZE = 784
 NOISE_SEED = 1
+
+
+class Step(NamedTuple):
+    """What is compared with the peers."""
+
+    title: str
+    aim: float
+    """Time of our captured step over that of the best peer: no more than this is wanted."""
+
+
+STEPS = {
+    "small-op": Step("8-element multiply, forward + backward", 0.40),
+    "gaussian-sample": Step("Gaussian sample of 2,000,000 with KL, forward + backward", 0.12),
+    "iwae-bound": Step("IWAE bound + gradient, 50 x 20,000", 0.40),
+    "vae-step": Step("VAE 784-500-20, batch 100, step of Adam", 0.70),
+    "iwae-step": Step("IWAE 784-200-200-50, k = 50, batch 20, step of Adam", 0.65),
+    "cd-step": Step("RBM 784 x 500, CD-1, batch 100, step of SGD", 0.80),
+    "language-step": Step("LSTM language model, 256 units, 65 characters, 64 steps of 32 streams, step of Adam", 0.85),
+    "discriminator-step": Step(
+        "Discriminator 28 x 28 (conv 32, conv 64 + batch norm, linear), batch 64, step of Adam", 0.85
+    ),
+}
+"""The steps of `compare` by name."""
 
 
 def images(n: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gmcore
-from gmcore.cli import doctor, evaluate, explain, kernels, models, sample, train
+from gmcore.cli import bench, doctor, evaluate, explain, kernels, models, sample, train
 from gmcore.errors import ArgumentError, GmcoreError, unknown_name
 from gmkernels import KernelError
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "models": (models, "list the models and their settings"),
     "kernels": (kernels, "list the kernels and their backends, or explain one"),
     "explain": (explain, "show the tape and gradient program of a model's training step, or an operation"),
+    "bench": (bench, "time training steps beside PyTorch, from a checkout"),
     "doctor": (doctor, "report versions, threads, caches and optional packages"),
 }
 

@@ -1,5 +1,7 @@
 """The command line: what each command prints, and one clear line and status 2 for bad input."""
 
+import functools
+import importlib
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import gmcore
+from benchmarks import workloads
 from gmcore import models
 from gmcore.cli import COMMANDS, main
 from gmcore.cli.train import parse_settings
@@ -20,6 +23,8 @@ from gmcore.errors import ArgumentError
 from gmcore.extras import EXTRAS
 from gmcore.op import OPS
 from gmcore.train import fit
+from gmkernels import bench
+from gmkernels.cost import Device
 
 TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_samples=20"]
 
@@ -259,6 +264,51 @@ def test_doctor(capsys, monkeypatch):
     assert 'lacks no_such_package: pip install "gmcore[app]"' in capsys.readouterr().out
 
 
+@pytest.fixture
+def comparison(monkeypatch):
+    """`gmcore bench` without peers, which would set PyTorch's flags for all tests, and without waiting."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for package in ("torch", "sklearn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    timed = functools.partial(bench.compare, blocks=1, seconds=0.001, pause=0.0)
+    monkeypatch.setattr(bench, "compare", timed)
+    monkeypatch.setattr(bench, "measure_cpu", lambda: Device("test", 1.0, 2.0, 3.0))
+    yield
+    sys.modules.pop("benchmarks.compare", None)
+
+
+def test_bench_times_the_steps_it_is_asked_for(comparison, capsys):
+    assert main(["bench", "small-op", "--json", "kept.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "PyTorch is not installed: timing gmcore alone" in printed
+    assert "\nsmall-op\n8-element multiply, forward + backward\n" in printed and "vae-step" not in printed
+    assert "\ngmcore " in printed and max(map(len, printed.splitlines())) <= 100
+    kept = json.loads(Path("kept.json").read_text())
+    assert kept["device"]["copy_rate"] == 1.0 and kept["versions"]["torch"] is None
+    assert kept["cases"].keys() == {"small-op"}
+    assert kept["cases"]["small-op"]["contenders"]["gmcore"]["seconds"]["median"] > 0
+
+
+def test_bench_runs_every_step_by_default(comparison, capsys, monkeypatch):
+    compare = importlib.import_module("benchmarks.compare")
+    assert compare.CASES.keys() == workloads.STEPS.keys()
+    for name in compare.CASES:
+        monkeypatch.setitem(compare.CASES, name, lambda: {"gmcore": int})
+    assert main(["bench"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line in workloads.STEPS] == list(workloads.STEPS)
+    assert max(map(len, printed)) <= 100
+
+
+def test_bench_refuses_an_unknown_step_and_an_installation_without_source(comparison, capsys, monkeypatch):
+    assert main(["bench", "small-op", "vea-step"]) == 2
+    assert "unknown step 'vea-step'; did you mean 'vae-step'?" in capsys.readouterr().err
+    monkeypatch.setattr(gmcore, "__file__", os.path.abspath("site-packages/gmcore/__init__.py"))
+    assert main(["bench"]) == 2
+    printed, errors = capsys.readouterr()
+    assert not printed and len(errors.splitlines()) == 1 and "pip install -e '.[app,peers]' in a checkout" in errors
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -299,6 +349,8 @@ def test_doctor(capsys, monkeypatch):
         (["explain", "vae", "--set", "latent_siz=2"], "did you mean 'latent_size'?"),
         (["explain", "vae", "--data", "minst"], "did you mean 'mnist'?"),
         (["kernels", "gausian_sample"], "did you mean 'gaussian_sample'?"),
+        (["bench", "--json", "vae-step"], "--json vae-step: expected a file that ends in .json"),
+        (["bench", "--json", "absent/a.json"], "in a folder that exists"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):

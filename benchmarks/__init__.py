@@ -1,0 +1,1 @@
+"""Benchmarks of a checkout; not part of what is installed."""
