@@ -10,10 +10,12 @@ import pytest
 
 # Several processes of tests share the cores: threads that wait may not spin. Read when Numba starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Tests and compiled kernels are millions of objects that stay: the garbage collector would take a twentieth of the time
+# to go through them. Tests of what is collected call it.
+gc.set_threshold(100_000, 50, 50)
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector the thousands of tests, which stay until the end."""
     gc.collect()
     gc.freeze()
 

@@ -53,10 +53,7 @@ def _text(arguments: argparse.Namespace, model: Any, noise: Any) -> None:
     if arguments.out is None:
         print(text)
         return
-    try:
-        write_atomically(Path(arguments.out), text.encode())
-    except OSError as error:
-        raise CheckpointError(f"{arguments.out}: cannot be written ({error.strerror or error})") from None
+    write_atomically(Path(arguments.out), text.encode())
     print(arguments.out)
 
 
