@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
             ]
         )
     elif arguments.model is None:
-        output.print_table(("model", "summary", "source"), [(c.name, c.summary, c.source) for c in classes])
+        output.print_table(("model", "summary"), [(c.name, c.summary) for c in classes])
+        print("gmcore models MODEL: its source, what it computes, its recipe and settings")
     else:
         (cls,) = classes
         print(f"{cls.name}: {cls.summary}\n{cls.source}\n\n{inspect.getdoc(cls)}\n")
