@@ -160,10 +160,16 @@ class GenerativeModel(Model):
             yield x
             report(start + len(x), len(rows))
 
+    @staticmethod
+    def pictured(dataset: Dataset, recipe: Recipe, seed: int, n: int) -> np.ndarray:
+        """n rows of the test split, all over it, as files may be sorted by class; all rows where there are fewer."""
+        rows = prepare(dataset, "test", recipe.binarize, seed)
+        return rows[np.arange(min(n, len(rows))) * len(rows) // min(n, len(rows))]
+
     def draw(self, folder: Path, dataset: Dataset, recipe: Recipe, seed: int) -> None:
         """100 samples, and 50 test images with their reconstructions."""
         noise = Generator(stream_seed(seed, "sampling"))
-        originals = prepare(dataset, "test", recipe.binarize, seed)[:50]
+        originals = self.pictured(dataset, recipe, seed, 50)
         samples = drawing_from(noise, self.sample, 100, generator=noise).numpy()
         means = drawing_from(noise, self.reconstruct, as_tensor(originals), generator=noise).numpy()
         pictures.save_samples(folder / "samples.png", samples, *dataset.picture_format)

@@ -132,6 +132,14 @@ def test_result_is_the_mean_and_its_error_on_the_binarised_test_images():
     assert run.result["baseline"] == bernoulli_baseline(data.train, x)
 
 
+def test_pictured_rows_are_from_all_over_the_split():
+    """Files may be sorted by class."""
+    data = make_data()
+    recipe = dataclasses.replace(Pixels.recipe, binarize="none")
+    np.testing.assert_array_equal(Pixels.pictured(data, recipe, 0, 4), data.test[[0, 2, 5, 7]])
+    np.testing.assert_array_equal(Pixels.pictured(data, recipe, 0, 50), data.test)
+
+
 def test_training_learns():
     """Independent pixels, trained long enough, are the baseline up to the noise in the logits."""
     run = fit("pixels", make_data(train=400), epochs=20)

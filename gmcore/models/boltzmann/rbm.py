@@ -387,7 +387,7 @@ class RBM(GenerativeModel):
         strongest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:100]
         pictures.save_filters(folder / "filters.png", filters[strongest], shape)
         noise = Generator(stream_seed(seed, "sampling"))
-        rows = drawing_from(noise, self._pictured_chains, prepare(dataset, "test", recipe.binarize, seed)[:10], noise)
+        rows = drawing_from(noise, self._pictured_chains, self.pictured(dataset, recipe, seed, 10), noise)
         pictures.save_rows(folder / "chain.png", rows, shape, value_range)
 
     def _pictured_chains(self, start: np.ndarray, generator: Generator) -> np.ndarray:
