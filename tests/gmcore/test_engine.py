@@ -823,6 +823,7 @@ def test_memory_of_training_is_flat() -> None:
     assert grows_by(mlp_step(), 2000) < 500
 
 
+@pytest.mark.slow
 def test_memory_of_second_order_training_is_flat() -> None:
     x = leaf(np.ones((4, 3)))
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gmcore
 import gmkernels
 
@@ -30,6 +32,7 @@ def test_heavy_packages_wait_for_their_first_use() -> None:
     assert run(code + "print('numba' in sys.modules)").strip() == "False"
 
 
+@pytest.mark.slow
 def test_import_takes_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
     """At most 0.1 s, on a machine where importing NumPy takes at most 0.1 s; in proportion on a slower one.
 

@@ -118,6 +118,7 @@ def test_gradient_against_torch(shape, samples, backend):
     np.testing.assert_allclose(got[1], v.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_thousands_of_samples_keep_float32_accuracy():
     mu, logvar = parameters((2, 3), "float32")
     g_z = np.ones((20_000, 2, 3), np.float32)

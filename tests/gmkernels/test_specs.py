@@ -111,7 +111,7 @@ def test_spec_is_complete(spec):
         assert any(size % 2 and size > 1 for size in sizes), "no example of odd size"
 
 
-@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
+@pytest.mark.parametrize("spec, backend, dtype", [k for k in KERNELS if k.values[1:] != ("reference", "float64")])
 def test_agrees_with_the_float64_reference(spec, backend, dtype):
     tolerance = spec.tolerance[dtype]
     for example, actual in found(spec, backend, dtype):

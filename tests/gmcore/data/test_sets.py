@@ -124,6 +124,7 @@ def test_real_binarized_mnist() -> None:
     assert all(record["verified"] for record in dataset.provenance["files"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_omniglot() -> None:
     dataset = real("omniglot", "omniglot28")

@@ -178,6 +178,7 @@ def test_gradient_against_finite_differences(data, estimator, likelihood):
     assert gmcore.gradcheck(bound, start, order=2)
 
 
+@pytest.mark.slow
 def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     """Tipping & Bishop 1999: the maximum likelihood is known from the eigenvalues of the covariance."""
     rng = np.random.default_rng(0)
@@ -215,6 +216,7 @@ def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     assert np.degrees(np.arccos(np.clip(angles.min(), -1.0, 1.0))) < 1.0
 
 
+@pytest.mark.slow
 def test_gaussian_decoder_finds_the_variance_of_noise():
     """systems.md row 7: on x ~ N(0, s^2 I) a learned variance must come to s^2, and the bound stays below -H(x)."""
     sigma, n, steps = 0.3, 20_000, 500

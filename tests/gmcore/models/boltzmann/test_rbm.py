@@ -138,6 +138,7 @@ def test_pseudo_log_likelihood_is_the_sum_of_the_conditionals():
     assert (abs(found.mean(0) - expected) < 5 * error + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_annealing_agrees_with_enumeration_after_training():
     """A machine of 4 + 4 units trained on 2 x 2 bars and stripes by the exact gradient."""
     images = bars_and_stripes(2)
