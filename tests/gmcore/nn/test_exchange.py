@@ -225,7 +225,7 @@ def _weight_norm(v: Any, g: Any, dim: int) -> Any:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_values_and_two_derivatives_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_two_derivatives_equal_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of the cubes of the gradients, of the inputs and the parameters, to 1e-9."""
     monkeypatch.setattr(torch, "_weight_norm", _weight_norm)
     pair = EVERY[name]
@@ -279,7 +279,7 @@ def test_weights_saved_here_load_in_torch(pair: Pair, tmp_path: Any) -> None:
 
 
 @each_function
-def test_functions_agree(pair: Pair) -> None:
+def test_functions_agree_with_those_of_torch(pair: Pair) -> None:
     mine, other = pair.make(nn, ours), pair.make(torch.nn, theirs)
     assert list(mine.state_dict()) == list(other.state_dict()) == []
     agree(mine, other, pair)
@@ -295,14 +295,14 @@ def test_functions_agree(pair: Pair) -> None:
         ("MultiMarginLoss", {"weight": UNIT[0]}, (UNIT, CLASSES)),
     ],
 )
-def test_weights_of_losses_are_buffers(name: str, arguments: dict[str, Any], arrays: tuple[Any, ...]) -> None:
+def test_weights_of_losses_are_torch_buffers(name: str, arguments: dict[str, Any], arrays: tuple[Any, ...]) -> None:
     mine = getattr(nn, name)(**arguments)
     other = getattr(torch.nn, name)(**{key: torch.from_numpy(value.copy()) for key, value in arguments.items()})
     assert list(mine.state_dict()) == list(other.state_dict()) == list(arguments)
     close(mine(*map(tensor, arrays)), other(*[torch.from_numpy(a.copy()) for a in arrays]))
 
 
-def test_every_module_is_compared() -> None:
+def test_every_module_is_compared_with_torch() -> None:
     """All that are exported and that PyTorch has, except containers and the base."""
     exported = {name for name in nn.__all__ if hasattr(torch.nn, name) and name[0].isupper()}
     compared = " ".join(repr(pair.make(nn, ours)) for pair in EVERY.values())
@@ -310,7 +310,7 @@ def test_every_module_is_compared() -> None:
     assert {name for name in exported if f"{name}(" not in compared} == elsewhere
 
 
-def test_shared_parameters_have_both_names_and_one_gradient() -> None:
+def test_shared_parameters_have_the_names_of_torch_and_one_gradient() -> None:
     def make(nn: Any) -> Any:
         model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
         getattr(model, "2").weight = getattr(model, "0").weight
