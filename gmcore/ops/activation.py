@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,16 +100,25 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
     Parameters
     ----------
     x : any shape.
-    negative_slope : the slope below 0, a number.
+    negative_slope : the slope below 0, a number; `prelu` has slopes with a gradient.
 
     Returns
     -------
     x.shape; float32 stays float32.
 
+    Raises
+    ------
+    ArgumentError : a `negative_slope` that is not a number.
+
     References
     ----------
     Maas, Hannun & Ng, Rectifier nonlinearities improve neural network acoustic models, ICML 2013, equation 2.
     """
+    if not isinstance(negative_slope, numbers.Real):
+        raise ArgumentError(
+            f"leaky_relu: negative_slope must be a number, got {negative_slope!r} (called at {user_line()}); "
+            "prelu takes slopes that are tensors"
+        )
     return _leaky_relu(x, negative_slope=float(negative_slope))
 
 
