@@ -176,7 +176,7 @@ def _restore_state(typing_context: Any, state: Any) -> Any:
 
 
 _CALLED_FROM_KERNELS: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Options of code that nothing but compiled code calls: wrappers for others would be a fifth of the compile time."""
+"""Options of code that nothing but compiled code calls: wrappers for others would be an eighth of the compile time."""
 
 jitable = register_jitable(**_CALLED_FROM_KERNELS, _nrt=False)
 """Decorator of a function that block kernels call. It allocates nothing, so its arrays need no counting."""
