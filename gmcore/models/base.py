@@ -69,11 +69,11 @@ class Model(nn.Module):
     recipe: ClassVar[Recipe]
     settings: ClassVar[tuple[str, ...]]
     """Constructor arguments a user may set by name (``--set name=value``)."""
-    training_figure: ClassVar[str] = "bound"
+    training_figure: str = "bound"
     """What minus the training loss is called."""
-    validation_figure: ClassVar[str] = "bound"
+    validation_figure: str = "bound"
     """What `validate` returns is called."""
-    test_figure: ClassVar[str] = "bound"
+    test_figure: str = "bound"
     """What `measure` calls ``bound`` is called."""
     unit: ClassVar[str] = "nats"
     """Of all three."""

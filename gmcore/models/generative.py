@@ -12,7 +12,7 @@ import numpy as np
 
 from gmcore import pictures
 from gmcore.data import MODES, SPLITS, Dataset, Minibatches, check_support, is_binary, prepare
-from gmcore.errors import DataError, unknown_name
+from gmcore.errors import DataError, ShapeError, unknown_name
 from gmcore.models.base import Model, Recipe, Report, Step
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
@@ -32,12 +32,20 @@ def bernoulli_baseline(train: np.ndarray, test: np.ndarray) -> float:
     return float(np.mean(test @ np.log(p) + (1.0 - test) @ np.log1p(-p)))
 
 
+def marginal_logits(mean: np.ndarray) -> np.ndarray:
+    """Logits of the means of binary data, kept off 0 and 1: where biases start (Hinton's guide, 2010, section 8)."""
+    mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
+    return np.log(mean / (1.0 - mean))
+
+
 class GenerativeModel(Model):
     """A model of data vectors x with an estimate of log p(x).
 
     A subclass sets what `Model` says and implements `support`, `loss`, `log_likelihood`, `sample` and
     `reconstruct`.
     """
+
+    data_size: int
 
     @classmethod
     def build(cls, dataset: Dataset, settings: Mapping[str, Any], generator: Generator) -> GenerativeModel:
@@ -153,6 +161,13 @@ class GenerativeModel(Model):
             "n": n,
         }
 
+    def as_rows(self, x: Any) -> Tensor:
+        """x as a tensor. Raises `ShapeError` unless it is (n, data_size)."""
+        x = as_tensor(x)
+        if x.ndim != 2 or x.shape[1] != self.data_size:
+            raise ShapeError(f"{self.name}: data has shape {x.shape}, expected (n, {self.data_size})")
+        return x
+
     def chunks(self, rows: np.ndarray, report: Report) -> Iterator[Tensor]:
         """The rows, `BATCH_SIZE` at a time; `report` hears of each when it is done with."""
         for start in range(0, len(rows), BATCH_SIZE):
@@ -176,4 +191,4 @@ class GenerativeModel(Model):
         pictures.save_reconstructions(folder / "reconstructions.png", originals, means, *dataset.picture_format)
 
 
-__all__ = ["GenerativeModel", "bernoulli_baseline"]
+__all__ = ["GenerativeModel", "bernoulli_baseline", "marginal_logits"]

@@ -12,13 +12,14 @@ import numpy as np
 import gmkernels
 from gmcore import nn, ops, pictures
 from gmcore.data import Dataset, prepare
-from gmcore.errors import ArgumentError, CheckpointError, ShapeError
+from gmcore.errors import ArgumentError
 from gmcore.models.base import Recipe, Report, Step, check_size
+from gmcore.models.boltzmann.base import BoltzmannModel
 from gmcore.models.boltzmann.partition import MOST_ENUMERATED
-from gmcore.models.generative import GenerativeModel
-from gmcore.ops.gibbs import check_probabilities
+from gmcore.models.generative import marginal_logits
+from gmcore.ops.gibbs import check_binary, check_probabilities
 from gmcore.random import Generator, default_generator
-from gmcore.tensor import Tensor, as_tensor, no_grad
+from gmcore.tensor import Tensor, no_grad
 
 _SAMPLE_SWEEPS = 1000
 """Sweeps from independent units to a sample."""
@@ -26,7 +27,7 @@ _ROWS = 1 << 12
 """States enumerated at once."""
 
 
-class BoltzmannMachine(GenerativeModel):
+class BoltzmannMachine(BoltzmannModel):
     """Boltzmann machine (Ackley, Hinton & Sejnowski 1985) of visible units: an Ising model with fields.
 
         E(x) = -1/2 x^T W x - b^T x,   W symmetric with a zero diagonal,   p(x) = exp(-E(x)) / Z
@@ -82,23 +83,18 @@ class BoltzmannMachine(GenerativeModel):
         self.chains = chains
         self.weight = nn.Parameter(np.zeros((data_size, data_size), np.float32))
         self.bias = nn.Parameter(np.zeros(data_size, np.float32))
-        self._chains: np.ndarray | None = None
-        """States of the persistent chains; None until they are needed."""
         if data_size <= MOST_ENUMERATED:
-            self.test_figure = "log-likelihood"  # type: ignore[misc]
+            self.test_figure = "log-likelihood"
 
     @classmethod
     def build(cls, dataset: Dataset, settings: Mapping[str, Any], generator: Generator) -> BoltzmannMachine:
         model = super().build(dataset, settings, generator)
         assert isinstance(model, BoltzmannMachine)
-        mean = np.clip(dataset.train.mean(axis=0, dtype=np.float64), 1e-3, 1.0 - 1e-3)
-        model.bias.copy_(np.log(mean / (1.0 - mean)).astype(np.float32))
+        model.bias.copy_(marginal_logits(dataset.train.mean(axis=0, dtype=np.float64)).astype(np.float32))
         return model
 
     def _states(self, x: Any) -> Tensor:
-        x = as_tensor(x)
-        if x.ndim != 2 or x.shape[1] != self.data_size:
-            raise ShapeError(f"{self.name}: data has shape {x.shape}, expected (n, {self.data_size})")
+        x = self.as_rows(x)
         check_probabilities(self.name, "states", x)
         return x
 
@@ -140,17 +136,6 @@ class BoltzmannMachine(GenerativeModel):
             loss = ops.mean(self.energy(Tensor(x))) - ops.mean(self.energy(Tensor(end)))
         return Step(loss, {}, len(x))
 
-    def training_state(self) -> dict[str, np.ndarray]:
-        return {} if self._chains is None else {"chains": self._chains.astype(np.uint8)}
-
-    def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        chains = arrays.get("chains")
-        if chains is not None:
-            if chains.shape != (self.chains, self.data_size):
-                raise CheckpointError(f"persistent chains {chains.shape}, expected {(self.chains, self.data_size)}")
-            chains = chains.astype(self.weight.dtype)
-        self._chains = chains
-
     # -- likelihood ------------------------------------------------------------------------------------------
     def log_partition(self) -> float:
         """log Z by enumeration. Raises `ArgumentError` for more than 20 units."""
@@ -168,8 +153,9 @@ class BoltzmannMachine(GenerativeModel):
         return log_z
 
     def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
-        """sum_i log p(x_i | the other units) for each example, (n,); x in {0, 1}."""
-        x = self._states(x)
+        """sum_i log p(x_i | the other units) for each example, (n,). Raises `ArgumentError` unless x is in {0, 1}."""
+        x = self.as_rows(x)
+        check_binary("pseudo_log_likelihood", "x", x)
         inputs = ops.matmul(x, self.weight) + self.bias
         return ops.bernoulli_log_prob(inputs, x)
 

@@ -12,8 +12,9 @@ import numpy as np
 import gmkernels
 from gmcore import nn, ops, pictures
 from gmcore.data import Dataset, prepare
-from gmcore.errors import ArgumentError, CheckpointError, ShapeError
+from gmcore.errors import ArgumentError
 from gmcore.models.base import Recipe, Report, Step, check_size
+from gmcore.models.boltzmann.base import BoltzmannModel
 from gmcore.models.boltzmann.partition import (
     TEMPERATURES,
     Machine,
@@ -23,7 +24,7 @@ from gmcore.models.boltzmann.partition import (
     enumerable,
     exact_partition,
 )
-from gmcore.models.generative import GenerativeModel
+from gmcore.models.generative import marginal_logits
 from gmcore.ops.gibbs import check_binary, check_probabilities
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
@@ -37,7 +38,7 @@ _PICTURED_STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Steps after which a chain is pictured."""
 
 
-class RBM(GenerativeModel):
+class RBM(BoltzmannModel):
     """Restricted Boltzmann machine (Smolensky 1986), trained by contrastive divergence (Hinton 2002).
 
     Binary hidden units h and visible units v, binary or Gaussian, without connections inside a layer:
@@ -124,10 +125,8 @@ class RBM(GenerativeModel):
         self.hidden_bias = nn.Parameter(np.zeros(hidden_size, np.float32))
         self.register_buffer("base_bias", Tensor(np.zeros(data_size, np.float32)))
         self.register_buffer("sigma", Tensor(np.ones(data_size, np.float32)))
-        self._chains: np.ndarray | None = None
-        """Visible states of the persistent chains, in the coordinates of x / sigma; None until they are needed."""
         if units == "gaussian":
-            self.validation_figure = "reconstruction log-density"  # type: ignore[misc]  # there is no other cheap one
+            self.validation_figure = "reconstruction log-density"  # there is no other cheap one
 
     base_bias: Tensor
     sigma: Tensor
@@ -154,8 +153,7 @@ class RBM(GenerativeModel):
             self.sigma.copy_(sigma.astype(np.float32))
             bias = mean / sigma
         else:
-            mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
-            bias = np.log(mean / (1.0 - mean))
+            bias = marginal_logits(mean)
         for tensor in (self.base_bias, self.visible_bias):
             tensor.copy_(bias.astype(np.float32))
 
@@ -176,9 +174,7 @@ class RBM(GenerativeModel):
 
     def _visible(self, x: Any) -> Tensor:
         """Data as states of the visible units. Raises `ShapeError` unless x is (n, data_size)."""
-        x = as_tensor(x)
-        if x.ndim != 2 or x.shape[1] != self.data_size:
-            raise ShapeError(f"{self.name}: data has shape {x.shape}, expected (n, {self.data_size})")
+        x = self.as_rows(x)
         return x / self.sigma if self.units == "gaussian" else x
 
     def free_energy(self, x: Tensor) -> Tensor:
@@ -213,7 +209,7 @@ class RBM(GenerativeModel):
         return Step(Tensor(loss), {}, len(data))
 
     def _persistent(self, generator: Generator) -> np.ndarray:
-        """The persistent chains; at first, independent units with the visible biases."""
+        """The persistent chains, in the coordinates of x / sigma; at first, independent units."""
         if self._chains is None:
             self._chains = self._independent(self.chains, self.visible_bias.detach(), generator).numpy()
         return self._chains
@@ -223,19 +219,6 @@ class RBM(GenerativeModel):
         if self.units == "gaussian":
             return ops.normal((n, self.data_size), dtype=bias.dtype.name, generator=generator) + bias
         return ops.bernoulli_sample_logits(bias, samples=n, generator=generator)
-
-    def training_state(self) -> dict[str, np.ndarray]:
-        if self._chains is None:
-            return {}
-        return {"chains": self._chains.astype(np.uint8) if self.units == "bernoulli" else self._chains}
-
-    def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        chains = arrays.get("chains")
-        if chains is not None:
-            if chains.shape != (self.chains, self.data_size):
-                raise CheckpointError(f"persistent chains {chains.shape}, expected {(self.chains, self.data_size)}")
-            chains = chains.astype(self.weight.dtype)
-        self._chains = chains
 
     # -- likelihood ------------------------------------------------------------------------------------------
     def partition(

@@ -17,6 +17,7 @@ import numpy as np
 
 from gmcore import nn, ops
 from gmcore.errors import ArgumentError
+from gmcore.models.generative import marginal_logits
 from gmcore.nn import init
 from gmcore.random import Generator
 from gmcore.tensor import Tensor
@@ -103,8 +104,7 @@ class BernoulliDecoder(nn.Module):
 
     def fit_bias(self, mean: np.ndarray) -> None:
         """Start at the data's mean: output bias = logit(mean), with means kept off 0 and 1."""
-        mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
-        set_bias(self.logits, np.log(mean / (1.0 - mean)))
+        set_bias(self.logits, marginal_logits(mean))
 
 
 class GaussianDecoder(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gmcore import nn, ops
 from gmcore.data import Dataset
-from gmcore.errors import ArgumentError, ShapeError
+from gmcore.errors import ArgumentError
 from gmcore.models.base import Recipe, check_size
 from gmcore.models.generative import GenerativeModel
 from gmcore.models.latent.networks import (
@@ -119,9 +119,7 @@ class VAE(GenerativeModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z | x), each (n, latent_size). Raises `ShapeError` unless x is (n, data_size)."""
-        if x.ndim != 2 or x.shape[1] != self.data_size:
-            raise ShapeError(f"{self.name}: data has shape {x.shape}, expected (n, {self.data_size})")
-        return self.encoder(x)
+        return self.encoder(self.as_rows(x))
 
     def bound(self, x: Tensor, *, generator: Generator | None = None, key: Tensor | None = None) -> Tensor:
         """The estimate of the bound for each example, (n,); with `key`, at the noise that it names."""

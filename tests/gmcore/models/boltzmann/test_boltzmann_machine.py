@@ -122,6 +122,8 @@ def test_bad_calls_are_named():
         model.energy(gmcore.tensor(np.zeros((1, 4), np.float32)))
     with pytest.raises(ArgumentError, match=r"states of Bernoulli units must be in \{0, 1\}.*got 2 to 2"):
         model.compute_gradients(np.full((1, 21), 2, np.float32), generator=Generator(0))
+    with pytest.raises(ArgumentError, match=r"x of Bernoulli units must be in \{0, 1\}, got 0.5"):
+        model.pseudo_log_likelihood(np.full((1, 21), 0.5, np.float32))
     with pytest.raises(CheckpointError, match=r"persistent chains \(2, 4\), expected \(3, 21\)"):
         model.load_training_state({"chains": np.zeros((2, 4), np.uint8)})
     with pytest.raises(ArgumentError, match="chains must be a positive integer, got 0"):
