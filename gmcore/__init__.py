@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gmcore import numpy_functions as _numpy_functions  # noqa: F401 (NumPy finds our functions by it)
 from gmcore import ops
 from gmcore.anomaly import detect_anomaly
+from gmcore.capture import capture
 from gmcore.dlpack import from_dlpack
 from gmcore.engine import grad
 from gmcore.gradcheck import gradcheck
@@ -75,6 +76,7 @@ __all__ = [
     "Generator",
     "Tensor",
     "as_tensor",
+    "capture",
     "checkpoint",
     "data",
     "default_generator",

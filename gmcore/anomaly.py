@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,15 @@ class _Anomalies(Watch):
         self.inside: str | None = None
         """The operation that first made one inside the rule that is running."""
 
-    def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
+    def call(
+        self,
+        op: Op,
+        inputs: Sequence[Tensor],
+        attrs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
+        line: str,
+        rule: Node | None,
+    ) -> None:
         given = [_flaw(x) for x in inputs]
         for name, y in zip(op.outputs * len(outputs), outputs, strict=False):
             flaw = _flaw(y, infinities=not any(given))

@@ -19,6 +19,7 @@ from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
 from gmcore.tensor import (
+    Array,
     Leaf,
     Tensor,
     _mode,
@@ -28,6 +29,7 @@ from gmcore.tensor import (
     no_grad,
     set_grad_enabled,
 )
+from gmcore.watch import computed
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -148,7 +150,10 @@ def _sweep(
                 elif create_graph:
                     sums[slot] = total + g
                 elif owned and edge in owned:
-                    np.add(total._data, g._data, out=total._data)
+                    if type(mode) is bool:
+                        np.add(total._data, g._data, out=total._data)
+                    else:
+                        computed(np.add, total._data, g._data, out=total._data)
                 else:
                     # The first two may be anybody's (an op can hand one array to two inputs): add into a new one.
                     sums[slot] = _sum(total, g)
@@ -174,8 +179,12 @@ def _sweep(
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
     """a + b in new memory, off the tape."""
-    total = np.add(a._data, b._data)
+    total = computed(np.add, a._data, b._data)
     return Tensor(total if type(total) is np.ndarray else np.asarray(total))
+
+
+def _own(array: Array) -> Array:
+    return array.copy()
 
 
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
@@ -205,7 +214,7 @@ def _accumulate(found: Sums, start: Tensor) -> None:
             array = g._data
             owner = array if array.base is None else array.base
             if id(owner) in taken or (owner is not array and not array.flags.c_contiguous) or node.hooks:
-                g = Tensor(array.copy())
+                g = Tensor(computed(_own, array))
             taken.add(id(owner))
             leaf.grad = g
         if node.accumulated is not None:
@@ -349,3 +358,4 @@ def by_decomposition(op_inputs: str, function: Callable[..., Any], attrs: str = 
 
 
 _tensor._backward = backward
+_tensor._computed = computed

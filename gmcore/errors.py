@@ -37,6 +37,10 @@ class GraphError(GmcoreError, RuntimeError):
     """The gradient asked for cannot be had: the tape is freed, changed, absent or not differentiable."""
 
 
+class CaptureError(GmcoreError, RuntimeError):
+    """A step that `gmcore.capture` cannot repeat; the message says what in it, and what to do."""
+
+
 class AnomalyError(GmcoreError, FloatingPointError):
     """A NaN or an infinity, found by `gmcore.detect_anomaly`."""
 

@@ -27,6 +27,8 @@ from gmcore.watch import Watch, watch
 from gmkernels.registry import entries
 
 if TYPE_CHECKING:
+    from gmcore import program as steps
+    from gmcore.capture import Captured
     from gmcore.watch import Note
 
 
@@ -258,7 +260,15 @@ class _Passes(Watch):
         self.awaited = {entry.node for entry in found.entries}
         self.passes.append(Pass(found, Program(found._names.get(edge, "x1"), [])))
 
-    def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
+    def call(
+        self,
+        op: Op,
+        inputs: Sequence[Tensor],
+        attrs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
+        line: str,
+        rule: Node | None,
+    ) -> None:
         self.ran.append(op.name)
 
     def before_rule(self, node: Node, grads: Sequence[Any]) -> None:
@@ -337,6 +347,54 @@ def backward(y: Tensor, gradient: Tensor | None = None) -> Program:
 def to_dot(y: Tensor) -> str:
     """The tape of `y` in Graphviz's language: ``dot -Tsvg``. Raises `GraphError` if `y` is not on the tape."""
     return tape(y).to_dot()
+
+
+# -- a captured step -------------------------------------------------------------------------------------------
+def captured(step: Captured[..., Any]) -> str:
+    """The programs of a captured step, to print: every instruction, the memory it reads and writes, and for how long.
+
+    Parameters
+    ----------
+    step : what `gmcore.capture` gave.
+
+    Returns
+    -------
+    str: for each program its instructions in order. Memory is ``argument<i>`` of the step, ``host<i>``, which Python
+        writes before each repetition (draws, hyperparameters), ``outside<i>`` (parameters, constants), or
+        ``computed<i>``, with its place in the program's memory and the last instruction that uses it.
+    """
+    if step.refusal is not None:
+        return f"eager: {step.refusal}"
+    if not step.programs:
+        return "no program yet: the step is being recorded at its first calls"
+    return "\n\n".join(map(_program_text, step.programs))
+
+
+def _program_text(program: steps.Program) -> str:
+    blocks = program.offsets
+    lines = [
+        f"{len(program.instructions)} instructions; {_bytes(program.size)} for {len(blocks)} results of "
+        f"{_bytes(sum(block.size for block in blocks))}",
+        f"before each repetition: {len(program.recorder.arguments)} arguments copied, "
+        f"{len(program.recorder.hosts)} calls of Python",
+    ]
+    for number, instruction in enumerate(program.instructions):
+        results = [f"{place.block} {place}{_whereabouts(program, place.block)}" for place in instruction.writes]
+        mine = {place.block for place in instruction.writes}
+        reads = {str(place.block): place for place in instruction.reads if place.block not in mine}
+        text = f"{number:>3} {instruction.name} -> {', '.join(results) or 'nothing'}"
+        if reads:
+            text += f" <- {', '.join(f'{name} {place}' for name, place in reads.items())}"
+        lines += textwrap.wrap(text, 100, subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _whereabouts(program: steps.Program, block: Any) -> str:
+    if block not in program.offsets:
+        return ""
+    last = program.lifetimes[block][1]
+    until = "the end" if last == len(program.instructions) else last
+    return f" at {program.offsets[block]}, {_bytes(block.size)}, until {until}"
 
 
 # -- an operation ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, GraphError
 from gmcore.tensor import Tensor
+from gmcore.watch import computed, hosted
 
 _WORD = 1 << 64
 
@@ -77,12 +78,15 @@ class Generator:
     def draw(self) -> Tensor:
         """Take one draw: the key of a random operation, uint64 (seed, draw, index offset 0)."""
         log = _log.get()
-        return Tensor(np.array((*(self._take() if log is None else log.take(self)), 0), np.uint64))
+        return self._take() if log is None else log.take(self)
 
-    def _take(self) -> tuple[int, int]:
-        taken = self.state
+    def _take(self) -> Tensor:
+        return Tensor(hosted(self._next_key))
+
+    def _next_key(self) -> np.ndarray:
+        key = np.array((*self.state, 0), np.uint64)
         self._draw = (self._draw + 1) % _WORD
-        return taken
+        return key
 
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, draw={self._draw})"
@@ -95,21 +99,21 @@ class DrawLog:
     """
 
     def __init__(self) -> None:
-        self._draws: list[tuple[int, int]] = []
+        self._keys: list[Tensor] = []
         self._outer: DrawLog | None = None
-        self._left: Iterator[tuple[int, int]] | None = None
+        self._left: Iterator[Tensor] | None = None
 
-    def take(self, generator: Generator) -> tuple[int, int]:
+    def take(self, generator: Generator) -> Tensor:
         if self._left is None:
             # Nested: the code around may itself be running again.
-            draw = generator._take() if self._outer is None else self._outer.take(generator)
-            self._draws.append(draw)
-            return draw
+            key = generator._take() if self._outer is None else self._outer.take(generator)
+            self._keys.append(key)
+            return key
         try:
             return next(self._left)
         except StopIteration:
             raise GraphError(
-                f"run again, the code draws more random numbers than the {len(self._draws)} of the first time; it must "
+                f"run again, the code draws more random numbers than the {len(self._keys)} of the first time; it must "
                 "do the same each time"
             ) from None
 
@@ -128,7 +132,7 @@ class DrawLog:
     def replay(self) -> Iterator[None]:
         """Hand out the same draws in the block, in the same order."""
         again = DrawLog()
-        again._draws, again._left = self._draws, iter(self._draws)
+        again._keys, again._left = self._keys, iter(self._keys)
         token = _log.set(again)
         try:
             yield
@@ -145,7 +149,7 @@ def shift_key(key: Tensor, elements: int) -> Tensor:
     A call on a part of an array, with the key shifted to where the part begins in C order, draws the numbers that
     one call on the whole would have drawn there. Chunks and shards therefore agree with the undivided call.
     """
-    return Tensor(key._data + np.array((0, 0, elements), np.uint64))
+    return Tensor(computed(np.add, key._data, np.array((0, 0, elements), np.uint64)))
 
 
 _default: ContextVar[Generator] = ContextVar("gmcore.generator")

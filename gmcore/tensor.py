@@ -216,6 +216,25 @@ class Tensor:
     def _written(self) -> None:
         """Its memory has been written: tapes that saved it are void."""
         self._counter()[0] += 1
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("wrote", self)
+
+    def _read(self) -> Array:
+        """Its memory, for Python code that looks at the numbers."""
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("read", self)
+        return self._data
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is not there: `gmcore.capture` takes the memory from tensors whose numbers it will overwrite.
+        if name == "_data":
+            raise GraphError(
+                "this tensor was computed inside a captured step, which uses its memory for other numbers now. Return "
+                f"it from the step, or write it into a leaf with copy_ (used at {user_line()})"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -249,10 +268,11 @@ class Tensor:
         if self.requires_grad:
             raise GraphError("numpy() on a tensor that requires a gradient would cut the tape; "
                              "call .detach().numpy() if that is meant")  # fmt: skip
+        data = self._read()
         if writable:
             self._written()
-            return self._data
-        view = self._data.view()
+            return data
+        view = data.view()
         view.flags.writeable = False
         return view
 
@@ -268,11 +288,11 @@ class Tensor:
         """
         if self.size != 1:
             raise ShapeError(f"item() needs a tensor of one element, this one has shape {self.shape}")
-        return self._data.item()
+        return self._read().item()
 
     def tolist(self) -> Any:
         """The elements as nested lists of Python numbers."""
-        return self._data.tolist()
+        return self._read().tolist()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -369,6 +389,9 @@ class Tensor:
         """The same memory, off the tape."""
         out = Tensor(self._data)
         out._version = self._counter()
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("derived", out)
         return out
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -407,7 +430,7 @@ class Tensor:
                 f"copy_: the memory of this tensor, {shown(self)}, is read-only; write into a tensor "
                 f"of a copy of it, gmcore.tensor(array) (called at {user_line()})"
             )
-        np.copyto(self._data, value, casting="same_kind")
+        _computed(_copy, value, out=self._data)
         self._written()
         return self
 
@@ -661,8 +684,14 @@ class Tensor:
         return _ops.not_equal(self, other)
 
 
+def _copy(value: Array, out: Array) -> Array:
+    np.copyto(out, value, casting="same_kind")
+    return out
+
+
 _ops: Any = None
 _backward: Any = None
+_computed: Any = None
 _numpy: Any = None
 
 # What Python numbers become, by NumPy's kind.
@@ -695,7 +724,8 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         if x.requires_grad:
             raise GraphError("tensor() copies numbers and would cut the tape; call .detach() if that is meant")
         x = x._data
-    data = _named(_numbers, x, None if dtype is None else as_dtype(dtype))
+    dtype = None if dtype is None else as_dtype(dtype)
+    data = _named(_computed, _numbers, x, dtype)
     check_device(device)
     return Tensor(data, requires_grad)
 

@@ -26,7 +26,7 @@ from gmcore.data import load as load_data
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
 from gmcore.models import Model, Recipe
-from gmcore.models.base import check_size
+from gmcore.models.base import Step, check_size
 from gmcore.optim import SGD, Adam, Optimizer, clip_grad_norm_
 from gmcore.optim.lr_scheduler import inverse_schedule, iwae_schedule
 from gmcore.random import Generator
@@ -144,6 +144,7 @@ class _Training:
         self.position = _Position()
         self.metrics: list[dict[str, Any]] = []
         self._progress = progress
+        self._captured = gmcore.capture(self._descend, fallback=True)
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._clock = time.perf_counter()
 
@@ -225,13 +226,18 @@ class _Training:
         self.save()
         self._report(Event("epoch", position.epoch, recipe.epochs, len(batches), len(batches), line=line))
 
-    def _step(self, batch: Any) -> Tensor:
+    def _descend(self, batch: Any) -> Step:
         """One step down the gradient of the loss on a batch."""
         self.optimizer.zero_grad()
         step = drawing_from(self.noise, self.model.compute_gradients, batch, generator=self.noise)
         if self.recipe.max_norm is not None:
             clip_grad_norm_(self.model.parameters(), self.recipe.max_norm)
         self.optimizer.step()
+        return step
+
+    def _step(self, batch: Any) -> Tensor:
+        """One step, repeated from its recording; keeps what it tells."""
+        step = self._captured(batch)
         self._pending.append((step.examples, {**step.figures, "loss": step.loss, "examples": 1}))
         return step.loss
 

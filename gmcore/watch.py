@@ -1,4 +1,4 @@
-"""Watching the engine at work: what `detect_anomaly` and `gmcore.explain` hang on.
+"""Watching the engine at work: what `detect_anomaly`, `gmcore.explain` and `gmcore.capture` hang on.
 
 The engine asks at every call whether to record it. The answer, the mode of the context (`gmcore.tensor._mode`), is
 True or False, or a `Watched` where a watch is open: so a watch costs nothing where there is none, and each thread and
@@ -7,13 +7,13 @@ task has its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gmcore.errors import user_line
-from gmcore.tensor import Tensor, _mode
+from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import KernelSpec, select
 
 if TYPE_CHECKING:
@@ -35,9 +35,20 @@ class Note:
 
 
 class Watch:
-    """Base of the watches: told of every operation and every derivative rule in its context."""
+    """Base of the watches: told of every operation and every derivative rule in its context.
 
-    def call(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], line: str, rule: Node | None) -> None:
+    And of what happens outside operations, which a recording of a step needs: `computed` and the methods after it.
+    """
+
+    def call(
+        self,
+        op: Op,
+        inputs: Sequence[Tensor],
+        attrs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
+        line: str,
+        rule: Node | None,
+    ) -> None:
         """`op` was called at `line`; by the derivative rule of the node `rule`, if not None."""
 
     def before_pass(self, y: Tensor) -> None:
@@ -48,6 +59,26 @@ class Watch:
 
     def after_rule(self, node: Node, found: Sequence[Tensor | None]) -> None:
         """The rule of `node` has run and `found` the gradients of its inputs, None where none was wanted."""
+
+    def computed(
+        self, function: Callable[..., Any], arrays: Sequence[Array], options: Mapping[str, Any], result: Any
+    ) -> None:
+        """``function(*arrays, **options)`` gave `result`: an array, a tuple of them, or None. See `computed`."""
+
+    def hosted(self, function: Callable[[], Any], result: Any) -> None:
+        """``function()`` gave `result`: an array or None. See `hosted`."""
+
+    def read(self, tensor: Tensor) -> None:
+        """Python code was given the numbers in a tensor."""
+
+    def derived(self, tensor: Tensor) -> None:
+        """A tensor was made that shares the memory of another one."""
+
+    def wrote(self, tensor: Tensor) -> None:
+        """The memory of a tensor was written."""
+
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
+        """The memory of these tensors was used, and what is done with it is the same as long as ``holds()``."""
 
 
 class Watched:
@@ -74,7 +105,12 @@ class Watched:
         """The same mode, inside the derivative rule of a node; inside None what runs counts as the user's."""
         return Watched(self._recording, self._watches, rule, self._kernels)
 
-    def called(self, op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def tell(self, event: str, *what: Any) -> None:
+        """Call the method `event` of the watches."""
+        for each in self._watches:
+            getattr(each, event)(*what)
+
+    def called(self, op: Op, inputs: Sequence[Tensor], attrs: Mapping[str, Any], outputs: Sequence[Tensor]) -> None:
         """Tell the watches of a call, and put a note on the node that it left on the tape."""
         rule = self._rule
         if rule is None:
@@ -89,7 +125,7 @@ class Watched:
                 y._edge[0].note = Note(line, metas[0], metas[1], kernels)
                 break
         for each in self._watches:
-            each.call(op, inputs, outputs, line, rule)
+            each.call(op, inputs, attrs, outputs, line, rule)
 
     def kernel_ran(self, spec: KernelSpec, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> None:
         """Keep which kernel an operation has just run, for the note on its node."""
@@ -143,3 +179,45 @@ def no_rule() -> Iterator[None]:
         yield
     finally:
         _mode.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether a watch is open in this context."""
+    return type(_mode.get()) is not bool
+
+
+def computed(function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+    """``function(*arrays, **options)``, by which a step computes something that is no operation.
+
+    A captured step calls it again at this place. The function lives as long as its module and reads nothing else that
+    changes; what it returns is new memory, a view of its arrays, or, with ``out=``, that array; or None, if it only
+    raises for arrays that will not do.
+    """
+    result = function(*arrays, **options)
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("computed", function, arrays, options, result)
+    return result
+
+
+def hosted(function: Callable[[], Any]) -> Any:
+    """``function()``, by which Python tells a step something that changes: a count, a rate, the key of a draw.
+
+    A captured step calls it again each time, before it computes anything, in the order in which such calls were made.
+    It returns a new array, whose memory the step reads, or None.
+    """
+    result = function()
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("hosted", function, result)
+    return result
+
+
+def relies(tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
+    """Tell that the memory of these tensors comes next, and for how long a captured step may go on as it was recorded.
+
+    A captured step asks ``holds()`` before each repetition, and is recorded anew where that is false.
+    """
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("relies", tensors, holds)

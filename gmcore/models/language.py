@@ -16,7 +16,7 @@ from gmcore.io import write_atomically
 from gmcore.models.base import Model, Recipe, Report, Step, check_size
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
-from gmcore.tensor import Tensor, no_grad
+from gmcore.tensor import Tensor, no_grad, tensor
 
 State = tuple[Tensor, ...]
 """What a model remembers of the text so far: arrays with the streams on their second axis."""
@@ -131,22 +131,25 @@ class LanguageModel(Model):
         return ops.cross_entropy(rows, excerpt.targets.reshape(-1)), state
 
     def compute_gradients(self, batch: Excerpt, *, generator: Generator) -> Step:
-        if batch.first or self._carried is None:
-            self._carried = self.start(batch.inputs.shape[1])
+        first = self.start(batch.inputs.shape[1])
+        if self._carried is None or [part.shape for part in self._carried] != [part.shape for part in first]:
+            self._carried = first
+        if batch.first:
+            _write(self._carried, first)
         loss, state = self.loss(batch, self._carried)
         loss.backward()
-        self._carried = tuple([part.detach() for part in state])
+        _write(self._carried, state)
         return Step(loss.detach(), {}, batch.targets.size)
 
     def training_state(self) -> dict[str, np.ndarray]:
-        return {f"state.{i}": part.numpy() for i, part in enumerate(self._carried or ())}
+        return {f"state.{i}": part.numpy().copy() for i, part in enumerate(self._carried or ())}
 
     def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         state = [arrays[name] for name in sorted(arrays)]
         expected = [part.shape for part in self.start(state[0].shape[1])] if state and state[0].ndim > 1 else []
         if [part.shape for part in state] != expected:
             raise CheckpointError(f"{self.name}: a carried state of {[a.shape for a in state]}, expected {expected}")
-        self._carried = tuple([Tensor(part) for part in state]) or None
+        self._carried = tuple(map(tensor, state)) or None
 
     # -- evaluation ------------------------------------------------------------------------------------------
     def log_probability(self, codes: np.ndarray, report: Report) -> tuple[float, int]:
@@ -243,6 +246,12 @@ class LanguageModel(Model):
         noise = Generator(stream_seed(seed, "sampling"))
         text = drawing_from(noise, self.sample, SAMPLE_LENGTH, generator=noise)
         write_atomically(folder / self.samples_file, text.encode())
+
+
+def _write(carried: State, state: State) -> None:
+    """Write a state where the next step looks for it."""
+    for part, new in zip(carried, state, strict=True):
+        part.copy_(new)
 
 
 def _draw(logits: np.ndarray, temperature: float, u: float) -> int:

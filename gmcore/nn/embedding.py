@@ -15,6 +15,15 @@ from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.watch import computed
+
+
+def _check_rows(index: np.ndarray, rows: int) -> None:
+    if index.size and not (index.min() >= 0 and index.max() < rows):
+        raise ArgumentError(
+            f"Embedding: expected integers from 0 to {rows - 1}, got {index.min()} to {index.max()} "
+            f"(called at {user_line()})"
+        )
 
 
 class Embedding(Module):
@@ -96,12 +105,7 @@ class Embedding(Module):
         index = as_tensor(input)
         if index.dtype.kind not in "iu":
             raise DtypeError(f"Embedding: expected integers, got {index.dtype} (called at {user_line()})")
-        numbers = index._data
-        if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.num_embeddings):
-            raise ArgumentError(
-                f"Embedding: expected integers from 0 to {self.num_embeddings - 1}, got {numbers.min()} to "
-                f"{numbers.max()} (called at {user_line()})"
-            )
+        computed(_check_rows, index._data, rows=self.num_embeddings)
         rows = ops.getitem(self.weight, index)
         if self.padding_idx is None:
             return rows

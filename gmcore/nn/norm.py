@@ -200,14 +200,13 @@ class _BatchNorm(_Affine):
         x = _channels(type(self).__name__, input, self.num_features, self.forms)
         training = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            batches = self.num_batches_tracked.item() + 1
-            momentum = 1.0 / batches if self.momentum is None else momentum
+        if self.training and self.num_batches_tracked is not None and self.momentum is None:
+            momentum = 1.0 / (self.num_batches_tracked.item() + 1)
         out = ops.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum, self.eps
         )
         if self.training and self.num_batches_tracked is not None:  # not where the batch was refused
-            self.num_batches_tracked.copy_(np.asarray(batches))
+            self.num_batches_tracked.copy_(self.num_batches_tracked + 1)
         return out
 
     def extra_repr(self) -> str:

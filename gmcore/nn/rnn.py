@@ -21,6 +21,7 @@ from gmcore.nn.utils.rnn import PackedSequence
 from gmcore.op import user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.watch import computed
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DEFAULTS: dict[str, Any] = {
@@ -86,11 +87,7 @@ class _Recurrence(Module):
         """Raise unless x is (..., input_size), or integers below it."""
         name = type(self).__name__
         if x.dtype.kind in "iu":
-            if x.size and not (x._data.min() >= 0 and x._data.max() < self.input_size):
-                raise ArgumentError(
-                    f"{name}: integers stand for one-hot rows, from 0 to {self.input_size - 1}, got {x._data.min()} to "
-                    f"{x._data.max()} (called at {user_line()})"
-                )
+            computed(_check_symbols, x._data, name=name, symbols=self.input_size)
         elif x.dtype.kind == "b":
             raise DtypeError(f"{name}: expected a floating input, or integers, got bool (called at {user_line()})")
         elif x.shape[-1:] != (self.input_size,):
@@ -108,6 +105,14 @@ class _Recurrence(Module):
             found = ", ".join(str(h.shape) for h in given)
             raise ShapeError(f"{type(self).__name__}: expected hx {expected}, got {found} (called at {user_line()})")
         return given
+
+
+def _check_symbols(x: np.ndarray, name: str, symbols: int) -> None:
+    if x.size and not (x.min() >= 0 and x.max() < symbols):
+        raise ArgumentError(
+            f"{name}: integers stand for one-hot rows, from 0 to {symbols - 1}, got {x.min()} to {x.max()} "
+            f"(called at {user_line()})"
+        )
 
 
 class _Simple(_Recurrence):
@@ -219,7 +224,7 @@ class _Layers(_Recurrence):
         order, back = input.sorted_indices, input.unsorted_indices
         if order is not None:
             hx = self._map(lambda h: h[:, order], hx)
-        h, last = self._stack(input.data, hx, input.batch_sizes, int(input.batch_sizes._data[0]))
+        h, last = self._stack(input.data, hx, input.batch_sizes, int(input.batch_sizes.numpy()[0]))
         if back is not None:
             last = self._map(lambda h: h[:, back], last)
         return input._replace(data=h), last

@@ -21,6 +21,7 @@ from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, transpose
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor
+from gmcore.watch import computed
 from gmkernels.gibbs import spec
 
 _NO_PATH = (
@@ -44,17 +45,24 @@ def _check_steps(op: str, name: str, steps: int) -> None:
 def check_probabilities(op: str, name: str, states: Tensor, units: str = "bernoulli") -> None:
     """Refuse states of Bernoulli units outside [0, 1]. NaN goes through, and comes out as NaN."""
     if units == "bernoulli" and states.size:
-        least, most = np.min(states._data), np.max(states._data)
-        if least < 0 or most > 1:
-            raise ArgumentError(
-                f"{op}: {name} of Bernoulli units must be in {{0, 1}}, or probabilities in [0, 1]; got {least:g} to "
-                f"{most:g} (called at {user_line()})"
-            )
+        computed(_check_interval, states._data, op=op, name=name)
+
+
+def _check_interval(x: np.ndarray, op: str, name: str) -> None:
+    least, most = np.min(x), np.max(x)
+    if least < 0 or most > 1:
+        raise ArgumentError(
+            f"{op}: {name} of Bernoulli units must be in {{0, 1}}, or probabilities in [0, 1]; got {least:g} to "
+            f"{most:g} (called at {user_line()})"
+        )
 
 
 def check_binary(op: str, name: str, states: Tensor) -> None:
     """Refuse states of Bernoulli units outside {0, 1}."""
-    x = states._data
+    computed(_check_states, states._data, op=op, name=name)
+
+
+def _check_states(x: np.ndarray, op: str, name: str) -> None:
     if (wrong := x[(x != 0) & (x != 1)]).size:
         raise ArgumentError(
             f"{op}: {name} of Bernoulli units must be in {{0, 1}}, got {wrong[0]:g} (called at {user_line()}); "

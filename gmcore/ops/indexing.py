@@ -17,6 +17,7 @@ from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor
+from gmcore.watch import computed
 from gmkernels.indexing.spec import SCATTER_ADD_ROWS
 
 
@@ -400,7 +401,7 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = Tr
             f"topk: k={k} of axis {axis} of shape {x.shape}; expected 0 <= k <= {x.shape[at]} (called at {user_line()})"
         )
     order = argsort(x, at)._data
-    chosen = np.flip(order, at) if largest else order
+    chosen = np.flip(order, at) if largest else order  # a view, which a captured step knows
     indices = chosen[(*(slice(None),) * at, slice(k))]
     return take_along_axis(x, indices, at), Tensor(indices)
 
@@ -424,13 +425,17 @@ def one_hot(x: Any, num_classes: int = -1) -> Tensor:
     x = as_tensor(x)
     if x.dtype.kind not in "iu":
         raise DtypeError(f"one_hot: expected integers, got {x.dtype} (called at {user_line()})")
-    classes = int(x._data.max(initial=-1)) + 1 if num_classes == -1 else num_classes
-    if x.size and not (x._data.min() >= 0 and x._data.max() < classes):
+    classes = int(x.numpy().max(initial=-1)) + 1 if num_classes == -1 else num_classes
+    return Tensor(computed(_one_hot, x._data, classes=classes))
+
+
+def _one_hot(x: np.ndarray, classes: int) -> np.ndarray:
+    if x.size and not (x.min() >= 0 and x.max() < classes):
         raise ArgumentError(
-            f"one_hot: expected integers from 0 to num_classes - 1 = {classes - 1}, got {x._data.min()} to "
-            f"{x._data.max()} (called at {user_line()})"
+            f"one_hot: expected integers from 0 to num_classes - 1 = {classes - 1}, got {x.min()} to {x.max()} "
+            f"(called at {user_line()})"
         )
-    return Tensor((x._data[..., None] == np.arange(classes)).astype(np.int64))
+    return (x[..., None] == np.arange(classes)).astype(np.int64)
 
 
 def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) -> Tensor:

@@ -39,6 +39,7 @@ from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmcore.watch import computed
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -223,12 +224,16 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reducti
     """
     name = "binary_cross_entropy"
     p, t = _same_shape(name, input=input, target=target)
-    if ((p._data < 0) | (p._data > 1)).any():
-        raise ArgumentError(
-            f"{name}: expected probabilities in [0, 1], the input goes from {p._data.min()} to {p._data.max()}; for "
-            f"logits use {name}_with_logits (called at {user_line()})"
-        )
+    computed(_check_probabilities, p._data)
     return _reduce(name, _weighted(name, _bce(p, t), weight), reduction)
+
+
+def _check_probabilities(p: np.ndarray) -> None:
+    if ((p < 0) | (p > 1)).any():
+        raise ArgumentError(
+            f"binary_cross_entropy: expected probabilities in [0, 1], the input goes from {p.min()} to {p.max()}; for "
+            f"logits use binary_cross_entropy_with_logits (called at {user_line()})"
+        )
 
 
 _bce_with_logits.public, _bce.public = binary_cross_entropy_with_logits, binary_cross_entropy
@@ -271,6 +276,10 @@ def _indices(
         raise ShapeError(
             f"{name}: expected target {shape} for an input {input.shape}, got {t.shape} (called at {user_line()})"
         )
+    return computed(_checked_classes, t, name=name, classes=classes, ignored=ignored)
+
+
+def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
     kept = np.ones(t.shape, bool) if ignored is None else t != ignored
     outside = kept & ((t < 0) | (t >= classes))
     if outside.any():
@@ -390,6 +399,10 @@ def cross_entropy(
     return _reduce(name, reshape(-sum(terms, axis=1), shape), reduction)
 
 
+def _other_classes(index: np.ndarray, classes: int) -> np.ndarray:
+    return np.arange(classes) != index[:, None]
+
+
 def multi_margin_loss(
     input: Any, target: Any, p: int = 1, margin: float = 1.0, weight: Any = None, *, reduction: str = "mean"
 ) -> Tensor:
@@ -422,7 +435,7 @@ def multi_margin_loss(
     weight = _class_weight(name, weight, classes, input)
     index, _ = _indices(name, target, input, shape, classes)
     excess = relu(margin - expand_dims(_pick(rows, index), 1) + rows)
-    others = Tensor(np.arange(classes) != index[:, None])
+    others = Tensor(computed(_other_classes, index, classes=classes))
     loss = sum(where(others, excess if p == 1 else excess * excess, 0.0), axis=1) * (1.0 / max(classes, 1))
     if weight is not None:
         loss = loss * weight[index]

@@ -15,6 +15,7 @@ from gmcore.ops.elementwise import as_floating, cast, real, sqrt
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import Axis, broadcast_to, reshape
 from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
+from gmcore.watch import computed
 from gmkernels.norm import spec
 
 
@@ -392,7 +393,12 @@ def batch_norm(
     weight = Tensor(np.ones(channels, x.dtype)) if weight is None else weight
     bias = Tensor(np.zeros(channels, x.dtype)) if bias is None else bias
     out, center, variance = _batch_norm_training(x, weight, bias, eps=float(eps))
-    for running, new in ((running_mean, center._data), (running_var, variance._data * (n / (n - 1)))):
+    for running, new, factor in ((running_mean, center, 1.0), (running_var, variance, n / (n - 1))):
         if running is not None:
-            running.copy_((1.0 - momentum) * running._data + momentum * new)
+            running.copy_(computed(_moved, running._data, new._data, factor=factor, momentum=momentum))
     return out
+
+
+def _moved(running: np.ndarray, new: np.ndarray, factor: float, momentum: float) -> np.ndarray:
+    """A running mean after a batch whose mean is factor * new."""
+    return (1.0 - momentum) * running + momentum * (new * factor)

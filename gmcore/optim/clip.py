@@ -11,6 +11,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError
 from gmcore.tensor import Array, Tensor
+from gmcore.watch import computed, is_watched
 from gmkernels import total_norm
 
 
@@ -60,15 +61,15 @@ def clip_grad_norm_(
     for p, g in pairs:
         by_dtype.setdefault(p.dtype, []).append(g)
     norms = [total_norm(grads, norm_type=norm_type) for grads in by_dtype.values()]
-    norm = float(total_norm(norms, norm_type=norm_type))  # of the dtypes' norms, as a rule of one
-    if error_if_nonfinite and not math.isfinite(norm):
-        raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {norm}; {_first_nonfinite(pairs)}")
-    scale = max_norm / (norm + 1e-6)
-    with np.errstate(all="ignore"):
-        if not scale >= 1.0:
-            for p, g in pairs:
-                p.grad = Tensor(np.asarray(g * p.dtype.type(scale)))
-        return Tensor(np.array(norm, np.result_type(*by_dtype) if by_dtype else np.float32))
+    norm = total_norm(norms, norm_type=norm_type)  # of the dtypes' norms, as a rule of one
+    if error_if_nonfinite and not math.isfinite(number := Tensor(norm).item()):
+        raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {number}; {_first_nonfinite(pairs)}")
+    scale = computed(_scale, norm, max_norm=float(max_norm))
+    # A captured step must not look at a number and choose: there, a gradient that is short enough is scaled by 1.
+    if scale != 1.0 or is_watched():
+        for p, g in pairs:
+            p.grad = Tensor(computed(_scaled, g, scale))
+    return Tensor(computed(_rounded, norm, dtype=np.result_type(*by_dtype) if by_dtype else np.dtype(np.float32)))
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -91,7 +92,26 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     _check("clip_grad_value_", "clip_value", clip_value, foreach)
     for p, g in _with_gradients("clip_grad_value_", parameters):
         bound = p.dtype.type(clip_value)
-        p.grad = Tensor(np.asarray(np.clip(g, -bound, bound)))
+        p.grad = Tensor(computed(_limited, g, bound=bound))
+
+
+def _scale(norm: Array, max_norm: float) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.minimum(max_norm / (norm + 1e-6), 1.0))
+
+
+def _scaled(g: Array, scale: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(g * scale.astype(g.dtype))
+
+
+def _limited(g: Array, bound: Any) -> Array:
+    return np.asarray(np.clip(g, -bound, bound))
+
+
+def _rounded(norm: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(all="ignore"):
+        return norm.astype(dtype)
 
 
 def _check(function: str, name: str, bound: Any, foreach: bool | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError
 from gmcore.tensor import Tensor, is_floating
+from gmcore.watch import hosted
 from gmkernels import average
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class EMA:
             average([self.averages[name]._data for name in names], params, decay=self.decay)
             for name in names:
                 self.averages[name]._written()
+        hosted(self._count)
+
+    def _count(self) -> None:
         self.updates += 1
 
     def copy_to(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from gmcore import ops
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
 from gmcore.tensor import Tensor, enable_grad
+from gmcore.watch import hosted, relies
 from gmkernels.registry import KernelSpec, run
 
 
@@ -79,9 +81,9 @@ class FusedOptimizer(Optimizer):
             # A call updates the parameters of one dtype that are at the same step: as a rule, the whole group.
             calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
             for p in ready:
-                step = self._advance(p, group, used) if used else 1
+                step = self._begun(p, group, used)["step"] if used else 0
                 calls.setdefault((step, p.dtype), []).append(p)
-            for (step, _), params in calls.items():
+            for params in calls.values():
                 grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])
                 # For a state it does not use the kernel wants arrays of these shapes all the same.
@@ -89,19 +91,35 @@ class FusedOptimizer(Optimizer):
                     tuple([self.state[p][name]._data for p in params]) if name in used else arrays
                     for name in self._states
                 ]
-                run(self.kernel, (grads, np.array(self.hyper(group, step), np.float64)), outputs=(arrays, *states))
+                hyper = hosted(functools.partial(self._next_hyper, group, params, used))
+                relies(params, functools.partial(self._is_as_it_was, self.state, group, used))
+                run(self.kernel, (grads, hyper), outputs=(arrays, *states))
                 for p in params:
                     p._written()
         return loss
 
-    def _advance(self, p: Tensor, group: Group, used: tuple[str, ...]) -> int:
-        """Count a step of the parameter. Each has its own count: one without a gradient does not step."""
+    def _begun(self, p: Tensor, group: Group, used: tuple[str, ...]) -> State:
+        """The state of the parameter, complete."""
         state = self.state.setdefault(p, {"step": 0})
         for name in used:
             if name not in state:
                 state[name] = Tensor(np.full(p.shape, self.initial(name, group), p.dtype))
-        state["step"] += 1
-        return state["step"]
+        return state
+
+    def _next_hyper(self, group: Group, params: list[Tensor], used: tuple[str, ...]) -> np.ndarray:
+        """Count a step of the parameters, and the kernel's hyper array at it.
+
+        Each parameter has its own count, because one without a gradient does not step.
+        """
+        self.check_group(group)
+        if used:
+            for p in params:
+                self.state[p]["step"] += 1
+        return np.array(self.hyper(group, self.state[params[0]]["step"] if used else 1), np.float64)
+
+    def _is_as_it_was(self, state: dict[Tensor, State], group: Group, used: tuple[str, ...]) -> bool:
+        """Whether no other state was loaded, and the same hyperparameters are in use."""
+        return self.state is state and self.state_names(group) == used
 
     def state_layout(self, p: Tensor, group: Group, found: Mapping[str, tuple[int, ...]]) -> Layout:
         # A state may be left from a time when it was used: momentum that is 0 now may come back.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gmcore import watch
 from gmcore.errors import ArgumentError, CheckpointError
 from gmcore.optim.optimizer import Optimizer
 
@@ -88,6 +89,9 @@ class LRScheduler:
         ------
         ArgumentError : a rate that something else has changed since this schedule set it.
         """
+        watch.hosted(self._step)
+
+    def _step(self) -> None:
         for i, (group, lr) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=False)):
             if group["lr"] != lr:
                 raise ArgumentError(

@@ -184,6 +184,11 @@ class single_threaded:
     _inside = 0
     _before = 1
 
+    @classmethod
+    def is_entered(cls) -> bool:
+        """Whether some context is open."""
+        return cls._inside > 0
+
     def __enter__(self) -> None:
         cls = single_threaded
         with cls._lock:

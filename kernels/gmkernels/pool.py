@@ -36,9 +36,10 @@ import platform
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -49,6 +50,8 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
+
+from gmkernels.blas import single_threaded
 
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
 
@@ -274,6 +277,29 @@ def _run_parallel(function, blocks, record):
         _restore_state(state)
 
 
+@_cached_jit()
+def _run_table_serial(table):
+    state = _flush_denormals()
+    for i in range(table.shape[0]):
+        for block in range(table[i, 1]):
+            _call_block(table[i, 0], block, table[i, 2])
+    _restore_state(state)
+
+
+@_cached_jit(parallel=True)
+def _run_table(table):
+    for i in range(table.shape[0]):
+        if table[i, 1] == 1:
+            state = _flush_denormals()
+            _call_block(table[i, 0], 0, table[i, 2])
+            _restore_state(state)
+        else:
+            for block in numba.prange(table[i, 1]):
+                state = _flush_denormals()
+                _call_block(table[i, 0], block, table[i, 2])
+                _restore_state(state)
+
+
 def _default_threads() -> int:
     requested = os.environ.get("OMP_NUM_THREADS", "")
     available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
@@ -318,18 +344,26 @@ def set_num_threads(threads: int) -> None:
 
 def launch(function: int, blocks: int, record: int) -> None:
     """Call the C function at address `function` for every block in 0..blocks-1 with the argument record."""
-    if blocks > 1 and _threads > 1 and not _forked and _in_use.acquire(blocking=False):
+    if blocks > 1:
+        _in_pool(_run_parallel, _run_serial, function, blocks, record)
+    else:
+        _run_serial(function, blocks, record)
+
+
+def _in_pool(parallel: Callable[..., None], serial: Callable[..., None], *arguments: Any) -> None:
+    """Call `parallel` if there are threads to run it, and nobody uses them; else `serial`, which does the same."""
+    if _threads > 1 and not _forked and _in_use.acquire(blocking=False):
         before = numba.get_num_threads()
         try:
             if _threads < before:
                 numba.set_num_threads(_threads)
-            _run_parallel(function, blocks, record)
+            parallel(*arguments)
         finally:
             if _threads < before:
                 numba.set_num_threads(before)
             _in_use.release()
     else:
-        _run_serial(function, blocks, record)
+        serial(*arguments)
 
 
 def address(a: np.ndarray) -> int:
@@ -362,6 +396,31 @@ def _argument(typing_context: Any, record: Any, slot: Any, dtype: Any) -> Any:
     return array_type(types.CPointer(types.int64), types.int64, dtype), generate
 
 
+class Launch(NamedTuple):
+    """A call of a block kernel."""
+
+    kernel: BlockKernel
+    blocks: int
+    arguments: tuple[Any, ...]
+    """Arrays and integers; among these, and in arrays of int64 that are no input of the kernel, may be addresses."""
+    alone: bool
+    """Whether it calls BLAS, whose own threads have to rest."""
+
+_recorders: dict[int, list[Launch]] = {}
+"""By thread, where its launches are noted."""
+
+
+@contextmanager
+def noting() -> Iterator[list[Launch]]:
+    """Note the launches that this thread makes inside the block."""
+    thread = threading.get_ident()
+    found = _recorders[thread] = []
+    try:
+        yield found
+    finally:
+        del _recorders[thread]
+
+
 class BlockKernel:
     """A function of (block, *arguments), compiled per combination of argument dtypes at its first use."""
 
@@ -374,8 +433,13 @@ class BlockKernel:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
         if blocks:
             kinds, record = self.record(arguments)
-            function = (self._compiled.get(kinds) or self._compile(kinds))[0]
-            launch(function, blocks, record.buffer_info()[0])
+            launch(self.address(kinds), blocks, record.buffer_info()[0])
+            if _recorders and (seen := _recorders.get(threading.get_ident())) is not None:
+                seen.append(Launch(self, blocks, arguments, single_threaded.is_entered()))
+
+    def address(self, kinds: tuple[str, ...]) -> int:
+        """Address of the C function for these dtypes, compiled if it is not yet."""
+        return (self._compiled.get(kinds) or self._compile(kinds))[0]
 
     @staticmethod
     def record(arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], array.array[int]]:
@@ -398,6 +462,26 @@ class BlockKernel:
                 compiled = _entry_point(self._function, kinds)
                 self._compiled[kinds] = (compiled.address, compiled)
             return self._compiled[kinds]
+
+
+class Launches:
+    """Launches, one after the other, as one call without arguments."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self._kept = [(launch.kernel.record(launch.arguments), launch.arguments) for launch in launches]
+        rows = [
+            (launch.kernel.address(kinds), launch.blocks, record.buffer_info()[0])
+            for launch, ((kinds, record), _) in zip(launches, self._kept, strict=True)
+        ]
+        self._table = np.array(rows, np.int64)
+        self._alone = any(launch.alone for launch in launches)
+
+    def __call__(self) -> None:
+        if self._alone:
+            with single_threaded():
+                _in_pool(_run_table, _run_table_serial, self._table)
+        else:
+            _in_pool(_run_table, _run_table_serial, self._table)
 
 
 def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:

@@ -19,6 +19,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -198,7 +199,7 @@ BACKENDS: dict[str, Backend] = {
 
 _specs: dict[str, KernelSpec] = {}
 _entries: dict[str, dict[str, Entry]] = {}
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_plans: dict[tuple[Any, ...], Plan] = {}
 _MOST_PLANS = 4096
 _preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=None)
 
@@ -375,6 +376,11 @@ def signature(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any])
     return Signature(spec.name, device, names, contiguous, size.bit_length(), tuple(attrs.items()))
 
 
+def preferred() -> str | None:
+    """The backend that `use` or the environment prefers, or None."""
+    return _preference()[0]
+
+
 def _preference() -> tuple[str | None, str]:
     if (name := _preferred.get()) is not None:
         return name, "with gmkernels.use(...)"
@@ -472,20 +478,45 @@ def run(
     if outputs is None:
         if spec.updates:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-        outputs = tuple([empty(shape, dtype) for shape, dtype in plan.outputs])
     elif not spec.updates:
         _check_outputs(spec, plan.outputs, outputs)
+    if _interceptors and (interceptor := _interceptors.get(threading.get_ident())) is not None:
+        return interceptor(spec, plan, inputs, outputs, attrs)
+    if outputs is None:
+        outputs = tuple([empty(shape, dtype) for shape, dtype in plan.outputs])
     if plan.pack:
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
     plan.kernel(inputs, outputs, [empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
 
 
+Interceptor = Callable[[KernelSpec, "Plan", Sequence[Any], Sequence[Any] | None, Mapping[str, Any]], tuple[Any, ...]]
+"""Called with (spec, plan, inputs, outputs, attrs) in place of running a kernel; gives what `run` returns."""
+
+_interceptors: dict[int, Interceptor] = {}
+"""By thread."""
+
+
+@contextmanager
+def intercepted(by: Interceptor) -> Iterator[None]:
+    """Let `by` run the kernels that this thread runs inside the block: a recording of a step keeps the calls."""
+    thread = threading.get_ident()
+    outer = _interceptors.get(thread)
+    _interceptors[thread] = by
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _interceptors[thread]
+        else:
+            _interceptors[thread] = outer
+
+
 def _packed(a: Array) -> Array:
     return a if a.flags.c_contiguous else a.copy()  # C order; ascontiguousarray would give a scalar an axis
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """All that `run` derives from the shapes, dtypes and layouts of a call, kept for the next call like it."""
 
     kernel: Kernel
@@ -494,12 +525,12 @@ class _Plan(NamedTuple):
     pack: bool
 
 
-def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> _Plan:
+def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> Plan:
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
     workspace = spec.workspace(*inputs, **attrs)
-    return _Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
+    return Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
 
 
 def _with_dtypes(layout: Layout) -> Layout:

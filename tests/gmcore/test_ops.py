@@ -971,8 +971,11 @@ def test_is_documented(op: Op) -> None:
 X = gmcore.tensor(np.ones((2, 3)))
 BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "sum": (lambda: ops.sum(X, axis=2), ArgumentError, r"sum: axis 2 .*\(2, 3\)"),
-    "leaky_relu of a slope to train": (lambda: ops.leaky_relu(X, gmcore.tensor(0.1)), ArgumentError,
-                                       "leaky_relu: negative_slope must be a number, got tensor.*prelu takes"),
+    "leaky_relu of a slope to train": (
+        lambda: ops.leaky_relu(X, gmcore.tensor(0.1)),
+        ArgumentError,
+        "leaky_relu: negative_slope must be a number, got tensor.*prelu takes",
+    ),
     "sum twice": (lambda: ops.sum(X, axis=(0, 0)), ArgumentError, r"sum: axis \(0, 0\) .*\(2, 3\)"),
     "mean": (lambda: ops.mean(X, axis=-3), ArgumentError, r"mean: axis -3 .*\(2, 3\)"),
     "mean of nothing": (lambda: ops.mean(X[:0], axis=0), ArgumentError, r"mean: no elements .*\(0, 3\)"),

@@ -325,6 +325,7 @@ class Series:
         return "series"
 
 
+@pytest.mark.filterwarnings("ignore:captured _Training._descend runs eagerly")  # what it carries is Python's
 def test_a_model_of_another_kind_of_data_trains_and_continues_bit_for_bit():
     models.register(Sums)
     events = []

@@ -9,6 +9,7 @@ import numpy as np
 from gmcore import nn
 from gmcore.errors import CheckpointError
 from gmcore.models.generative import GenerativeModel
+from gmcore.tensor import Tensor, tensor
 
 
 class BoltzmannModel(GenerativeModel):
@@ -19,21 +20,20 @@ class BoltzmannModel(GenerativeModel):
 
     chains: int
     weight: nn.Parameter
-    _chains: np.ndarray | None = None
+    _chains: Tensor | None = None
     """Visible states of the persistent chains, (chains, data_size); None until they are needed."""
 
     def training_state(self) -> dict[str, np.ndarray]:
         if self._chains is None:
             return {}
-        return {"chains": self._chains.astype(np.uint8) if self.support == "bernoulli" else self._chains}
+        return {"chains": self._chains.numpy().astype(np.uint8 if self.support == "bernoulli" else self._chains.dtype)}
 
     def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         chains = arrays.get("chains")
         if chains is not None:
             if chains.shape != (self.chains, self.data_size):
                 raise CheckpointError(f"persistent chains {chains.shape}, expected {(self.chains, self.data_size)}")
-            chains = chains.astype(self.weight.dtype)
-        self._chains = chains
+        self._chains = None if chains is None else tensor(chains, dtype=self.weight.dtype)
 
 
 __all__ = ["BoltzmannModel"]

@@ -105,14 +105,14 @@ class BoltzmannMachine(BoltzmannModel):
         return -0.5 * ops.sum(ops.matmul(x, weight) * x, axis=1) - ops.matmul(x, self.bias)
 
     # -- training --------------------------------------------------------------------------------------------
-    def _swept(self, x: np.ndarray, sweeps: int, generator: Generator | None) -> np.ndarray:
-        key = (generator or default_generator()).draw().numpy()
-        weight, bias = (p.detach().numpy() for p in (self.weight, self.bias))
-        return gmkernels.boltzmann_sweep(x, weight, bias, key=key, sweeps=sweeps)
+    def _swept(self, x: Tensor, sweeps: int, generator: Generator | None) -> Tensor:
+        key = (generator or default_generator()).draw()._data
+        weight, bias = self.weight._data, self.bias._data
+        return Tensor(gmkernels.boltzmann_sweep(x._data, weight, bias, key=key, sweeps=sweeps))
 
-    def _independent(self, n: int, generator: Generator | None) -> np.ndarray:
+    def _independent(self, n: int, generator: Generator | None) -> Tensor:
         """A sample of the machine without weights, (n, data_size)."""
-        return ops.bernoulli_sample_logits(self.bias.detach(), samples=n, generator=generator).numpy()
+        return ops.bernoulli_sample_logits(self.bias.detach(), samples=n, generator=generator)
 
     def loss(self, x: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean energy of the data minus that of states that `steps` sweeps from them lead to, which are held fixed.
@@ -120,20 +120,21 @@ class BoltzmannMachine(BoltzmannModel):
         `compute_gradients` has the gradient of this difference, but for chains that persist.
         """
         x = self._states(x)
-        end = Tensor(self._swept(x.numpy(), self.steps, generator))
+        end = self._swept(x, self.steps, generator)
         return ops.mean(self.energy(x)) - ops.mean(self.energy(end)), {}
 
     def compute_gradients(self, batch: np.ndarray, *, generator: Generator) -> Step:
-        x = self._states(batch).numpy()
+        x = self._states(batch)
         if self._chains is None:
             self._chains = self._independent(self.chains, generator)
-        end = self._chains = self._swept(self._chains, self.steps, generator)
-        pairs = gmkernels.matmul(end.T, end) / len(end) - gmkernels.matmul(x.T, x) / len(x)
-        np.fill_diagonal(pairs, 0)
-        self.weight.grad = Tensor((pairs + pairs.T) / 4)  # symmetric to the last bit, as the weight must stay
-        self.bias.grad = Tensor(end.mean(axis=0) - x.mean(axis=0))
+        self._chains.copy_(self._swept(self._chains, self.steps, generator))
         with no_grad():
-            loss = ops.mean(self.energy(Tensor(x))) - ops.mean(self.energy(Tensor(end)))
+            end = self._chains
+            pairs = ops.matmul(end.T, end) / len(end) - ops.matmul(x.T, x) / len(x)
+            pairs = pairs * (1.0 - np.eye(self.data_size, dtype=pairs.dtype))
+            self.weight.grad = (pairs + pairs.T) / 4.0  # symmetric to the last bit, as the weight must stay
+            self.bias.grad = ops.mean(end, axis=0) - ops.mean(x, axis=0)
+            loss = ops.mean(self.energy(x)) - ops.mean(self.energy(end))
         return Step(loss, {}, len(x))
 
     # -- likelihood ------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class BoltzmannMachine(BoltzmannModel):
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         """Means of each unit given the others, after 1,000 sweeps from independent units, (n, data_size)."""
         start = self._independent(check_size("n", n), generator)
-        return self.reconstruct(Tensor(self._swept(start, _SAMPLE_SWEEPS, generator)))
+        return self.reconstruct(self._swept(start, _SAMPLE_SWEEPS, generator))
 
     def reconstruct(self, x: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Means of each unit given all the others, sigmoid(W x + b), (n, data_size)."""

@@ -169,7 +169,7 @@ class RBM(BoltzmannModel):
     @property
     def machine(self) -> Machine:
         """The parameters as arrays."""
-        weight, visible_bias, hidden_bias = (p.detach().numpy() for p in self.parameters_of_machine)
+        weight, visible_bias, hidden_bias = (p._data for p in self.parameters_of_machine)
         return weight, visible_bias, hidden_bias
 
     def _visible(self, x: Any) -> Tensor:
@@ -197,21 +197,20 @@ class RBM(BoltzmannModel):
     def compute_gradients(self, batch: np.ndarray, *, generator: Generator) -> Step:
         visible = self._visible(batch)
         check_probabilities(self.name, "states", visible, self.units)
-        data = visible.numpy()
-        chain = self._persistent(generator) if self.chains else data
+        chain = self._persistent(generator) if self.chains else visible
         *gradients, end, loss = gmkernels.contrastive_divergence(
-            data, chain, *self.machine, key=generator.draw().numpy(), steps=self.steps, units=self.units
+            visible._data, chain._data, *self.machine, key=generator.draw()._data, steps=self.steps, units=self.units
         )
         for parameter, gradient in zip(self.parameters_of_machine, gradients, strict=True):
             parameter.grad = Tensor(gradient)
         if self.chains:
-            self._chains = end
-        return Step(Tensor(loss), {}, len(data))
+            chain.copy_(end)
+        return Step(Tensor(loss), {}, len(visible))
 
-    def _persistent(self, generator: Generator) -> np.ndarray:
+    def _persistent(self, generator: Generator) -> Tensor:
         """The persistent chains, in the coordinates of x / sigma; at first, independent units."""
         if self._chains is None:
-            self._chains = self._independent(self.chains, self.visible_bias.detach(), generator).numpy()
+            self._chains = self._independent(self.chains, self.visible_bias.detach(), generator)
         return self._chains
 
     def _independent(self, n: int, bias: Tensor, generator: Generator | None) -> Tensor:

@@ -32,7 +32,7 @@ class PackedSequence(NamedTuple):
 
 def _checked_lengths(lengths: Any, steps: int, batch: int) -> Array:
     """`lengths` as int64. Raises `ArgumentError` unless they are one per sequence, from 1 to the steps there are."""
-    found = as_tensor(lengths)._data
+    found = as_tensor(lengths).numpy()
     if found.shape != (batch,) or found.dtype.kind not in "iu":
         raise ArgumentError(
             f"pack_padded_sequence: expected {batch} integer lengths, one a sequence, got {found.dtype}"
@@ -109,7 +109,7 @@ def pad_packed_sequence(
     ------
     ArgumentError : a total_length below the longest length.
     """
-    data, sizes = sequence.data, sequence.batch_sizes._data
+    data, sizes = sequence.data, sequence.batch_sizes.numpy()
     steps, batch = len(sizes), int(sizes[0])
     total = steps if total_length is None else total_length
     if total < steps:
@@ -122,7 +122,7 @@ def pad_packed_sequence(
     places[:steps][alive] = np.arange(data.shape[0])
     lengths = alive.sum(0, dtype=np.int64)
     if sequence.unsorted_indices is not None:
-        back = sequence.unsorted_indices._data
+        back = sequence.unsorted_indices.numpy()
         places, lengths = places[:, back], lengths[back]
     padding = Tensor(np.full((1, *data.shape[1:]), padding_value, data.dtype))
     padded = ops.concatenate([data, padding])[places.T if batch_first else places]

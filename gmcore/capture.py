@@ -1,0 +1,234 @@
+"""Training steps that are recorded once and repeated without Python: `capture`.
+
+    step = gmcore.capture(train_step)
+    for x in batches:
+        loss = step(x)
+
+The first calls run the step eagerly and record it (`gmcore.recorder`); as soon as two recordings agree it becomes a
+`gmcore.program.Program`, a flat list of kernel calls on memory that is planned once. Every later call repeats that.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, CaptureError, GraphError, user_line
+from gmcore.tensor import Array, Tensor, _mode
+from gmkernels import registry
+
+if TYPE_CHECKING:
+    from gmcore.program import Program
+    from gmcore.recorder import Recorder
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MOST_RECORDINGS = 4
+"""Times that a step is recorded, until two recordings agree, before it is refused."""
+
+
+class CaptureWarning(UserWarning):
+    """A step that runs eagerly where it was to be repeated; the message says why."""
+
+
+class Captured(Generic[P, R]):
+    """A step that is recorded at its first calls and repeated at later ones: see `capture`.
+
+    Attributes
+    ----------
+    programs : the `gmcore.program.Program` of each kind of arguments so far; `gmcore.explain.captured` shows them.
+    refusal : why the step runs eagerly for good, or None.
+    """
+
+    def __init__(self, step: Callable[P, R], limit: int, fallback: bool) -> None:
+        self._step = step
+        self._limit = limit
+        self._fallback = fallback
+        self._programs: dict[Any, Program] = {}
+        self._recordings: dict[Any, list[Recorder]] = {}
+        self._lock = threading.RLock()
+        self._running = False
+        self.refusal: str | None = None
+
+    @property
+    def programs(self) -> list[Program]:
+        return list(self._programs.values())
+
+    def __repr__(self) -> str:
+        state = f"eager: {self.refusal}" if self.refusal else f"{len(self._programs)} programs"
+        return f"<captured {getattr(self._step, '__qualname__', self._step)}: {state}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        # Inside a watch or another recording the step is to be seen as it is.
+        if self.refusal is not None or type(_mode.get()) is not bool:
+            return self._step(*args, **kwargs)
+        arrays: list[Array] = []
+        key = (_signature((args, kwargs), arrays), _mode.get(), registry.preferred())
+        with self._lock:
+            if self._running:
+                raise CaptureError("a captured step calls itself; let it call the function that was captured")
+            self._running = True
+            try:
+                program = self._programs.get(key)
+                if program is not None:
+                    if program.holds():
+                        return program.run(arrays)
+                    del self._programs[key]
+                return self._record(key, args, kwargs)
+            finally:
+                self._running = False
+
+    def _record(self, key: Any, args: Any, kwargs: Any) -> R:
+        """Run the step eagerly, and record it."""
+        from gmcore.program import Program  # with Numba, which one who captures nothing need not wait for
+        from gmcore.recorder import Recorder, difference, mapped
+
+        if len(self._recordings | self._programs) >= self._limit and key not in self._recordings:
+            self._warn(
+                f"it was called with more than {self._limit} kinds of arguments, the last of {_described(key[0])}; "
+                "calls of another kind run eagerly. Give it batches of a few sizes, and numbers that vary as tensors"
+            )
+            return self._step(*args, **kwargs)
+        copies: list[Array] = []
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.requires_grad:
+                return value
+            array = (value._data if isinstance(value, Tensor) else value).copy()
+            copies.append(array)
+            return Tensor(array) if isinstance(value, Tensor) else array
+
+        own_args, own_kwargs = mapped(args, copied), mapped(kwargs, copied)
+        recorder = Recorder(copies)
+        with recorder.recording():
+            result = self._step(*own_args, **own_kwargs)
+        recorder.finish(result)
+        earlier = self._recordings.setdefault(key, [])
+        refusal = recorder.refusal
+        if refusal is None and earlier and (refusal := difference(earlier[-1], recorder)) is None:
+            self._programs[key] = Program(recorder, result)
+            for each in (*earlier, recorder):
+                each.disown(recorder)
+            recorder.release()
+            del self._recordings[key]
+            return result
+        if recorder.refusal is not None or len(earlier) + 1 == MOST_RECORDINGS:
+            self._recordings.clear()
+            self._refuse(f"{refusal}")
+            return result
+        recorder.release()
+        earlier.append(recorder)
+        return result
+
+    def _refuse(self, reason: str) -> None:
+        if not self._fallback:
+            raise CaptureError(f"capture: this step cannot be repeated: {reason}. It has been run, eagerly")
+        self.refusal = reason
+        self._warn(reason)
+
+    def _warn(self, reason: str) -> None:
+        name = getattr(self._step, "__qualname__", repr(self._step))
+        warnings.warn(f"captured {name} runs eagerly: {reason} (called at {user_line()})", CaptureWarning, stacklevel=4)
+
+
+def _signature(value: Any, arrays: list[Array]) -> Any:
+    """What of the arguments must be the same for a program to fit them; the arrays that may differ go to `arrays`."""
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            if not value.is_leaf:
+                raise GraphError(
+                    "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
+                    f"Compute it inside the step, or detach() it (called at {user_line()})"
+                )
+            return _Same(value)
+        arrays.append(value._data)
+        return ("tensor", value._data.shape, value._data.dtype)
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return ("array", value.shape, value.dtype)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *[_signature(part, arrays) for part in value])
+    if isinstance(value, dict):
+        return (dict, *[(name, _signature(part, arrays)) for name, part in value.items()])
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return (type(value), value)
+
+
+class _Same:
+    """Equal for one object only."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _described(signature: Any) -> str:
+    """The arrays and numbers of a signature."""
+    if isinstance(signature, tuple) and signature and signature[0] in ("tensor", "array"):
+        return f"{signature[2]}{list(signature[1])}"
+    if isinstance(signature, tuple):
+        parts = [_described(part) for part in signature if not isinstance(part, type)]
+        return ", ".join(part for part in parts if part)
+    return "" if isinstance(signature, (_Same, str)) else repr(signature)
+
+
+def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> Captured[P, R]:
+    """The same step, recorded at its first calls and from then on repeated without Python, a graph or allocation.
+
+    Parameters
+    ----------
+    step : a function that trains, or computes anything else with gmcore. What varies from call to call comes to it as
+        arguments: tensors and arrays (also inside tuples, lists and dicts), whose numbers may differ; all else about
+        the arguments, such as shapes, dtypes and Python numbers, makes another program.
+    limit : the most programs; calls of further kinds run eagerly, with a `CaptureWarning`.
+    fallback : run a step that cannot be repeated eagerly, with a `CaptureWarning` that says why, instead of raising.
+
+    Returns
+    -------
+    `Captured`: call it as the step. It returns what the step returns, with tensors and arrays in memory of their own.
+
+    Raises
+    ------
+    ArgumentError : a step that cannot be called, or a limit that is no count.
+    CaptureError : from a call, once the step has run: it looks at numbers that it computes (``if loss > 3``,
+        ``.item()``, ``.numpy()``), or uses numbers that vary and are neither computed nor given to it.
+    GraphError : from a call: an argument that an operation on the tape computed; or, wherever it is used, a tensor of
+        the step that was kept without being returned.
+
+    Notes
+    -----
+    The step runs eagerly, and as it is, until two runs of it have been the same, as a rule twice; then repetitions give
+    the same bits as eager steps. Read from memory at each repetition are the arguments, the parameters and the
+    buffers; hyperparameters of the optimisers (also what a schedule changes); random draws, each a fresh one of its
+    generator. Frozen are Python numbers inside the step, the branches it took, and the training flags of modules.
+    ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again. Where memory that
+    the program knows was exchanged (another state loaded into an optimiser), the step is recorded anew.
+
+    State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
+
+    References
+    ----------
+    Abadi et al., TensorFlow: a system for large-scale machine learning, OSDI 2016, section 3 (static graphs); NVIDIA,
+    CUDA C++ programming guide, CUDA graphs (recording a stream).
+    """
+    if not callable(step):
+        raise ArgumentError(f"capture: expected a function, got {step!r} (called at {user_line()})")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ArgumentError(f"capture: limit must be an integer from 1, got {limit!r} (called at {user_line()})")
+    return Captured(step, limit, fallback)
+
+
+__all__ = ["CaptureWarning", "Captured", "capture"]

@@ -1,0 +1,569 @@
+"""What a step does, as a flat list of calls on arrays: the recording behind `gmcore.capture`.
+
+A `Recorder` watches a step that runs eagerly. Each kernel call, each operation and each computation outside operations
+(`gmcore.watch.computed`) becomes an `Instruction` on places in memory. Views need none: they are places in the memory
+of what they view. All memory that the step touches is kept until the recording is compared with the next one, so that
+no address means two things.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gmcore.errors import user_line
+from gmcore.op import Node, Op
+from gmcore.tensor import Array, Tensor
+from gmcore.watch import Watch, watch
+from gmkernels import KernelSpec, pool, registry
+from gmkernels.blas import single_threaded
+
+
+@dataclass(eq=False)
+class Block:
+    """A piece of memory that a step touches."""
+
+    kind: str
+    """``"argument"`` of the step; ``"host"``, written by Python before each repetition; ``"computed"`` by the step;
+    ``"outside"``: it was there before, such as parameters and constants."""
+    number: int
+    """Among those of its kind, in the order in which they were seen."""
+    array: Array | None
+    """Keeps the memory, so that no address means two things."""
+    start: int
+    size: int
+    digest: bytes | None = None
+    """Of the numbers in memory outside, when the step first saw it."""
+    what: str = ""
+    """Where it was first seen, for error messages."""
+
+    def __repr__(self) -> str:
+        return f"{self.kind}{self.number}"
+
+
+class Place:
+    """An array that an instruction reads or writes, by where it lies."""
+
+    def __init__(self, block: Block | None, array: Array) -> None:
+        self.block = block
+        """None for an array of no elements, which lies nowhere."""
+        self.offset = 0 if block is None else array.__array_interface__["data"][0] - block.start
+        """From the start of the block to the first element, in bytes."""
+        self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
+        self.array = array if block is None or block.kind == "outside" else None
+        """The array itself, where its memory outlives the recording."""
+        self.wraps = False
+        """Whether the step returned it as a tensor."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is the same in another recording of the same step, but for memory outside."""
+        number = None if self.block is None or self.block.kind == "outside" else self.block.number
+        return (
+            None if self.block is None else self.block.kind,
+            number,
+            self.offset,
+            self.shape,
+            self.strides,
+            self.dtype,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclass(eq=False)
+class Addresses:
+    """Integers that a block kernel is launched with, some of which are addresses in blocks."""
+
+    numbers: int | Array
+    found: dict[tuple[int, ...], tuple[Block, int]]
+    """By index: the block, and the offset in it."""
+
+
+@dataclass(eq=False)
+class Instruction:
+    """One call of a step. Its arrays are given as `Place`, alone or inside tuples, lists and slices."""
+
+    name: str
+    """Of the kernel, operation or function."""
+    call: Op | KernelSpec | Callable[..., Any]
+    inputs: tuple[Any, ...]
+    attrs: dict[str, Any]
+    outputs: list[Place | None]
+    """None where a result is a view of memory that is known."""
+    line: str
+    plan: registry.Plan | None = None
+    """Of a kernel: what `registry.run` has derived from its call."""
+    workspace: tuple[Place, ...] = ()
+    launches: list[pool.Launch] | None = None
+    """Of a kernel that does nothing but launch these block kernels; their arrays are given as `Place`."""
+
+    @property
+    def reads(self) -> list[Place]:
+        return list(_places((self.inputs, self.attrs)))
+
+    @property
+    def writes(self) -> list[Place]:
+        return [place for place in self.outputs if place is not None]
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` applied to the arrays, tensors and places in it, however deep in tuples, lists, dicts and
+    slices."""
+    if isinstance(value, (np.ndarray, Tensor, Place)):
+        return function(value)
+    if isinstance(value, tuple):
+        parts = [mapped(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, list):
+        return [mapped(part, function) for part in value]
+    if isinstance(value, dict):
+        return {name: mapped(part, function) for name, part in value.items()}
+    if isinstance(value, slice):
+        return slice(*[mapped(part, function) for part in (value.start, value.stop, value.step)])
+    return value
+
+
+def _places(value: Any) -> Iterator[Place]:
+    found: list[Place] = []
+    mapped(value, lambda part: found.append(part) if isinstance(part, Place) else None)
+    return iter(found)
+
+
+def _owner(array: Array) -> Array:
+    """The array that holds the memory of a view: all arrays on that memory lead to it."""
+    # A loan (`gmkernels.buffers`) is the whole of what one array was lent; behind it is memory of many.
+    while isinstance(array.base, np.ndarray) and type(array).__name__ != "_Loan":
+        array = array.base
+    return array
+
+
+def _bounds(array: Array) -> tuple[int, int]:
+    return np.lib.array_utils.byte_bounds(array)
+
+
+def _digest(array: Array) -> bytes:
+    data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
+
+
+_OPERATION, _IN_SINGLE, _RULE = Op.__call__.__code__, Op._in_single.__code__, Node.vjp.__code__
+
+
+def _operation() -> list[Array] | None:
+    """The arrays of the operation whose forward function is about to run a kernel; None outside operations."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not _RULE:
+        if frame.f_code is _IN_SINGLE:
+            return []
+        if frame.f_code is _OPERATION:
+            return frame.f_locals["arrays"]
+        frame = frame.f_back
+    return None
+
+
+class Recorder(Watch):
+    """Watches one eager run of a step.
+
+    Parameters
+    ----------
+    arguments : the arrays that the step is given, and that differ from call to call.
+    """
+
+    def __init__(self, arguments: Sequence[Array]) -> None:
+        self.instructions: list[Instruction] = []
+        self.hosts: list[tuple[Callable[[], Any], Place | None]] = []
+        """What Python tells the step, in order, and the memory it writes."""
+        self.tensors: dict[int, Tensor] = {}
+        """Tensors outside whose memory the step uses, by id; kept, so that ids stay theirs."""
+        self.conditions: list[Callable[[], bool]] = []
+        """What must hold for the recording to be what the step does."""
+        self.written: list[Tensor] = []
+        """Tensors outside that are written, once each time."""
+        self.refusal: str | None = None
+        """Why the step cannot be repeated without Python."""
+        self.made: list[weakref.ref[Tensor]] = []
+        """The tensors of the step, after it those that outlive it and were not returned."""
+        self.counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
+        self._starts: list[int] = []
+        self._blocks: list[Block] = []
+        self._looked_at: list[tuple[Tensor, str]] = []
+        self._running = False
+        self._kernel: tuple[Array, Instruction] | None = None
+        """What an operation that has not ended has run: its first output, and the call."""
+        self.arguments = [self.place(a, "argument") for a in arguments]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record what runs inside the block in this context."""
+        with watch(self), registry.intercepted(self._run):
+            yield
+
+    # -- memory ----------------------------------------------------------------------------------------------
+    def _new_block(self, kind: str, array: Array, what: str = "") -> Block:
+        owner = _owner(array)
+        start, end = _bounds(owner)
+        block = Block(kind, self.counts[kind], owner, start, end - start, what=what)
+        if kind == "outside":
+            block.digest = _digest(owner)
+        self.counts[kind] += 1
+        at = bisect.bisect(self._starts, start)
+        self._starts.insert(at, start)
+        self._blocks.insert(at, block)
+        return block
+
+    def known(self, array: Array) -> Place | None:
+        """Where an array lies, if that memory has been seen."""
+        if not array.size:
+            return Place(None, array)
+        block = self._block_at(_bounds(array)[0])
+        return None if block is None else Place(block, array)
+
+    def _block_at(self, address: int) -> Block | None:
+        at = bisect.bisect(self._starts, address) - 1
+        if at < 0 or address >= self._blocks[at].start + self._blocks[at].size:
+            return None
+        return self._blocks[at]
+
+    def place(self, array: Array, kind: str = "outside", what: str = "") -> Place:
+        """Where an array lies; memory not seen so far is of `kind`."""
+        found = self.known(array)
+        if found is None:
+            found = Place(self._new_block(kind, array, what), array)
+        return found
+
+    def _argument(self, value: Any, name: str, line: str) -> Any:
+        """`value` with its arrays as places."""
+
+        def placed(part: Any) -> Any:
+            return self.place(part._data if isinstance(part, Tensor) else part, what=f"{name} ({line})")
+
+        return mapped(value, placed)
+
+    # -- what the engine tells -------------------------------------------------------------------------------
+    def call(
+        self,
+        op: Op,
+        inputs: Sequence[Tensor],
+        attrs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
+        line: str,
+        rule: Node | None,
+    ) -> None:
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None and kernel[0] is outputs[0]._data:
+            kernel[1].line = line  # a kernel, which was seen as it ran, is all that the operation does
+        else:
+            if kernel is not None and kernel[1] is self.instructions[-1]:
+                self.instructions.pop()
+            arrays = tuple([x._data for x in inputs])
+            self._add(op, op.name, arrays, attrs, tuple([y._data for y in outputs]), line)
+        for x in inputs:
+            self._use(x)
+        self.made += [weakref.ref(y) for y in outputs]
+
+    def computed(
+        self, function: Callable[..., Any], arrays: Sequence[Array], options: Mapping[str, Any], result: Any
+    ) -> None:
+        results = () if result is None else result if isinstance(result, tuple) else (result,)
+        self._add(function, function.__name__.lstrip("_"), tuple(arrays), options, results, user_line(models=True))
+
+    def _add(
+        self,
+        call: Any,
+        name: str,
+        inputs: tuple[Any, ...],
+        attrs: Mapping[str, Any],
+        results: tuple[Array, ...],
+        line: str,
+    ) -> None:
+        places = self._argument(inputs, name, line)
+        options = self._argument(dict(attrs), name, line)
+        into = options.get("out")
+        outputs: list[Place | None] = []
+        for array in results:
+            if into is not None:
+                outputs.append(into)
+            elif self.known(array) is not None:
+                outputs.append(None)
+            else:
+                outputs.append(self.place(array, "computed"))
+        if not results or any(place is not None for place in outputs):
+            self.instructions.append(Instruction(name, call, places, options, outputs, line))
+
+    def hosted(self, function: Callable[[], Any], result: Any) -> None:
+        self.hosts.append((function, None if result is None else self.place(result, "host")))
+
+    def read(self, tensor: Tensor) -> None:
+        self._looked_at.append((tensor, user_line(models=True)))
+
+    def derived(self, tensor: Tensor) -> None:
+        self.made.append(weakref.ref(tensor))
+
+    def wrote(self, tensor: Tensor) -> None:
+        self._use(tensor)
+        if not any(t is tensor for t in self.written):
+            self.written.append(tensor)
+
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
+        for tensor in tensors:
+            self._use(tensor)
+        self.conditions.append(holds)
+
+    def _use(self, tensor: Tensor) -> None:
+        """Keep a tensor outside: its memory may be exchanged, and its gradient is what a step leaves."""
+        if tensor.is_leaf and id(tensor) not in self.tensors:
+            found = self.known(tensor._data)
+            if tensor.requires_grad or (
+                found is not None and found.block is not None and found.block.kind == "outside"
+            ):
+                self.tensors[id(tensor)] = tensor
+
+    # -- kernels ---------------------------------------------------------------------------------------------
+    def _run(
+        self,
+        spec: KernelSpec,
+        plan: registry.Plan,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any] | None,
+        attrs: Mapping[str, Any],
+    ) -> tuple[Any, ...]:
+        """Run a kernel in place of `registry.run`, and keep the call."""
+        line = user_line(models=True)
+        operation = _operation()
+        # A kernel on arrays that its operation has made itself is a part of it.
+        outside = self._running or (
+            operation is not None and not all(any(a is b for b in operation) for a in registry._flat(inputs))
+        )
+
+        def packed(a: Array) -> Array:
+            if not plan.pack or a.flags.c_contiguous:
+                return a
+            copy = a.copy()
+            if not outside:
+                self._add(_pack, "pack", (a,), {}, (copy,), line)
+            return copy
+
+        inputs = mapped(tuple(inputs), packed)
+        workspace = [np.empty(shape, dtype) for shape, dtype in plan.workspace]
+        # Memory outside is looked at before the kernel writes into it.
+        given, _ = (None, None) if outside else self._argument((inputs, outputs), spec.name, line)
+        outputs = tuple([np.empty(*each) for each in plan.outputs]) if outputs is None else tuple(outputs)
+        if outside:
+            plan.kernel(inputs, outputs, workspace, attrs)
+            return outputs
+        self._running = True
+        try:
+            launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
+        finally:
+            self._running = False
+        written = [self.place(a, "computed") for a in registry._flat(outputs)]
+        scratch = tuple([self.place(a, "computed") for a in workspace])
+        if launches is not None:
+            launches = self._movable(launches)
+        results = self._argument(outputs, spec.name, line)
+        instruction = Instruction(
+            spec.name, spec, (given, results), dict(attrs), [*written], line, plan, scratch, launches
+        )
+        self.instructions.append(instruction)
+        if operation is not None:
+            self._kernel = outputs[0], instruction
+        return outputs
+
+    def disown(self, later: Recorder) -> None:
+        """Take their memory from tensors that have outlived the step though it did not return them.
+
+        Those that a `later` recording finds outside stay: a state that this one has made.
+        """
+        for reference in self.made:
+            tensor = reference()
+            if tensor is not None and id(tensor) not in later.tensors:
+                place = self.known(tensor._data)
+                if place is not None and place.block is not None and place.block.kind != "outside":
+                    del tensor._data
+        self.made.clear()
+
+    def release(self) -> None:
+        """Let memory go that only the step itself uses: what is left is to be compared with another recording."""
+        for block in self._blocks:
+            if block.kind != "outside":
+                block.array = None
+
+    def _movable(self, launches: list[pool.Launch]) -> list[pool.Launch] | None:
+        """Launches with arrays as `Place` and addresses as `Addresses`, so that a program may use other memory.
+
+        None if one has an array that is neither the kernel's nor of int64. Those of int64 are tables of shapes and
+        addresses; any other has been made by the kernel's Python, perhaps of numbers that change.
+        """
+        moved = []
+        for launch in launches:
+            arguments: list[Any] = []
+            for a in launch.arguments:
+                place = self.known(a) if isinstance(a, np.ndarray) else None
+                if place is not None:
+                    arguments.append(place)
+                elif isinstance(a, np.ndarray) and a.dtype != np.int64:
+                    return None
+                else:
+                    found = {}
+                    for index, number in np.ndenumerate(a):
+                        if (block := self._block_at(number)) is not None:
+                            found[index] = block, int(number) - block.start
+                    arguments.append(Addresses(a.copy() if isinstance(a, np.ndarray) else int(a), found))
+            moved.append(launch._replace(arguments=tuple(arguments)))
+        return moved
+
+    # -- the end ---------------------------------------------------------------------------------------------
+    def finish(self, result: Any) -> None:
+        """After the step, which has returned `result`."""
+        keep = {id(t.grad) for t in self.tensors.values() if t.grad is not None}
+        mapped(result, lambda part: keep.add(id(part)))
+        self.made = [each for each in self.made if (t := each()) is not None and id(t) not in keep]
+        written = {place.block for instruction in self.instructions for place in instruction.writes}
+        for tensor, line in self._looked_at:
+            found = self.known(tensor._data)
+            if (
+                found is not None
+                and found.block is not None
+                and (found.block.kind != "outside" or found.block in written)
+            ):
+                self.refusal = self.refusal or (
+                    f"Python looks at numbers that change from step to step (at {line}). What follows from them would "
+                    "be repeated as it was in the first step: keep them in tensors (gmcore.ops.where chooses by "
+                    "value), and look at what the step returns"
+                )
+        self._looked_at.clear()
+
+
+def _pack(a: Array) -> Array:
+    return a.copy()
+
+
+def _run_noting(
+    kernel: Any, inputs: Any, outputs: Any, workspace: Any, attrs: Mapping[str, Any], updates: bool
+) -> list[pool.Launch] | None:
+    """Run a kernel; the block kernels it launches, if launching them is all that it does.
+
+    To know that, they are launched once more, on memory filled with nonsense, and must give the same bits.
+    """
+    flat = list(registry._flat(outputs))
+    before = [a.copy() for a in flat] if updates else None
+    with pool.noting() as launches:
+        kernel(inputs, outputs, workspace, attrs)
+    if not launches:
+        return None
+    after = [a.copy() for a in flat]
+    for i, a in enumerate([*flat, *workspace]):
+        if before is not None and i < len(flat):
+            a[...] = before[i]
+        else:
+            a.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN
+    for launch in launches:
+        with single_threaded() if launch.alone else nullcontext():
+            launch.kernel(launch.blocks, *launch.arguments)
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(flat, after, strict=True))
+    if not same:
+        for a, b in zip(flat, after, strict=True):
+            a[...] = b
+    return launches if same else None
+
+
+# -- two recordings ----------------------------------------------------------------------------------------------
+def _same_function(a: Any, b: Any) -> bool:
+    return a is b or a == b or (getattr(a, "__code__", a) is getattr(b, "__code__", b))
+
+
+def difference(first: Recorder, second: Recorder) -> str | None:
+    """Why `second` is not the same step as `first`; None if it is. Tells constants from what varies.
+
+    Memory outside is the same if it is the same memory, or if it held the same numbers: a constant that is made anew.
+    """
+    if len(first.hosts) != len(second.hosts) or not all(
+        _same_function(_unbound(f), _unbound(g)) for (f, _), (g, _) in zip(first.hosts, second.hosts, strict=True)
+    ):
+        return "it draws random numbers, or counts steps, differently from call to call"
+    if difference_ := _first_difference(first, second):
+        return difference_
+    written = {p.block for i in second.instructions for p in i.writes if p.block and p.block.kind == "outside"}
+    pairs: dict[Block, Block] = {}
+    for a, b in zip(first.instructions, second.instructions, strict=True):
+        for p, q in zip([*a.reads, *a.writes], [*b.reads, *b.writes], strict=True):
+            if p.block is None or q.block is None or p.block.kind != "outside":
+                continue
+            if pairs.setdefault(p.block, q.block) is not q.block:
+                return f"{b.name} reads different memory from call to call (at {b.line})"
+            if p.block.start == q.block.start:
+                continue
+            if q.block in written:
+                return (
+                    f"{b.name} writes into memory that is made anew in each step (at {b.line}); make it once, outside, "
+                    "or return the result"
+                )
+            if p.block.digest != q.block.digest:
+                return (
+                    f"{b.name} reads an array of {q} that changes from step to step and that no operation of the step "
+                    f"computes (at {b.line}): Python or NumPy made it, or an earlier step did. Give it to the step as "
+                    "an argument, compute it with gmcore.ops, or keep it in a leaf that the step writes with copy_"
+                )
+    return None
+
+
+def _unbound(function: Any) -> Any:
+    function = getattr(function, "func", function)  # of a functools.partial
+    return getattr(function, "__func__", function)
+
+
+def _first_difference(first: Recorder, second: Recorder) -> str | None:
+    for a, b in zip(first.instructions, second.instructions, strict=False):
+        if not _same_function(a.call, b.call) or len(a.reads) != len(b.reads) or len(a.writes) != len(b.writes):
+            return f"it computes {a.name} (at {a.line}) in one call and {b.name} (at {b.line}) in the next"
+        if not _same_values(a.attrs, b.attrs) or not _same_values(a.inputs, b.inputs):
+            return (
+                f"{b.name} is called with other options, shapes or places in memory from step to step (at {b.line}): "
+                f"{_shown(a)}, then {_shown(b)}. A number that varies must be a tensor that is given to the step"
+            )
+        if [p and p.key for p in a.outputs] != [p and p.key for p in b.outputs]:
+            return f"{b.name} gives other shapes from step to step (at {b.line})"
+    if len(first.instructions) != len(second.instructions):
+        longer = max(first.instructions, second.instructions, key=len)
+        extra = longer[min(len(first.instructions), len(second.instructions))]
+        return f"it computes {extra.name} (at {extra.line}) in some calls and not in others"
+    return None
+
+
+def _shown(instruction: Instruction) -> str:
+    return ", ".join(
+        [
+            *map(str, instruction.reads),
+            *[f"{k}={v!r}" for k, v in instruction.attrs.items() if not isinstance(v, Place)],
+        ]
+    )
+
+
+def _same_values(a: Any, b: Any) -> bool:
+    if isinstance(a, Place) and isinstance(b, Place):
+        return a.key == b.key
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same_values, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same_values(a[name], b[name]) for name in a)
+    if isinstance(a, slice):
+        return _same_values((a.start, a.stop, a.step), (b.start, b.stop, b.step))
+    if isinstance(a, float) and a != a:
+        return b != b
+    return bool(a is b or a == b)
+
+
+__all__ = ["Block", "Instruction", "Place", "Recorder", "difference", "mapped"]
