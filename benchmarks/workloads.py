@@ -1,17 +1,18 @@
 """What the benchmarks run: training steps and operations of gmcore, at the sizes that reports are kept for.
 
-Each function returns a call without arguments that does one step. Models are given their weights, their data
-and the key of their noise by seed, so that a peer (`peers`) can be given the same.
+Each function makes a `Workload`: a step as a function with its arguments, and the numbers that a peer (`peers`) needs
+to make the same step: weights, data, and the noise that the first two steps draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import gmcore
+import gmkernels
 from gmcore import nn, ops, optim
 from gmcore.models.boltzmann.rbm import RBM
 from gmcore.models.language import Excerpt
@@ -19,14 +20,214 @@ from gmcore.models.latent.iwae import IWAE
 from gmcore.models.latent.vae import VAE
 from gmcore.models.recurrent.char_rnn import CharRNN
 from gmcore.random import Generator
-from gmkernels import iwae, registry, sampling
+from gmkernels.gibbs.spec import step_key
+from gmkernels.rng import reference as rng
 
-Call = Callable[[], object]
+Noise = tuple[np.ndarray, ...]
 
-SAMPLE_SHAPE = (20_000, 100)
-BOUND_SHAPE = (50, 20_000)
-DATA_SIZE = 784
 NOISE_SEED = 1
+LEARNING_RATE = 1e-3
+"""Of Adam."""
+
+
+class Workload(NamedTuple):
+    """A step of gmcore, and what it starts from. The first two steps draw `noise`; later ones go on from there."""
+
+    step: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    """Of `step`: the batch."""
+    data: tuple[np.ndarray, ...]
+    """What a peer is given for the batch."""
+    config: Mapping[str, Any] = {}
+    """Sizes and constants of the model."""
+    weights: Mapping[str, np.ndarray] = {}
+    """The parameters before the first step, by their names in the state dict."""
+    noise: tuple[Noise, Noise] = ((), ())
+    """What each of the first two steps draws."""
+    parameters: Mapping[str, gmcore.Tensor] = {}
+    """Of a step that returns nothing: what is compared in place of a loss."""
+
+    def __call__(self, *noise: np.ndarray) -> Any:
+        """One step; what to compare with the peers. The noise is what the step draws anyway."""
+        returned = self.step(*self.arguments)
+        return self.parameters if returned is None else returned
+
+
+def _weights(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _normal(shape: tuple[int, ...]) -> tuple[Noise, Noise]:
+    """The normal numbers of the first two draws of `NOISE_SEED`."""
+    generator = Generator(NOISE_SEED)
+    first, second = (ops.normal(shape, generator=generator).numpy() for _ in range(2))
+    return (first,), (second,)
+
+
+def images(n: int, size: int = 784) -> np.ndarray:
+    """Binary images, (n, size): an eighth of the pixels lit, as in MNIST."""
+    return (np.random.default_rng(0).random((n, size)) < 0.125).astype(np.float32)
+
+
+# -- operations ----------------------------------------------------------------------------------------------
+def small_op() -> Workload:
+    """Eight elements, multiplied, with the gradients of both: the overhead of the tape."""
+    x, y, gradient = np.arange(8.0, dtype=np.float32), np.full(8, 2.0, np.float32), np.ones(8, np.float32)
+    incoming = gmcore.tensor(gradient)
+
+    def step(x: gmcore.Tensor, y: gmcore.Tensor) -> gmcore.Tensor:
+        x.grad = y.grad = None
+        product = x * y
+        product.backward(incoming)
+        return product
+
+    arguments = tuple(gmcore.tensor(a, requires_grad=True) for a in (x, y))
+    return Workload(step, arguments, (x, y, gradient))
+
+
+def gaussian_sample(rows: int = 20_000, size: int = 100) -> Workload:
+    """A sample and its KL divergences, and from the gradients of both those of mu and logvar."""
+    draw = np.random.default_rng(0).standard_normal
+    mu, logvar, d_z = (
+        draw((rows, size), np.float32),
+        0.1 * draw((rows, size), np.float32),
+        draw((rows, size), np.float32),
+    )
+    d_kl = np.ones(rows, np.float32)
+    generator = Generator(NOISE_SEED)
+    incoming = [gmcore.tensor(g) for g in (d_z, d_kl)]
+
+    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> tuple[gmcore.Tensor, ...]:
+        z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
+        return gmcore.grad((z, kl), (mu, logvar), incoming)
+
+    leaves = tuple(gmcore.tensor(a, requires_grad=True) for a in (mu, logvar))
+    return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape))
+
+
+def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
+    """The bound of every column of log weights, spread like those of a trained model, and the gradient of their sum."""
+    log_w = 3.0 * np.random.default_rng(0).standard_normal((samples, rows), np.float32) - 90.0
+
+    def step(log_w: gmcore.Tensor) -> tuple[gmcore.Tensor, gmcore.Tensor]:
+        total = ops.sum(ops.iwae_bound(log_w, axis=0)[0])
+        return total, gmcore.grad(total, log_w)
+
+    leaf = gmcore.tensor(log_w, requires_grad=True)
+    return Workload(step, (leaf,), (log_w,))
+
+
+# -- training steps ------------------------------------------------------------------------------------------
+def _descend(optimizer: optim.Optimizer, loss: gmcore.Tensor) -> gmcore.Tensor:
+    """The loss, after a step of the optimiser down it."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def mlp_step(batch: int = 32, width: int = 16) -> Workload:
+    """SGD on a network 2-16-16-1: nearly all of it is overhead."""
+    draw = np.random.default_rng(0).standard_normal
+    x, y = draw((batch, 2), np.float32), draw((batch, 1), np.float32)
+    gmcore.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    config, weights = {"learning_rate": 1e-2}, _weights(model)
+    optimizer = optim.SGD(model.parameters(), lr=config["learning_rate"])
+
+    def step(x: gmcore.Tensor, y: gmcore.Tensor) -> gmcore.Tensor:
+        return _descend(optimizer, ops.mse_loss(model(x), y))
+
+    return Workload(step, (gmcore.tensor(x), gmcore.tensor(y)), (x, y), config, weights)
+
+
+def _autoencoder_step(model: VAE, batch: int) -> Workload:
+    x, weights = images(batch, model.data_size), _weights(model)
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def step(x: gmcore.Tensor) -> gmcore.Tensor:
+        return _descend(optimizer, model.loss(x, generator=generator)[0])
+
+    noise = _normal((model.samples, batch, model.latent_size))
+    return Workload(step, (gmcore.tensor(x),), (x,), model.config, weights, noise)
+
+
+def vae_step(batch: int = 100, data: int = 784, hidden: int = 500, latent: int = 20) -> Workload:
+    """Adam on a VAE 784-500-20, as in the VAE paper."""
+    return _autoencoder_step(VAE(data, latent, (hidden,), generator=Generator(0)), batch)
+
+
+def iwae_step(batch: int = 20, data: int = 784, hidden: int = 200, latent: int = 50, samples: int = 50) -> Workload:
+    """Adam on an IWAE 784-200-200-50 with 50 samples, as in the IWAE paper."""
+    return _autoencoder_step(IWAE(data, latent, (hidden, hidden), samples=samples, generator=Generator(0)), batch)
+
+
+def cd_step(batch: int = 100, visible: int = 784, hidden: int = 500) -> Workload:
+    """CD-1 by plain SGD on a machine with the spread-out weights of one that has learned something."""
+    v, rate = images(batch, visible), 1e-2
+    model = RBM(visible, hidden, chains=0, generator=Generator(0))
+    model.weight.copy_(5.0 * model.weight.detach().numpy())
+    weights = _weights(model)
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.SGD(model.parameters(), lr=rate)
+
+    def step(v: np.ndarray) -> None:
+        model.compute_gradients(v, generator=generator)
+        optimizer.step()
+
+    noise = tuple(_uniforms(gmkernels.key_array(NOISE_SEED, draw), batch, hidden, visible) for draw in range(2))
+    config = {"learning_rate": rate}
+    return Workload(step, (v,), (v,), config, weights, (noise[0], noise[1]), dict(model.named_parameters()))
+
+
+def _uniforms(key: np.ndarray, rows: int, hidden: int, visible: int) -> Noise:
+    """What hidden and visible units are compared with in the one step of a chain, by the rule of `gibbs.spec`."""
+    return tuple(
+        (rng.words(step_key(key, step, units), rows * units) / 2.0**32).astype(np.float32).reshape(rows, units)
+        for step, units in enumerate((hidden, visible))
+    )
+
+
+def language_step(steps: int = 64, streams: int = 32, units: int = 256, symbols: int = 65) -> Workload:
+    """Adam on an LSTM language model and a piece of a text of random characters."""
+    model = CharRNN("".join(chr(33 + i) for i in range(symbols)), "lstm", units, 1, generator=Generator(0))
+    codes = np.random.default_rng(0).integers(symbols, size=(steps + 1, streams))
+    inputs, targets = codes[:-1].copy(), codes[1:].copy()
+    config, weights = {"symbols": symbols, "hidden_size": units}, _weights(model)
+    generator = Generator(NOISE_SEED)
+    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def step(inputs: np.ndarray, targets: np.ndarray) -> gmcore.Tensor:
+        optimizer.zero_grad()
+        loss = model.compute_gradients(Excerpt(inputs, targets, first=True), generator=generator).loss
+        optimizer.step()
+        return loss
+
+    return Workload(step, (inputs, targets), (inputs, targets), config, weights)
+
+
+def discriminator_step(batch: int = 64, channels: int = 32) -> Workload:
+    """Adam on 28 x 28 images and their labels, half of them real."""
+    x = images(batch).reshape(batch, 1, 28, 28)
+    labels = (np.arange(batch) % 2).astype(np.float32)[:, None]
+    gmcore.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, channels, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
+        nn.BatchNorm2d(2 * channels),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(2 * channels * 7 * 7, 1),
+    )
+    config, weights = {"channels": channels}, _weights(model)
+    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def step(x: gmcore.Tensor, labels: gmcore.Tensor) -> gmcore.Tensor:
+        return _descend(optimizer, ops.binary_cross_entropy_with_logits(model(x), labels))
+
+    return Workload(step, (gmcore.tensor(x), gmcore.tensor(labels)), (x, labels), config, weights)
 
 
 class Step(NamedTuple):
@@ -35,226 +236,22 @@ class Step(NamedTuple):
     title: str
     aim: float
     """Time of our captured step over that of the best peer: no more than this is wanted."""
+    make: Callable[..., Workload]
+    aim_with_mkl: float | None = None
+    """The same where products are MKL's, if that is another."""
+    of_tapes: bool = False
+    """Whether it is about graphs, so that nothing compiled or captured takes part."""
 
 
 STEPS = {
-    "small-op": Step("8-element multiply, forward + backward", 0.40),
-    "gaussian-sample": Step("Gaussian sample of 2,000,000 with KL, forward + backward", 0.12),
-    "iwae-bound": Step("IWAE bound + gradient, 50 x 20,000", 0.40),
-    "vae-step": Step("VAE 784-500-20, batch 100, step of Adam", 0.70),
-    "iwae-step": Step("IWAE 784-200-200-50, k = 50, batch 20, step of Adam", 0.65),
-    "cd-step": Step("RBM 784 x 500, CD-1, batch 100, step of SGD", 0.80),
-    "language-step": Step("LSTM language model, 256 units, 65 characters, 64 steps of 32 streams, step of Adam", 0.85),
-    "discriminator-step": Step(
-        "Discriminator 28 x 28 (conv 32, conv 64 + batch norm, linear), batch 64, step of Adam", 0.85
-    ),
+    "small-op": Step("8-element multiply, forward + backward", 0.40, small_op, of_tapes=True),
+    "mlp-step": Step("MLP 2-16-16-1, batch 32, SGD", 0.40, mlp_step),
+    "vae-step": Step("VAE 784-500-20, batch 100, Adam", 0.70, vae_step, aim_with_mkl=0.65),
+    "iwae-step": Step("IWAE 784-200-200-50, k 50, batch 20, Adam", 0.65, iwae_step, aim_with_mkl=0.65),
+    "cd-step": Step("RBM 784 x 500, CD-1, batch 100, SGD", 0.80, cd_step, aim_with_mkl=0.65),
+    "language-step": Step("LSTM 256, 65 characters, 64 steps x 32, Adam", 0.85, language_step, aim_with_mkl=0.65),
+    "gaussian-sample": Step("Gaussian sample + KL, 2e6, with gradient", 0.12, gaussian_sample),
+    "iwae-bound": Step("IWAE bound, 50 x 20,000, with gradient", 0.40, iwae_bound),
+    "discriminator-step": Step("Conv discriminator 28 x 28, batch 64, Adam", 0.85, discriminator_step),
 }
 """The steps of `compare` by name."""
-
-
-def images(n: int) -> np.ndarray:
-    """Binary images, (n, 784): an eighth of the pixels lit, as in MNIST."""
-    return (np.random.default_rng(0).random((n, DATA_SIZE)) < 0.125).astype(np.float32)
-
-
-def gaussian_parameters() -> tuple[np.ndarray, np.ndarray]:
-    """mu and logvar of `SAMPLE_SHAPE`."""
-    rng = np.random.default_rng(0)
-    mu = rng.standard_normal(SAMPLE_SHAPE, np.float32)
-    return mu, 0.1 * rng.standard_normal(SAMPLE_SHAPE, np.float32)
-
-
-def log_weights() -> np.ndarray:
-    """Log importance weights of `BOUND_SHAPE`, spread like those of a trained model."""
-    return 3.0 * np.random.default_rng(0).standard_normal(BOUND_SHAPE, np.float32) - 90.0
-
-
-# -- operations ----------------------------------------------------------------------------------------------
-def small_op() -> Call:
-    """Eight elements, multiplied, with the gradients of both."""
-    x = gmcore.tensor(np.arange(8.0, dtype=np.float32), requires_grad=True)
-    y = gmcore.tensor(np.ones(8, np.float32), requires_grad=True)
-    gradient = gmcore.tensor(np.ones(8, np.float32))
-
-    def call() -> None:
-        x.grad = y.grad = None
-        (x * y).backward(gradient)
-
-    return call
-
-
-def incoming_gradients() -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of z and of the KL divergences, such as a decoder and a bound give."""
-    return np.random.default_rng(1).standard_normal(SAMPLE_SHAPE, np.float32), np.ones(SAMPLE_SHAPE[0], np.float32)
-
-
-def gaussian_sample(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> Call:
-    """A sample and its KL divergences, and from their gradients those of mu and logvar, which it returns."""
-    generator = Generator(NOISE_SEED)
-    incoming = [gmcore.tensor(g) for g in incoming_gradients()]
-
-    def call() -> tuple[gmcore.Tensor, ...]:
-        z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
-        return gmcore.grad((z, kl), (mu, logvar), incoming)
-
-    return call
-
-
-def gaussian_sample_kernels(mu: np.ndarray, logvar: np.ndarray) -> Call:
-    """The two kernels behind `gaussian_sample`, into buffers kept from call to call."""
-    forward, backward = (registry.specs()[name] for name in ("gaussian_sample", "gaussian_sample_backward"))
-    attrs = {"samples": None}
-    key = Generator(NOISE_SEED).draw().numpy()
-    z, kl, log_q = outputs = sampling.gaussian_sample(mu, logvar, key=key)
-    incoming = (*incoming_gradients(), np.zeros_like(log_q), mu, logvar, key)
-    gradients = (np.empty_like(mu), np.empty_like(logvar))
-
-    def call() -> None:
-        registry.run(forward, (mu, logvar, key), attrs, outputs=outputs)
-        registry.run(backward, incoming, attrs, outputs=gradients)
-
-    return call
-
-
-def iwae_bound(log_w: gmcore.Tensor) -> Callable[[], gmcore.Tensor]:
-    """The bound of every column and the gradient of their sum."""
-
-    def call() -> gmcore.Tensor:
-        log_w.grad = None
-        loss = ops.iwae_bound(log_w, axis=0)[0].sum()
-        loss.backward()
-        return loss
-
-    return call
-
-
-def iwae_bound_kernels(log_w: np.ndarray) -> Call:
-    """The two kernels behind `iwae_bound`, into buffers kept from call to call."""
-    forward, backward = (registry.specs()[name] for name in ("iwae_bound", "iwae_bound_backward"))
-    attrs = {"axis": 0}
-    bound, weights, _ = outputs = iwae.iwae_bound(log_w, axis=0)
-    incoming, gradients = (np.ones_like(bound), weights), (np.empty_like(log_w),)
-
-    def call() -> None:
-        registry.run(forward, (log_w,), attrs, outputs=outputs)
-        registry.run(backward, incoming, attrs, outputs=gradients)
-
-    return call
-
-
-# -- training steps ------------------------------------------------------------------------------------------
-def vae() -> VAE:
-    """784-500-20, as in the VAE paper."""
-    return VAE(DATA_SIZE, 20, (500,), generator=Generator(0))
-
-
-def iwae_model() -> IWAE:
-    """784-200-200-50 with 50 samples, as in the IWAE paper."""
-    return IWAE(DATA_SIZE, 50, (200, 200), samples=50, generator=Generator(0))
-
-
-def train_step(model: VAE, x: np.ndarray) -> Callable[[], gmcore.Tensor]:
-    """One step of Adam on the batch `x`; returns the loss."""
-    batch = gmcore.tensor(x)
-    generator = Generator(NOISE_SEED)
-    optimizer = optim.Adam(model.parameters(), lr=1e-3)
-
-    def call() -> gmcore.Tensor:
-        optimizer.zero_grad()
-        loss, _ = model.loss(batch, generator=generator)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return call
-
-
-def rbm() -> RBM:
-    """784 visible and 500 hidden units, with the spread-out weights of a machine that has learned something."""
-    model = RBM(DATA_SIZE, 500, chains=0, generator=Generator(0))
-    model.weight.copy_(5.0 * model.weight.detach().numpy())
-    return model
-
-
-def cd_step(model: RBM, v: np.ndarray, learning_rate: float) -> Call:
-    """One step of CD-1 on the images `v`, by plain SGD."""
-    generator = Generator(NOISE_SEED)
-    optimizer = optim.SGD(model.parameters(), lr=learning_rate)
-
-    def call() -> None:
-        model.compute_gradients(v, generator=generator)
-        optimizer.step()
-
-    return call
-
-
-def char_rnn() -> CharRNN:
-    """An LSTM of 256 units over 65 characters."""
-    return CharRNN("".join(chr(33 + i) for i in range(65)), "lstm", 256, 1, generator=Generator(0))
-
-
-def excerpt(steps: int = 64, streams: int = 32, symbols: int = 65) -> Excerpt:
-    """A piece of a text of random characters."""
-    codes = np.random.default_rng(0).integers(symbols, size=(steps + 1, streams))
-    return Excerpt(codes[:-1].copy(), codes[1:].copy(), True)
-
-
-def language_step(model: CharRNN, batch: Excerpt) -> Callable[[], gmcore.Tensor]:
-    """One step of Adam on an excerpt; returns the loss."""
-    generator = Generator(NOISE_SEED)
-    optimizer = optim.Adam(model.parameters(), lr=1e-3)
-
-    def call() -> gmcore.Tensor:
-        optimizer.zero_grad()
-        loss = model.compute_gradients(batch, generator=generator).loss
-        optimizer.step()
-        return loss
-
-    return call
-
-
-def discriminator() -> nn.Sequential:
-    """28 x 28 images to a logit by two convolutions of stride 2, the second with batch normalisation."""
-    gmcore.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 64, 4, stride=2, padding=1),
-        nn.BatchNorm2d(64),
-        nn.LeakyReLU(0.2),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 1),
-    )
-
-
-def discriminator_step(model: nn.Sequential, x: np.ndarray, labels: np.ndarray) -> Callable[[], gmcore.Tensor]:
-    """One step of Adam on images (n, 784) and labels (n, 1), 1 for a real one; returns the loss."""
-    images = gmcore.tensor(x.reshape(-1, 1, 28, 28))
-    target = gmcore.tensor(labels)
-    optimizer = optim.Adam(model.parameters(), lr=1e-3)
-
-    def call() -> gmcore.Tensor:
-        optimizer.zero_grad()
-        loss = ops.binary_cross_entropy_with_logits(model(images), target)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return call
-
-
-def mlp_step() -> Call:
-    """A step of SGD on a network 2-16-16-1 and a batch of 32: nearly all of it is overhead."""
-    rng = np.random.default_rng(0)
-    x = gmcore.tensor(rng.standard_normal((32, 2), np.float32))
-    y = gmcore.tensor(rng.standard_normal((32, 1), np.float32))
-    gmcore.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
-    optimizer = optim.SGD(model.parameters(), lr=1e-2)
-
-    def call() -> None:
-        optimizer.zero_grad()
-        ops.mean(ops.square(model(x) - y)).backward()
-        optimizer.step()
-
-    return call
