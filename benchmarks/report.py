@@ -1,7 +1,8 @@
 """The README's tables of measured steps: `python -m benchmarks.report [--check]`.
 
-What `gmcore bench --json benchmarks/results/NAME.json` kept is written between the README's lines
-`<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is written, and the status is 1 if it should be.
+What `gmcore bench --json benchmarks/results/NAME.json` kept, times or (with --memory) peaks of memory, is written
+between the README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is written, and the status
+is 1 if it should be.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks.workloads import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINE = "PyTorch"
+OURS = ("gmcore, captured", "gmcore, eager")
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.S)
 
 
@@ -25,32 +26,56 @@ class ReportError(Exception):
     """Results and README do not fit each other."""
 
 
-def _ratio(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f} - {found['high']:.2f})"
+def table(results: Mapping[str, Any]) -> str:
+    """The table of a file of results."""
+    return memory_table(results["memory"]) if "memory" in results else step_table(results["cases"], results.get("blas"))
 
 
-def table(cases: Mapping[str, Any]) -> str:
-    """The table of measured cases: their ratios to the baseline with quartiles, and what is aimed at."""
-    rows = [f"| workload | gmcore / {BASELINE} | best other peer / {BASELINE} | aim |", "|---|---|---|---|"]
-    for name, case in cases.items():
+def _check(figures: Mapping[str, Any]) -> None:
+    for name in figures:
         if name not in STEPS:
             raise ReportError(f"{name}: not a step of benchmarks/workloads.py")
-        if case["baseline"] != BASELINE:
-            raise ReportError(f"{name}: measured without {BASELINE}")
-        ratios = {contender: figures["ratio"] for contender, figures in case["contenders"].items()}
-        ours = _ratio(ratios.pop("gmcore"))
-        for part in [contender for contender in ratios if contender.startswith("gmcore, ")]:
-            ours += f"; {part.removeprefix('gmcore, ')} {ratios.pop(part)['median']:.2f}"
-        del ratios[BASELINE]
-        best = min(ratios, key=lambda peer: ratios[peer]["median"], default=None)
-        other = "-" if best is None else f"{best} {_ratio(ratios[best])}"
-        rows.append(f"| {STEPS[name].title} | {ours} | {other} | {STEPS[name].aim:.2f} |")
+
+
+def _quartiles(ratio: Mapping[str, float]) -> str:
+    return f" ({ratio['low']:.2f} - {ratio['high']:.2f})"
+
+
+def step_table(cases: Mapping[str, Any], blas: str | None) -> str:
+    """Our ratios to the best peer, and what is aimed at, with the quartiles over the blocks of what is to meet it."""
+    _check(cases)
+    rows = ["| step | captured / best peer | eager | best peer | aim | met |", "|---|---|---|---|---|---|"]
+    for name, step in STEPS.items():
+        aim = step.aim_with_mkl if blas == "MKL" and step.aim_with_mkl else step.aim
+        if name not in cases:
+            rows.append(f"| {step.title} | - | - | not measured | {aim:.2f} | - |")
+            continue
+        case = cases[name]
+        if case["baseline"] in OURS:
+            raise ReportError(f"{name}: measured without peers")
+        ratios = [case["contenders"].get(contender, {}).get("ratio") for contender in OURS]
+        aimed = ratios[1 if step.of_tapes else 0]
+        met = "-" if aimed is None else "yes" if round(aimed["median"], 2) <= aim else "no"
+        captured, eager = ("-" if r is None else f"{r['median']:.2f}" + _quartiles(r) * (r is aimed) for r in ratios)
+        rows.append(f"| {step.title} | {captured} | {eager} | {case['baseline']} | {aim:.2f} | {met} |")
+    return "\n".join(rows)
+
+
+def memory_table(steps: Mapping[str, Any]) -> str:
+    """The peak of every contender, and in brackets what of it is held between steps, in MiB."""
+    _check(steps)
+    contenders = list(dict.fromkeys(contender for figures in steps.values() for contender in figures))
+    rows = [f"| MiB | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
+    for name, figures in steps.items():
+        peaks = (figures.get(contender, {}) for contender in contenders)
+        cells = (f"{f['peak'] / 2**20:.1f} ({f['held'] / 2**20:.1f})" if "peak" in f else "-" for f in peaks)
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 def render(readme: str, results: Path) -> str:
     """The README with the table of each file of the folder `results` in its place."""
-    tables = {file.stem: table(json.loads(file.read_text())["cases"]) for file in sorted(results.glob("*.json"))}
+    tables = {file.stem: table(json.loads(file.read_text())) for file in sorted(results.glob("*.json"))}
     places = [match[2] for match in _PLACE.finditer(readme)]
     if sorted(places) != sorted(tables):
         raise ReportError(f"README.md has places for the tables {places}, the results are {list(tables)}")

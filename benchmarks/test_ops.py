@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import workloads
+from benchmarks import peers, workloads
 
 
 def test_small_op_gmcore(benchmark: Any) -> None:
@@ -15,6 +15,4 @@ def test_small_op_gmcore(benchmark: Any) -> None:
 
 def test_small_op_pytorch(benchmark: Any) -> None:
     pytest.importorskip("torch")
-    from benchmarks import peers
-
-    benchmark(peers.small_op())
+    benchmark(peers.make("PyTorch", "small-op", workloads.small_op()))

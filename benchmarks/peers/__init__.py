@@ -44,14 +44,17 @@ def contenders(name: str) -> Iterator[str]:
 
 
 def library(contender: str) -> Any:
-    """The module here of a contender; the first call imports its library and sets its threads.
+    """The module here of a contender.
 
-    It has `make(contender, name, workload)`, which makes a step; `array(a)`, which makes what a step takes for noise;
-    and `flushes_denormals()`.
+    It has `configure()`, which sets threads and the treatment of denormals of the whole process; `make(contender, name,
+    workload)`, which makes a step; `array(a)`, which makes what a step takes for noise; `first_use(contender)`, after
+    which the library has loaded what it loads when it is needed; `flushes_denormals()`.
     """
     return importlib.import_module(f"benchmarks.peers.{LIBRARIES[contender]}")
 
 
 def make(contender: str, name: str, workload: Workload) -> Step:
     """The step of a contender, from the weights and the data of a workload."""
-    return library(contender).make(contender, name, workload)
+    module = library(contender)
+    module.configure()
+    return module.make(contender, name, workload)

@@ -30,7 +30,10 @@ Parameters = dict[str, Array]
 Draw = Callable[[Array], tuple[Array, ...]]
 
 
-def _start() -> None:
+array = jnp.array
+
+
+def configure() -> None:
     """Start the CPU client, with as many threads as gmcore has: one for each processor that it may use just then."""
     jax.config.update("jax_platforms", "cpu")
     before = os.sched_getaffinity(0)
@@ -39,10 +42,6 @@ def _start() -> None:
         jax.devices()
     finally:
         os.sched_setaffinity(0, before)
-
-
-_start()
-array = jnp.array
 
 
 def _no_noise(key: Array) -> tuple[Array, ...]:
@@ -271,6 +270,10 @@ STEPS: dict[str, Callable[[Workload], Step]] = {
 
 def make(contender: str, name: str, workload: Workload) -> Step:
     return STEPS[name](workload)
+
+
+def first_use(contender: str) -> None:
+    jax.jit(jax.grad(lambda x: jnp.tanh(x).sum()))(jnp.zeros(8))
 
 
 def flushes_denormals() -> bool:

@@ -12,8 +12,6 @@ from sklearn.neural_network import BernoulliRBM
 from benchmarks.workloads import Workload
 from gmkernels import pool
 
-threadpoolctl.threadpool_limits(pool.get_num_threads(), user_api="blas")
-
 array = np.asarray
 
 
@@ -25,6 +23,10 @@ class _Given:
 
     def uniform(self, size: tuple[int, ...]) -> np.ndarray:
         return self._left.pop(0)
+
+
+def configure() -> None:
+    threadpoolctl.threadpool_limits(pool.get_num_threads(), user_api="blas")
 
 
 def make(contender: str, name: str, workload: Workload) -> Callable[..., Any]:
@@ -55,6 +57,10 @@ def make(contender: str, name: str, workload: Workload) -> Callable[..., Any]:
         }
 
     return step
+
+
+def first_use(contender: str) -> None:
+    np.ones((8, 8), np.float32) @ np.ones((8, 8), np.float32)
 
 
 def flushes_denormals() -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,15 +22,12 @@ LOG_2PI = math.log(2.0 * math.pi)
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Of Adam, by default here and there."""
 
-torch.set_num_threads(pool.get_num_threads())
-torch.set_flush_denormal(True)  # as gmcore's kernels do. PyTorch's threads, not yet started, inherit it
-torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]  # a graph may hold the backward pass
-
 Step = Callable[..., Any]
 Loss = Callable[..., Tensor]
 
 
 def _compiled(function: Step) -> Step:
+    torch._dynamo.config.trace_autograd_ops = True  # the graph may hold the backward pass
     return torch.compile(function, dynamic=False)
 
 
@@ -282,11 +278,21 @@ STEPS: dict[str, Callable[[Workload, bool], Step]] = {
 }
 
 
+def configure() -> None:
+    torch.set_num_threads(pool.get_num_threads())
+    torch.set_flush_denormal(True)  # as gmcore's kernels do. PyTorch's threads, not yet started, inherit it
+
+
 def make(contender: str, name: str, workload: Workload) -> Step:
     return STEPS[name](workload, contender == "torch.compile")
 
 
 array = torch.tensor
+
+
+def first_use(contender: str) -> None:
+    function = torch.compile(torch.tanh) if contender == "torch.compile" else torch.tanh
+    function(torch.zeros(8, requires_grad=True)).sum().backward()
 
 
 def flushes_denormals() -> bool:

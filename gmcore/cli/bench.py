@@ -1,6 +1,7 @@
-"""Time training steps and operations of gmcore beside PyTorch, in alternating blocks, and print their ratios.
+"""Time training steps of gmcore beside PyTorch, torch.compile, JAX and scikit-learn, and print their ratios.
 
-The steps are those of `benchmarks/` in gmcore's source, so the command works from a checkout.
+The steps are those of `benchmarks/` in gmcore's source, so the command works from a checkout. Libraries that are not
+installed are named and left out; without any, gmcore is timed by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gmcore.errors import ArgumentError, MissingPackageError, unknown_name
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a step, e.g. vae-step (default: all)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead, each in its own process")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE, a .json file")
 
 
@@ -27,22 +29,27 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.json
     if out is not None and (out.suffix != ".json" or not out.parent.is_dir()):
         raise ArgumentError(f"--json {out}: expected a file that ends in .json, in a folder that exists")
-    compare = _comparison()
+    compare = _benchmarks("compare")
     for name in arguments.names:
-        if name not in compare.CASES:
-            raise unknown_name("step", name, compare.CASES)
-    cases = compare.measure(arguments.names or compare.CASES)
+        if name not in compare.STEPS:
+            raise unknown_name("step", name, compare.STEPS)
+    names = arguments.names or list(compare.STEPS)
+    if arguments.memory:
+        figures = {"memory": _benchmarks("memory").measure(names)}
+    else:
+        figures = {"cases": compare.measure(names)}
     if out is not None:
-        write_atomically(out, (json.dumps(compare.machine() | {"cases": cases}, indent=1) + "\n").encode())
+        write_atomically(out, (json.dumps(compare.machine(names) | figures, indent=1) + "\n").encode())
 
 
-def _comparison() -> Any:
-    """The module `benchmarks.compare` of the checkout that this package is in."""
+def _benchmarks(module: str) -> Any:
+    """A module of `benchmarks` of the checkout that this package is in."""
     root = Path(gmcore.__file__).resolve().parents[1]
     if not (root / "benchmarks" / "compare.py").is_file():
         raise MissingPackageError(
             "bench needs the folder benchmarks/ of gmcore's source, which is not installed with it: "
             "pip install -e '.[app,peers]' in a checkout, and run the gmcore of that installation"
         )
-    sys.path.insert(0, str(root))
-    return importlib.import_module("benchmarks.compare")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(f"benchmarks.{module}")

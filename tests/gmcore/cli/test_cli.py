@@ -1,7 +1,5 @@
 """The command line: what each command prints, and one clear line and status 2 for bad input."""
 
-import functools
-import importlib
 import json
 import os
 import re
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 
 import gmcore
-from benchmarks import workloads
+from benchmarks import compare, memory, workloads
 from gmcore import models
 from gmcore.cli import COMMANDS, main
 from gmcore.cli.train import parse_settings
@@ -268,36 +266,39 @@ def test_doctor(capsys, monkeypatch):
 def comparison(monkeypatch):
     """`gmcore bench` without peers, which would set PyTorch's flags for all tests, and without waiting."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for package in ("torch", "sklearn"):
+    for package in ("torch", "jax", "sklearn"):
         monkeypatch.setitem(sys.modules, package, None)
-    timed = functools.partial(bench.compare, blocks=1, seconds=0.001, pause=0.0)
-    monkeypatch.setattr(bench, "compare", timed)
+    monkeypatch.setattr(compare, "TIMING", {"blocks": 1, "seconds": 0.001, "pause": 0.0})
     monkeypatch.setattr(bench, "measure_cpu", lambda: Device("test", 1.0, 2.0, 3.0))
-    yield
-    sys.modules.pop("benchmarks.compare", None)
 
 
 def test_bench_times_the_steps_it_is_asked_for(comparison, capsys):
     assert main(["bench", "small-op", "--json", "kept.json"]) == 0
     printed = capsys.readouterr().out
-    assert "PyTorch is not installed: timing gmcore alone" in printed
+    assert all(f"{peer}: not measured, since" in printed for peer in ("PyTorch", "torch.compile", "JAX"))
     assert "\nsmall-op\n8-element multiply, forward + backward\n" in printed and "vae-step" not in printed
-    assert "\ngmcore " in printed and max(map(len, printed.splitlines())) <= 100
+    assert "\ngmcore, eager " in printed and max(map(len, printed.splitlines())) <= 100
     kept = json.loads(Path("kept.json").read_text())
-    assert kept["device"]["copy_rate"] == 1.0 and kept["versions"]["torch"] is None
+    assert kept["device"]["copy_rate"] == 1.0 and "torch" not in kept["versions"]
     assert kept["cases"].keys() == {"small-op"}
-    assert kept["cases"]["small-op"]["contenders"]["gmcore"]["seconds"]["median"] > 0
+    assert kept["cases"]["small-op"]["contenders"]["gmcore, eager"]["seconds"]["median"] > 0
 
 
 def test_bench_runs_every_step_by_default(comparison, capsys, monkeypatch):
-    compare = importlib.import_module("benchmarks.compare")
-    assert compare.CASES.keys() == workloads.STEPS.keys()
-    for name in compare.CASES:
-        monkeypatch.setitem(compare.CASES, name, lambda: {"gmcore": int})
+    for name, step in workloads.STEPS.items():
+        monkeypatch.setitem(workloads.STEPS, name, step._replace(make=workloads.small_op))
     assert main(["bench"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line in workloads.STEPS] == list(workloads.STEPS)
     assert max(map(len, printed)) <= 100
+
+
+def test_bench_measures_memory(comparison, capsys, monkeypatch):
+    figures = {"gmcore, eager": {"held": 1, "peak": 2}}
+    monkeypatch.setattr(memory, "_measure_apart", lambda name, contender: figures[contender])
+    assert main(["bench", "vae-step", "--memory", "--json", "kept.json"]) == 0
+    assert "vae-step            gmcore, eager" in capsys.readouterr().out
+    assert json.loads(Path("kept.json").read_text())["memory"] == {"vae-step": figures}
 
 
 def test_bench_refuses_an_unknown_step_and_an_installation_without_source(comparison, capsys, monkeypatch):

@@ -1,0 +1,57 @@
+"""Every peer makes gmcore's steps: the same losses, gradients or parameters from the same numbers."""
+
+import pytest
+
+from benchmarks import compare, peers
+from benchmarks.workloads import STEPS
+from gmkernels import pool
+
+torch_steps = pytest.mark.parametrize("name", STEPS)
+compiled_steps = pytest.mark.parametrize("name", peers.STEPS_OF["JAX"])
+
+
+def agrees(contender, name):
+    workload = STEPS[name].make()
+    step, array = peers.make(contender, name, workload), peers.library(contender).array
+    compare.check(name, contender, compare.outcome(workload, workload), compare.outcome(step, workload, array))
+    step()  # with noise of its own
+
+
+@pytest.fixture
+def torch():
+    """PyTorch, whose settings are put back."""
+    torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
+    threads = torch.get_num_threads()
+    yield torch
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@torch_steps
+def test_torch(tiny, torch, name):
+    agrees("PyTorch", name)
+
+
+@pytest.mark.slow
+@compiled_steps
+def test_compiled_torch(tiny, torch, name):
+    agrees("torch.compile", name)
+
+
+@pytest.mark.slow
+@compiled_steps
+def test_jax(tiny, name):
+    pytest.importorskip("jax", reason="JAX, a peer, is not installed")
+    agrees("JAX", name)
+
+
+def test_sklearn(tiny):
+    pytest.importorskip("sklearn", reason="scikit-learn, a peer, is not installed")
+    agrees("scikit-learn", "cd-step")
+
+
+def test_torch_has_our_threads_and_flushes_denormals(torch):
+    library = peers.library("PyTorch")
+    assert not library.flushes_denormals()
+    library.configure()
+    assert torch.get_num_threads() == pool.get_num_threads() and library.flushes_denormals()
