@@ -45,7 +45,7 @@ setup(
         "mkl": ["mkl>=2024"],
         "mpi": ["mpi4py>=4"],
         "test": TEST,
-        "peers": ["torch>=2.4", "jax>=0.4.30", "scikit-learn>=1.4"],
+        "peers": ["torch>=2.13", "jax>=0.10", "scikit-learn>=1.9"],
     },
     entry_points={"console_scripts": ["gmcore = gmcore.cli:main"]},
     classifiers=[

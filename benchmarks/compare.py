@@ -54,10 +54,10 @@ def contenders(name: str) -> list[str]:
     return [*ours, *peers.contenders(name)]
 
 
-def build(name: str, contender: str, workload: Workload) -> Callable[..., Any]:
-    """A contender's step from the beginning; of gmcore's, with a model of its own."""
+def build(name: str, contender: str, workload: Workload, sizes: Mapping[str, int] = {}) -> Callable[..., Any]:
+    """A contender's step from the beginning of a workload of these sizes; of gmcore's, with a model of its own."""
     if contender in OURS:
-        return OURS[contender](STEPS[name].make())
+        return OURS[contender](STEPS[name].make(**sizes))
     return peers.make(contender, name, workload)
 
 

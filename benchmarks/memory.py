@@ -1,10 +1,11 @@
 """Peak memory of the steps, gmcore's and the peers': what `gmcore bench --memory` runs.
 
-Every contender makes its steps in a process of its own. What is resident once its library is imported and has compiled
-something, and once the numbers of the step exist, counts for nothing. Beyond that,
+Every contender makes its steps in a process of its own. What is resident once it has made the same step at a small
+size, so that its library, its compiler and its threads are there, and once the numbers of the step exist, counts for
+nothing. Beyond that,
 
     held   what is resident between two steps: the contender's own copy of weights and batch, the state of the
-           optimiser, planned buffers, compiled code, and what its compiler has left behind
+           optimiser, planned buffers, code compiled for these sizes
     peak   the most that is resident in later steps (VmHWM of /proc/self/status, reset before them)
 
 both after as many steps as it takes to compile or capture. Free pages are given back to the system before a reading.
@@ -18,12 +19,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import compare, peers
-from benchmarks.workloads import STEPS
+from benchmarks.workloads import STEPS, Workload
 from gmcore.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,14 +47,17 @@ def _settled() -> int:
 
 def measure_here(name: str, contender: str) -> dict[str, int]:
     """Held and peak bytes of a contender's step, in a process that has done nothing else."""
+
+    def started(sizes: Mapping[str, int], workload: Workload) -> Callable[..., Any]:
+        step = compare.build(name, contender, workload, sizes)
+        for _ in range(compare.WARM_UP):
+            step()
+        return step
+
+    started(STEPS[name].small, STEPS[name].make(**STEPS[name].small))
     workload = STEPS[name].make()
-    if contender in peers.LIBRARIES:
-        peers.library(contender).configure()
-        peers.library(contender).first_use(contender)
     before = _settled()
-    step = compare.build(name, contender, workload)
-    for _ in range(compare.WARM_UP):
-        step()
+    step = started({}, workload)
     held = _settled() - before
     CLEAR_REFS.write_text("5")
     for _ in range(MEASURED_STEPS):
@@ -67,7 +71,7 @@ def measure(names: Sequence[str]) -> dict[str, Any]:
         raise ArgumentError("--memory: needs /proc/self/clear_refs, which Linux has, to see the peak of a process")
     for contender, why in peers.absent().items():
         print(f"{contender}: not measured, since {why}")
-    print("MiB beyond what is resident after the import and with the numbers of the step\n")
+    print("MiB beyond what is resident after a small step and with the numbers of this one\n")
     print(f"{'step':<20}{'contender':<20}{'peak':>10}{'held':>10}", flush=True)
     found: dict[str, Any] = {}
     for name in names:

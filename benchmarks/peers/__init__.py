@@ -47,8 +47,7 @@ def library(contender: str) -> Any:
     """The module here of a contender.
 
     It has `configure()`, which sets threads and the treatment of denormals of the whole process; `make(contender, name,
-    workload)`, which makes a step; `array(a)`, which makes what a step takes for noise; `first_use(contender)`, after
-    which the library has loaded what it loads when it is needed; `flushes_denormals()`.
+    workload)`, which makes a step; `array(a)`, which makes what a step takes for noise; and `flushes_denormals()`.
     """
     return importlib.import_module(f"benchmarks.peers.{LIBRARIES[contender]}")
 

@@ -272,9 +272,5 @@ def make(contender: str, name: str, workload: Workload) -> Step:
     return STEPS[name](workload)
 
 
-def first_use(contender: str) -> None:
-    jax.jit(jax.grad(lambda x: jnp.tanh(x).sum()))(jnp.zeros(8))
-
-
 def flushes_denormals() -> bool:
     return not jax.jit(lambda x: x * 1e-10)(jnp.full(1 << 20, 1e-30)).any()

@@ -59,9 +59,5 @@ def make(contender: str, name: str, workload: Workload) -> Callable[..., Any]:
     return step
 
 
-def first_use(contender: str) -> None:
-    np.ones((8, 8), np.float32) @ np.ones((8, 8), np.float32)
-
-
 def flushes_denormals() -> bool:
     return not (np.full(1 << 20, 1e-30, np.float32) * np.float32(1e-10)).any()

@@ -290,11 +290,6 @@ def make(contender: str, name: str, workload: Workload) -> Step:
 array = torch.tensor
 
 
-def first_use(contender: str) -> None:
-    function = torch.compile(torch.tanh) if contender == "torch.compile" else torch.tanh
-    function(torch.zeros(8, requires_grad=True)).sum().backward()
-
-
 def flushes_denormals() -> bool:
     """On all threads."""
     return not (torch.full((1 << 20,), 1e-30) * 1e-10).any()

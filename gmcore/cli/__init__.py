@@ -25,7 +25,7 @@ COMMANDS = {
     "models": (models, "list the models and their settings"),
     "kernels": (kernels, "list the kernels and their backends, or explain one"),
     "explain": (explain, "show the tape and gradient program of a model's training step, or an operation"),
-    "bench": (bench, "time training steps beside PyTorch, from a checkout"),
+    "bench": (bench, "time training steps beside PyTorch, JAX and scikit-learn, from a checkout"),
     "doctor": (doctor, "report versions, threads, caches and optional packages"),
 }
 

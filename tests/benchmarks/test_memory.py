@@ -18,18 +18,25 @@ def touched(mib):
 
 
 def test_held_and_peak_of_known_arrays(tiny, monkeypatch):
-    kept = []
+    sizes_made = []
 
-    def step():
-        if not kept:
-            touched(100)  # what only a first step needs is neither held nor in the peak
-            kept.append(touched(20))
-        touched(40)
+    def build(name, contender, workload, sizes):
+        sizes_made.append(sizes)
+        kept = []
 
-    monkeypatch.setattr(compare, "build", lambda name, contender, workload: step)
-    found = memory.measure_here("small-op", compare.EAGER)
-    assert found["held"] == pytest.approx(20 * MIB, abs=4 * MIB)
-    assert found["peak"] == pytest.approx(60 * MIB, abs=4 * MIB)
+        def step():
+            if not kept:
+                touched(50)  # what only a first step needs is neither held nor in the peak
+                kept.append(touched(10))
+            touched(20)
+
+        return step
+
+    monkeypatch.setattr(compare, "build", build)
+    found = memory.measure_here("mlp-step", compare.EAGER)
+    assert found["held"] == pytest.approx(10 * MIB, abs=4 * MIB)
+    assert found["peak"] == pytest.approx(30 * MIB, abs=4 * MIB)
+    assert sizes_made == [tiny["mlp-step"].small, {}]
 
 
 def test_a_contender_that_fails_in_its_process_is_named(monkeypatch, capsys):
