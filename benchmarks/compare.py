@@ -57,7 +57,8 @@ def contenders(name: str) -> list[str]:
 def build(name: str, contender: str, workload: Workload, sizes: Mapping[str, int] = {}) -> Callable[..., Any]:
     """A contender's step from the beginning of a workload of these sizes; of gmcore's, with a model of its own."""
     if contender in OURS:
-        return OURS[contender](STEPS[name].make(**sizes))
+        own = STEPS[name].make(**sizes)
+        return OURS[contender](own._replace(data=(), weights={}, noise=((), ())))  # of `workload`: held once, not twice
     return peers.make(contender, name, workload)
 
 
