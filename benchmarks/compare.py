@@ -43,6 +43,7 @@ class Disagreement(GmcoreError):
 
 
 OURS: dict[str, Callable[[Workload], Workload]] = {
+    "gmcore, captured": lambda workload: workload._replace(step=gmcore.capture(workload.step)),
     EAGER: lambda workload: workload,
 }
 """The forms in which gmcore makes a step."""

@@ -49,7 +49,7 @@ def test_a_peer_that_cannot_run_is_left_out_by_name(rivals):
     rivals |= {"PyTorch": same, "torch.compile": broken}
     case = compare.Case(NAME)
     assert case.absent == {"JAX": "jax is not installed", "torch.compile": "RuntimeError: no compiler"}
-    assert [*case.steps] == [compare.EAGER, "PyTorch"]
+    assert [*case.steps] == [*compare.OURS, "PyTorch"]
 
 
 def test_a_peer_that_computes_something_else_stops_the_comparison(rivals):
