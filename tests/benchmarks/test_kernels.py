@@ -1,0 +1,59 @@
+"""Every kernel is measured, at a size that its spec takes, and its floor claims no more work than its code does."""
+
+import numpy as np
+import pytest
+
+from benchmarks import instructions, kernels
+from gmkernels import bench, registry
+from gmkernels.cost import Device
+
+
+def test_every_kernel_has_a_size_at_which_it_is_measured():
+    ours = [name for name, spec in registry.specs().items() if type(spec).__module__ == "gmkernels.registry"]
+    shipped = [name for name in ours if not name.startswith("test_")]
+    assert set(shipped) <= set(kernels.CASES), "give it a call in benchmarks/kernels.py"
+
+
+def test_calls_fit_their_specs():
+    for name, call in kernels.CASES.items():
+        spec, (inputs, attrs, updated) = registry.specs()[name], call()
+        outputs = spec.infer(*inputs, **attrs)
+        assert bool(updated) == spec.updates, name
+        assert all(np.dtype(dtype).itemsize for _, dtype in outputs)
+        cost = spec.cost(*inputs, **attrs)
+        assert cost.bytes > 0 and cost.flops + cost.slots > 0, name
+        floats = {a.dtype.name for a in registry._flat(inputs) if a.dtype.kind == "f"}
+        assert floats <= {"float32", "float64"}, name
+        if spec.draws:
+            assert any(a is kernels.KEY for a in inputs), name
+
+
+def test_table_fits_100_columns_and_names_what_bounds_a_kernel(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure_cpu", lambda: Device("test", 1e9, 1e9, 1e9))
+    monkeypatch.setattr(bench, "least_time", lambda call, seconds: 0.125)
+    figures = kernels.measure(["iwae_bound_backward", "matmul", "dropout"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) == 4
+    assert [line.rpartition(" ")[2] for line in lines[1:]] == ["copy", "product", "slots"]
+    matmul = figures["matmul"]
+    assert matmul["flops"] == 2 * 1000 * 200 * 784 and matmul["floor"] == pytest.approx(matmul["flops"] / 1e9)
+    assert matmul["share"] == pytest.approx(matmul["floor"] / 0.125)
+    assert "1000x200 200x784" in lines[2] and "125 ms" in lines[2] and "251%" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "-"), (7, "7"), (999, "999"), (1000, "1.00k"), (999_600, "1.00M"), (2.5e7, "25.0M")]
+)
+def test_count(number, text):
+    assert kernels._count(number) == text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(instructions.unavailable() is not None, reason=str(instructions.unavailable()))
+def test_no_floor_counts_more_slots_than_the_code_executes():
+    # A vector instruction executes one slot of each of at most 16 float32 elements.
+    with instructions.counting() as count:
+        for name in kernels.CASES:
+            spec, example, call = kernels.prepare(name)
+            executed = 16 * count(call)
+            assert spec.cost(*example.inputs, **example.attrs).slots <= executed, name
