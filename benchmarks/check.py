@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import textwrap
 import time
@@ -99,8 +100,8 @@ def time_steps(names: Sequence[str], rounds: int = ROUNDS) -> Figures:
 def machine() -> str:
     """What ratios of steps belong to: the processor by name, its code, and the library of products."""
     name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        name = next((line.partition(":")[2].strip() for line in info.open() if line.startswith("model name")), name)
+    if (info := Path("/proc/cpuinfo")).exists() and (found := re.search(r"model name\s*: (.*)", info.read_text())):
+        name = found[1]
     return f"{name}, {instructions.target()}, NumPy {np.__version__}, {blas.describe().partition(' (')[0]}"
 
 

@@ -1,5 +1,7 @@
 """Every kernel is measured, at a size that its spec takes, and its floor claims no more work than its code does."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -8,29 +10,34 @@ from gmkernels import bench, registry
 from gmkernels.cost import Device
 
 
+@pytest.fixture
+def hollow(monkeypatch):
+    """Calls whose arrays have the shapes they have, and ones for numbers: half a second saved."""
+    for name in ("_normal", "_positive", "_probabilities", "_bits"):
+        monkeypatch.setattr(kernels, name, lambda *shape: np.broadcast_to(np.float32(1), shape))
+
+
 def test_every_kernel_has_a_size_at_which_it_is_measured():
-    ours = [name for name, spec in registry.specs().items() if type(spec).__module__ == "gmkernels.registry"]
-    shipped = [name for name in ours if not name.startswith("test_")]
-    assert set(shipped) <= set(kernels.CASES), "give it a call in benchmarks/kernels.py"
+    shipped = [name for name, spec in registry.specs().items() if find_spec(f"gmkernels.{spec.family}") is not None]
+    assert sorted(shipped) == sorted(kernels.CASES), (
+        "each kernel needs a call in benchmarks/kernels.py, and each call one"
+    )
 
 
-def test_calls_fit_their_specs():
+def test_calls_fit_their_specs(hollow):
     for name, call in kernels.CASES.items():
         spec, (inputs, attrs, updated) = registry.specs()[name], call()
-        outputs = spec.infer(*inputs, **attrs)
-        assert bool(updated) == spec.updates, name
-        assert all(np.dtype(dtype).itemsize for _, dtype in outputs)
+        spec.infer(*inputs, **attrs)  # raises where they do not
         cost = spec.cost(*inputs, **attrs)
         assert cost.bytes > 0 and cost.flops + cost.slots > 0, name
-        floats = {a.dtype.name for a in registry._flat(inputs) if a.dtype.kind == "f"}
-        assert floats <= {"float32", "float64"}, name
-        if spec.draws:
-            assert any(a is kernels.KEY for a in inputs), name
+        assert bool(updated) == spec.updates, name
+        assert any(a is kernels.KEY for a in inputs) == spec.draws, name
 
 
-def test_table_fits_100_columns_and_names_what_bounds_a_kernel(monkeypatch, capsys):
+def test_table_fits_100_columns_and_names_what_bounds_a_kernel(hollow, monkeypatch, capsys):
     monkeypatch.setattr(bench, "measure_cpu", lambda: Device("test", 1e9, 1e9, 1e9))
     monkeypatch.setattr(bench, "least_time", lambda call, seconds: 0.125)
+    monkeypatch.setattr(registry, "run", lambda *call, **outputs: ())
     figures = kernels.measure(["iwae_bound_backward", "matmul", "dropout"])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100 and len(lines) == 4

@@ -51,12 +51,26 @@ def test_cases_name_steps_and_sizes_that_they_take():
         assert len(case.sizes) >= 4 and list(case.sizes) == sorted(set(case.sizes)), name
 
 
-def test_a_measured_case_prints_within_100_columns_and_survives_json(monkeypatch, capsys):
-    monkeypatch.setitem(scaling.CASES, "bound", scaling.Case("iwae-bound", "rows", (300, 600, 1200)))
-    figures = scaling.measure(["bound"], seconds=0.0)
+def test_measured_cases_print_within_100_columns_and_survive_json(monkeypatch, capsys):
+    def keeps(size):
+        return lambda: np.ones(size, np.uint8)
+
+    def grows_late(size):
+        return lambda: np.ones(max(1 << 20, size), np.uint8)
+
+    monkeypatch.setattr(steps, "MAKE", {"plain": keeps, "late": grows_late})
+    sizes = (1 << 20, 1 << 21, 1 << 22)
+    monkeypatch.setattr(scaling, "CASES", {
+        "plain-size": scaling.Case("plain", "size", sizes),
+        "late-size": scaling.Case("late", "size", (1 << 18, 1 << 19, *sizes)),
+    })  # fmt: skip
+    figures = scaling.measure(["plain-size", "late-size"], seconds=0.0)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100 and lines[1].startswith("bound ")
-    assert json.loads(json.dumps(figures))["bound"]["sizes"] == [300, 600, 1200]
-    memory = figures["bound"]["peak_bytes"]
-    assert memory[0] > 4 * 50 * 300  # the gradient, at least
-    assert all("~" not in line for line in lines[1:2]) or any("no one exponent" in line for line in lines[2:])
+    assert max(map(len, lines)) <= 100
+    assert json.loads(json.dumps(figures))["plain-size"]["sizes"] == list(sizes)
+    exponent = figures["plain-size"]["fits"]["peak_bytes"]["exponent"]
+    assert exponent == pytest.approx(1.0, abs=0.01)  # a kilobyte beside the megabytes
+    (plain,), (late,) = ([line for line in lines if line.startswith(name)] for name in ("plain", "late"))
+    assert plain.endswith(" 1.00") and " 4.19 MB" in plain and "~" in late.split()[-1]
+    (note,) = [line for line in lines if line.startswith("    ~ memory")]
+    assert "0.00 at 262144, 1.00 at 4194304" in note
