@@ -1,9 +1,9 @@
-"""How many instructions the compiled code of a kernel's call executes: a figure that repeats exactly on any load.
+"""How many instructions the compiled code of a kernel's call executes: a figure that no load of the machine changes.
 
-No counter of the processor is needed, and nothing to install: the assembly of the block kernels, as LLVM gives it
-for this machine, gets a line at the head of each basic block that adds the block's length to a number in memory; it
-is assembled again and runs at a third of its speed in place of the original. Counted is what our code executes, on
-one thread: not the products inside BLAS, and not Python.
+It takes no counter of the processor, which a virtual machine may not have, and nothing to install: the assembly of
+the block kernels, as LLVM gives it for this machine, gets lines at the head of each basic block that add the block's
+length to a number in memory; assembled again, it runs in place of the original. Counted is what our own code executes,
+on one thread: not BLAS, not the C library, not Python.
 
 The assembly differs from one processor to the next and with the versions of Numba and LLVM, so a count belongs to a
 `target()`.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import steps
+from benchmarks.workloads import STEPS
 from gmkernels import bench, pool
 
 POOR = 0.10
@@ -108,11 +108,11 @@ def _measure(case: Case, seconds: float) -> dict[str, Any]:
     peaks, before = [], pool.get_num_threads()
     try:
         for size in case.sizes:
-            call = steps.MAKE[case.step](**{case.axis: size})
+            call = STEPS[case.step].make(**{case.axis: size})
             for threads, found in times.items():
                 pool.set_num_threads(threads)
                 found.append(bench.least_time(call, seconds))
-            peaks.append(peak_memory(steps.MAKE[case.step](**{case.axis: size})))
+            peaks.append(peak_memory(STEPS[case.step].make(**{case.axis: size})))
     finally:
         pool.set_num_threads(before)
     measured = {f"seconds_{threads}_threads": found for threads, found in times.items()} | {"peak_bytes": peaks}

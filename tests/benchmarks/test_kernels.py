@@ -31,7 +31,7 @@ def test_calls_fit_their_specs(hollow):
         cost = spec.cost(*inputs, **attrs)
         assert cost.bytes > 0 and cost.flops + cost.slots > 0, name
         assert bool(updated) == spec.updates, name
-        assert any(a is kernels.KEY for a in inputs) == spec.draws, name
+        assert not spec.draws or any(a is kernels.KEY for a in inputs), name
 
 
 def test_table_fits_100_columns_and_names_what_bounds_a_kernel(hollow, monkeypatch, capsys):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import scaling, steps
+from benchmarks import scaling
+from benchmarks.workloads import STEPS, Step
 
 SIZES = [10, 20, 40, 80]
 
@@ -47,7 +48,7 @@ def test_what_a_call_keeps_for_the_next_is_counted():
 
 def test_cases_name_steps_and_sizes_that_they_take():
     for name, case in scaling.CASES.items():
-        assert case.axis in steps.MAKE[case.step].__annotations__, name
+        assert case.axis in STEPS[case.step].make.__annotations__, name
         assert len(case.sizes) >= 4 and list(case.sizes) == sorted(set(case.sizes)), name
 
 
@@ -58,7 +59,8 @@ def test_measured_cases_print_within_100_columns_and_survive_json(monkeypatch, c
     def grows_late(size):
         return lambda: np.ones(max(1 << 20, size), np.uint8)
 
-    monkeypatch.setattr(steps, "MAKE", {"plain": keeps, "late": grows_late})
+    made = {name: Step(name, 1.0, make) for name, make in (("plain", keeps), ("late", grows_late))}
+    monkeypatch.setattr(scaling, "STEPS", made)
     sizes = (1 << 20, 1 << 21, 1 << 22)
     monkeypatch.setattr(scaling, "CASES", {
         "plain-size": scaling.Case("plain", "size", sizes),
