@@ -137,9 +137,8 @@ def counting() -> Iterator[Callable[[Call], int]]:
         call()
         return int(counter[0])
 
-    kernels = [thing for thing in gc.get_objects() if type(thing) is pool.BlockKernel]
-    originals = [kernel._compiled for kernel in kernels]
-    for kernel in kernels:
+    originals = {kernel: kernel._compiled for kernel in _block_kernels()}
+    for kernel in originals:
         kernel._compiled = {}
     pool._entry_point = lambda *arguments: _counted(compile_block(*arguments), counter.ctypes.data)
     pool.set_num_threads(1)  # threads would add to one number
@@ -148,5 +147,9 @@ def counting() -> Iterator[Callable[[Call], int]]:
     finally:
         pool._entry_point = compile_block
         pool.set_num_threads(threads)
-        for kernel, original in zip(kernels, originals, strict=True):
-            kernel._compiled = original
+        for kernel in _block_kernels():  # more than before: modules are imported at their first call
+            kernel._compiled = originals.get(kernel, {})
+
+
+def _block_kernels() -> list[pool.BlockKernel]:
+    return [thing for thing in gc.get_objects() if type(thing) is pool.BlockKernel]

@@ -60,6 +60,8 @@ def test_a_kernel_gives_the_same_bits_and_counts_grow_with_the_work():
     square(16, x, plain)
     original = square._compiled
     with instructions.counting() as count:
+        made_meanwhile = pool.block_kernel(square.__wrapped__)
+        made_meanwhile(16, x, plain)
         assert pool.get_num_threads() == 1
         counts = [count(lambda blocks=blocks: square(blocks, x, counted)) for blocks in (4, 8, 12, 12)]
         assert count(lambda: None) == 0
@@ -67,6 +69,7 @@ def test_a_kernel_gives_the_same_bits_and_counts_grow_with_the_work():
     np.testing.assert_array_equal(counted, plain)
     assert counts[0] > 0 and counts[1] == 2 * counts[0] and counts[2] == counts[3] == 3 * counts[0]
     assert square._compiled is original
+    assert not made_meanwhile._compiled  # nothing goes on counting into memory that is gone
 
 
 def test_the_target_names_processor_and_compiler():
