@@ -9,6 +9,7 @@ a whole block down cancels.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gmkernels import pool
-from gmkernels.cost import Device
+from gmkernels.cost import Cost, Device
+from gmkernels.elementary import fma
 from gmkernels.registry import KernelError, KernelSpec, _flat, run, select
 
 Call = Callable[[], object]
@@ -57,10 +59,20 @@ def _times(call: Call, duration: float, least: int, synchronize: Call = _no_wait
     return found
 
 
-def _best_time(call: Call) -> float:
-    """Least time of a call in seconds: what the machine can do when nothing else wants it."""
+def least_time(call: Call, seconds: float = 0.3) -> float:
+    """Least time of a call: what the machine can do when nothing else wants it.
+
+    Parameters
+    ----------
+    call : what to time, without arguments.
+    seconds : length of the measurement.
+
+    Returns
+    -------
+    Seconds of one call.
+    """
     call()  # compiles
-    return min(_times(call, 0.3, 5)) * 1e-9
+    return min(_times(call, seconds, 5)) * 1e-9
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -70,7 +82,7 @@ def _best_time(call: Call) -> float:
 _COPY_BYTES = 1 << 26  # of each of the two arrays: beyond the caches
 _COPY_BLOCK = 1 << 16
 _PRODUCT_SIZE = 1024
-_POLYNOMIAL_TILE, _POLYNOMIAL_PASSES, _POLYNOMIAL_SLOTS = 2048, 64, 19
+_POLYNOMIAL_TILE, _POLYNOMIAL_PASSES, _POLYNOMIAL_SLOTS = 2048, 64, 18
 
 
 @pool.block_kernel
@@ -79,15 +91,24 @@ def _copy(block, x, y):  # type: ignore[no-untyped-def]
     y[low : low + _COPY_BLOCK] = x[low : low + _COPY_BLOCK]
 
 
+@pool.jitable
+def _four_polynomials(tile, a, b):  # type: ignore[no-untyped-def]
+    # Enough independent arithmetic on an element to hide its load, its store and the latency.
+    pool.long_loop()
+    for i in range(tile.size):
+        t = tile[i]
+        p = fma(fma(fma(fma(t, a, b), a, b), b, a), a, b)
+        q = fma(fma(fma(fma(t, b, b), a, b), b, a), b, b)
+        r = fma(fma(fma(fma(t, a, a), a, b), b, a), a, a)
+        s = fma(fma(fma(fma(t, b, a), b, b), b, a), a, b)
+        tile[i] = fma(p, q, r * s)
+
+
 @pool.block_kernel
 def _polynomial(block, factors, x):  # type: ignore[no-untyped-def]
-    # On a tile that stays in the L1 cache, enough independent arithmetic to hide loads, stores and latency.
-    tile = x[block * _POLYNOMIAL_TILE : (block + 1) * _POLYNOMIAL_TILE]
-    a, b = factors[0], factors[1]
+    tile = x[block * _POLYNOMIAL_TILE : (block + 1) * _POLYNOMIAL_TILE]  # stays in the L1 cache
     for _ in range(_POLYNOMIAL_PASSES):
-        for i in range(tile.size):
-            t = tile[i]
-            tile[i] = ((t * a + b) * a + b) * ((t * b + a) * b + a) + ((t * a + a) * b + b) * ((t * b + b) * a + a)
+        _four_polynomials(tile, factors[0], factors[1])
 
 
 @functools.cache
@@ -96,7 +117,7 @@ def measure_cpu() -> Device:
 
     The copy rate counts bytes read and bytes written, of arrays beyond the caches: a kernel whose arrays fit
     into a cache can beat it. The product rate is that of `matmul` as the registry runs it. The slot rate counts
-    multiplications and additions of a vectorised loop in the L1 cache, with the compiler's registers.
+    fused multiply-adds, one slot each, of a loop of the widest vectors in the L1 cache.
 
     Returns
     -------
@@ -106,21 +127,37 @@ def measure_cpu() -> Device:
 
     x = np.ones(_COPY_BYTES // 4, np.float32)
     y = np.empty_like(x)
-    copy = _best_time(lambda: _copy(x.size // _COPY_BLOCK, x, y))
+    copy = least_time(lambda: _copy(x.size // _COPY_BLOCK, x, y))
 
     a = np.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), np.float32)
     c = np.empty_like(a)
-    product = _best_time(lambda: run(MATMUL, (a, a), outputs=(c,)))
+    product = least_time(lambda: run(MATMUL, (a, a), outputs=(c,)))
 
     factors = np.array([0.5, 0.25], np.float32)
     tiles = np.ones(8 * pool.get_num_threads() * _POLYNOMIAL_TILE, np.float32)
-    polynomial = _best_time(lambda: _polynomial(tiles.size // _POLYNOMIAL_TILE, factors, tiles))
+    polynomial = least_time(lambda: _polynomial(tiles.size // _POLYNOMIAL_TILE, factors, tiles))
 
     return Device(
         f"cpu x{pool.get_num_threads()} (measured)",
         copy_rate=2 * _COPY_BYTES / copy,
         product_rate=2 * _PRODUCT_SIZE**3 / product,
         slot_rate=tiles.size * _POLYNOMIAL_PASSES * _POLYNOMIAL_SLOTS / polynomial,
+    )
+
+
+def describe_load() -> str | None:
+    """A sentence that says so if other processes want the processors now, or None: times would tell little.
+
+    Returns
+    -------
+    str, or None also where the system does not tell its load.
+    """
+    processors = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < 0.5 * processors:
+        return None
+    return (
+        f"{load:.1f} processes want {processors} processors: times and shares of the floor are those of a busy machine"
     )
 
 
@@ -242,8 +279,11 @@ class KernelReport:
     op: str
     backend: str
     device: Device
+    cost: Cost
     seconds: float
     floor: float
+    bound: str
+    """The part of the cost that makes the floor: ``"copy"``, ``"product"`` or ``"slots"``."""
     elements: int
     """Size of the call, by the spec."""
 
@@ -261,12 +301,16 @@ class KernelReport:
         arrays = list(_flat(inputs))
         itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
         device = measure_cpu()
+        cost = spec.cost(*inputs, **attrs)
+        times = device.times(cost, itemsize)
         return cls(
             op=spec.name,
             backend=select(spec, inputs, attrs, backend).backend,
             device=device,
+            cost=cost,
             seconds=seconds,
-            floor=device.floor(spec.cost(*inputs, **attrs), itemsize),
+            floor=device.floor(cost, itemsize),
+            bound=max(times, key=lambda part: times[part]),
             elements=spec.size(*inputs, **attrs) if spec.size else max((a.size for a in arrays), default=0),
         )
 

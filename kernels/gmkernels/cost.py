@@ -64,12 +64,26 @@ class Device:
         -------
         max(bytes / copy_rate, flops / product_rate, slots / slot_rate), the latter rates times `wide_factor` if wide.
         """
+        return max(self.times(cost, itemsize).values())
+
+    def times(self, cost: Cost, itemsize: int = 4) -> dict[str, float]:
+        """Seconds that the parts of `cost` take, each as if it were alone; the longest is what bounds a call.
+
+        Parameters
+        ----------
+        cost : the work of a call.
+        itemsize : bytes of an element.
+
+        Returns
+        -------
+        dict: ``"copy"``, ``"product"`` and ``"slots"`` -> seconds.
+        """
         factor = 1.0 if itemsize <= 4 else self.wide_factor
-        return max(
-            cost.bytes / self.copy_rate,
-            cost.flops / (self.product_rate * factor),
-            cost.slots / (self.slot_rate * factor),
-        )
+        return {
+            "copy": cost.bytes / self.copy_rate,
+            "product": cost.flops / (self.product_rate * factor),
+            "slots": cost.slots / (self.slot_rate * factor),
+        }
 
 
 @cache

@@ -27,11 +27,11 @@ def _backward_infer(g: Array, x: Array, *, negative_slope: float) -> Layout:
 
 
 def _leaky_cost(x: Array, *, negative_slope: float) -> Cost:
-    return Cost(2 * x.nbytes, 0, 3 * x.size)
+    return Cost(2 * x.nbytes, 0, 2 * x.size)
 
 
 def _backward_cost(g: Array, x: Array, *, negative_slope: float) -> Cost:
-    return Cost(3 * x.nbytes, 0, 3 * x.size)
+    return Cost(3 * x.nbytes, 0, 2 * x.size)
 
 
 def _leaky_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:

@@ -13,6 +13,8 @@ from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
 
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "relu", "softplus")
 _ACTIVATION_SLOTS = {"identity": 1, "tanh": 16, "sigmoid": 16, "relu": 1, "softplus": 32}
+_DERIVATIVE_SLOTS = {"identity": 0, "tanh": 2, "sigmoid": 3, "relu": 2, "softplus": 16}
+"""Of the product of a gradient and the derivative, from the activation's value."""
 
 
 def _describe(**arrays: Array) -> str:
@@ -163,7 +165,7 @@ def _backward_workspace(g: Array, y: Array, *, activation: str) -> Layout:
 
 def _backward_cost(g: Array, y: Array, *, activation: str) -> Cost:
     read = 1 if activation == "identity" else 2
-    return Cost(g.itemsize * (read + 1) * g.size, 0, (2 + _ACTIVATION_SLOTS[activation]) * g.size)
+    return Cost(g.itemsize * (read + 1) * g.size, 0, (2 + _DERIVATIVE_SLOTS[activation]) * g.size)
 
 
 def _backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:

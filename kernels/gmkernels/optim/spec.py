@@ -89,7 +89,7 @@ def _update(
 
     def cost(arrays: tuple[Array, ...], hyper: Array) -> Cost:
         moved = 3.0 + 2.0 * len(states)  # the input is read, the parameter and each state are read and written
-        return Cost(sum(moved * a.nbytes for a in arrays), 0, 8.0 * (1 + len(states)) * _size(arrays))
+        return Cost(sum(moved * a.nbytes for a in arrays), 0, 4.0 * (1 + len(states)) * _size(arrays))
 
     def examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
         for shapes in _SHAPES:

@@ -1,0 +1,227 @@
+"""Did a kernel or a step get slower? `python -m benchmarks.check [--table] [--update] [NAME ...]`
+
+Two figures that a busy machine hardly changes are compared with those kept in `benchmarks/baseline.json`:
+
+- the instructions that each kernel's compiled code executes at the size of `kernels.CASES` (see `instructions`);
+- the time of each step, eager and captured, over that of a fixed piece of NumPy's work beside it (`reference`): the
+  least processor time of one thread, over short blocks of both in turn.
+
+Prints a line for each that is worse by more than a margin, and then ends with status 1. A baseline belongs to a
+processor and to the versions of what makes its code; on another one nothing is compared, and the check says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import instructions, kernels
+from benchmarks.compare import OURS, WARM_UP, contenders
+from benchmarks.workloads import STEPS
+from gmcore.errors import GmcoreError, unknown_name
+from gmcore.io import write_atomically
+from gmkernels import blas, pool
+
+BASELINE = Path(__file__).with_name("baseline.json")
+COMMAND = "python -m benchmarks.check"
+INSTRUCTIONS_MARGIN = 0.03
+"""Counts repeat, but for kernels of short rows, where the distance of two arrays decides which version of a loop runs:
+those differ by up to 1.1 % from one allocation to the next."""
+STEPS_MARGIN = 0.25
+"""With ten other processes on two processors, ratios spread by up to 7 % over runs, and now and then one was 30 % high;
+such a step is measured again, up to `TRIES` times, for twice as long."""
+ROUNDS = 12
+TRIES = 3
+
+OURS_PREFIX = "gmcore, "
+
+Call = Callable[[], object]
+Figures = dict[str, float]
+
+
+def reference() -> Call:
+    """A product, elementary functions and a copy by NumPy: what a step does, without a line of our code."""
+    a = np.random.default_rng(0).standard_normal((384, 384), np.float32)
+    c, large = np.empty_like(a), np.ones(1 << 20, np.float32)
+    copy = np.empty_like(large)
+
+    def call() -> None:
+        np.matmul(a, a, out=c)
+        np.tanh(a, out=c)
+        np.exp(a, out=c)
+        np.copyto(copy, large)
+
+    return call
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------
+
+
+def count_instructions(names: Iterable[str]) -> Figures:
+    """Instructions of the kernels of these names."""
+    with instructions.counting() as count:
+        return {name: count(kernels.prepare(name)[2]) for name in names}
+
+
+def _least(call: Call, seconds: float) -> float:
+    """Least processor time of this thread in a call, of those of `seconds`."""
+    least, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.thread_time()
+        call()
+        least = min(least, time.thread_time() - start)
+        if time.perf_counter() > end:
+            return least
+
+
+def steps() -> list[str]:
+    """Each step in each form that gmcore has for it: ``"vae-step eager"``."""
+    return [f"{name} {form.removeprefix(OURS_PREFIX)}" for name in STEPS for form in OURS if form in contenders(name)]
+
+
+def _step(name: str) -> Call:
+    step, _, form = name.partition(" ")
+    return OURS[OURS_PREFIX + form](STEPS[step].make())
+
+
+def time_steps(names: Sequence[str], rounds: int = ROUNDS) -> Figures:
+    """Time of the steps of these names over that of `reference`, on one thread."""
+    threads = pool.get_num_threads()
+    pool.set_num_threads(1)
+    try:
+        with blas.single_threaded():
+            calls = {"reference": reference(), **{name: _step(name) for name in names}}
+            for call in calls.values():
+                for _ in range(WARM_UP):
+                    call()
+            least = dict.fromkeys(calls, float("inf"))
+            for _ in range(rounds):
+                for name, call in calls.items():
+                    least[name] = min(least[name], _least(call, 0.02))
+    finally:
+        pool.set_num_threads(threads)
+    return {name: least[name] / least["reference"] for name in names}
+
+
+def machine() -> str:
+    """What ratios of steps belong to: the processor by name, its code, and the library of products."""
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists() and (found := re.search(r"model name\s*: (.*)", info.read_text())):
+        name = found[1]
+    return f"{name}, {instructions.target()}, NumPy {np.__version__}, {blas.describe().partition(' (')[0]}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Comparing
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """A figure beside its baseline, which is None where there is none."""
+
+    name: str
+    before: float | None
+    now: float
+    margin: float
+
+    @property
+    def worse(self) -> bool:
+        return self.before is not None and self.now > self.before * (1 + self.margin)
+
+    @property
+    def better(self) -> bool:
+        return self.before is not None and self.now < self.before * (1 - self.margin)
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.name:<30} {'-':>14} {self.now:>14.6g}  no baseline"
+        verdict = "  WORSE" if self.worse else "  better" if self.better else ""
+        change = self.now / self.before - 1
+        return f"{self.name:<30} {self.before:>14.6g} {self.now:>14.6g} {change:>+8.1%}{verdict}"
+
+
+def compare(before: Mapping[str, float], now: Mapping[str, float], margin: float) -> list[Change]:
+    """Each figure of `now` beside that of `before`."""
+    return [Change(name, before.get(name), figure, margin) for name, figure in now.items()]
+
+
+def _report(what: str, unit: str, belongs_to: str, changes: Sequence[Change], known: bool, table: bool) -> bool:
+    """Print what was found; whether something is worse."""
+    if known:
+        worse, better = sum(c.worse for c in changes), sum(c.better for c in changes)
+        new = sum(c.before is None for c in changes)
+        print(f"{what}, by {unit}: {worse} of {len(changes)} worse than the baseline by more than "
+              f"{changes[0].margin:.0%}, {better} better" + f", {new} without one" * bool(new))  # fmt: skip
+    else:
+        why = (
+            f"{what}: NOT CHECKED: there is no baseline for {belongs_to}. "
+            f"To make one, run `{COMMAND} --update` here, with the code as it was."
+        )
+        print(textwrap.fill(why, 100, subsequent_indent="  "))
+    for change in changes:
+        if table or change.worse:
+            print(f"  {change}")
+    return any(change.worse for change in changes)
+
+
+def main(argv: Sequence[str] | None = None, file: Path = BASELINE) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a kernel or a step (default: all)")
+    parser.add_argument("--table", action="store_true", help="print every figure beside its baseline")
+    parser.add_argument("--update", action="store_true", help="make what is measured now the baseline")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in kernels.CASES and name not in STEPS:
+            raise unknown_name("kernel or step", name, [*kernels.CASES, *STEPS])
+    named = set(arguments.names or [*kernels.CASES, *STEPS])
+    chosen_kernels = [name for name in kernels.CASES if name in named]
+    chosen_steps = [name for name in steps() if name.partition(" ")[0] in named]
+    kept = json.loads(file.read_text()) if file.exists() else {"instructions": {}, "steps": {}}
+    worse = False
+
+    if chosen_kernels and (reason := instructions.unavailable()):
+        print(f"kernels: NOT CHECKED: {reason}")
+    elif chosen_kernels:
+        key = instructions.target()
+        before = kept["instructions"].get(key, {})
+        now = count_instructions(chosen_kernels)
+        changes = compare(before, now, INSTRUCTIONS_MARGIN)
+        worse |= _report("kernels", "instructions", key, changes, bool(before), arguments.table)
+        kept["instructions"][key] = before | now if arguments.names else now
+
+    if chosen_steps:
+        key = machine()
+        before = kept["steps"].get(key, {})
+        now = time_steps(chosen_steps)
+        changes = compare(before, now, STEPS_MARGIN)
+        for _ in range(TRIES - 1):  # others on the machine make a step slower, never faster: look again
+            if suspects := [c.name for c in changes if c.worse]:
+                now |= {name: min(now[name], ratio) for name, ratio in time_steps(suspects, 2 * ROUNDS).items()}
+                changes = compare(before, now, STEPS_MARGIN)
+        worse |= _report("steps", "time over NumPy's", key, changes, bool(before), arguments.table)
+        kept["steps"][key] = before | now if arguments.names else now
+
+    if arguments.update:
+        write_atomically(file, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+        print(f"written: {file}")
+    elif worse:
+        sys.exit(f"slower than benchmarks/baseline.json says: mend it, or accept it with `{COMMAND} --update`")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GmcoreError as error:
+        sys.exit(f"check: {error}")

@@ -1,0 +1,76 @@
+"""Counted instructions are those that are executed, and counting changes nothing else."""
+
+import ctypes
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from benchmarks import instructions
+from gmkernels import pool
+
+pytestmark = pytest.mark.skipif(
+    instructions.unavailable() is not None, reason=f"nothing to test: {instructions.unavailable()}"
+)
+
+# f(n): 2 instructions, n times 3 in the loop, then 2 for an odd n or 4 for an even one: the carry that `shr` leaves is
+# read past a label, so a counter that touched the flags would take the wrong branch.
+BY_HAND = """\
+\t.text
+\t.globl f
+f:
+\tmovl $0, %eax
+\tmovq %rdi, %rdx
+.loop:
+\taddl $2, %eax   # a comment
+\tdecq %rdi
+\tjnz .loop
+\tshrq $1, %rdx
+.aligned:
+\tjc .odd
+\tnop
+\tretq
+.odd:
+\tretq
+\t.section .rodata,"a",@progbits
+.table:
+\t.quad .loop
+"""
+
+
+def test_counts_the_instructions_of_a_function_written_by_hand():
+    with instructions.counting():  # initialises LLVM
+        counter = np.zeros(1, np.int64)
+        engine = instructions.assemble(instructions.with_counter(BY_HAND, counter.ctypes.data))
+        f = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)(engine.get_function_address("f"))
+        for n, last in ((1, 3), (2, 4), (10, 4), (101, 3)):
+            counter[0] = 0
+            assert f(n) == 2 * n
+            assert counter[0] == 2 + 3 * n + last
+
+
+def test_a_kernel_gives_the_same_bits_and_counts_grow_with_the_work():
+    @pool.block_kernel
+    def square(block, x, y):
+        for i in range(block * 64, min((block + 1) * 64, x.size)):
+            y[i] = x[i] * x[i]
+
+    x = np.random.default_rng(0).standard_normal(1000)
+    plain, counted = np.empty_like(x), np.empty_like(x)
+    square(16, x, plain)
+    original = square._compiled
+    with instructions.counting() as count:
+        made_meanwhile = pool.block_kernel(square.__wrapped__)
+        made_meanwhile(16, x, plain)
+        assert pool.get_num_threads() == 1
+        counts = [count(lambda blocks=blocks: square(blocks, x, counted)) for blocks in (4, 8, 12, 12)]
+        assert count(lambda: None) == 0
+        square(16, x, counted)
+    np.testing.assert_array_equal(counted, plain)
+    assert counts[0] > 0 and counts[1] == 2 * counts[0] and counts[2] == counts[3] == 3 * counts[0]
+    assert square._compiled is original
+    assert not made_meanwhile._compiled  # nothing goes on counting into memory that is gone
+
+
+def test_the_target_names_processor_and_compiler():
+    assert llvm.get_host_cpu_name() in instructions.target() and "Numba 0." in instructions.target()
