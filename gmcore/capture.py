@@ -59,9 +59,19 @@ class Captured(Generic[P, R]):
     def programs(self) -> list[Program]:
         return list(self._programs.values())
 
+    @property
+    def state(self) -> str:
+        """How the step is run, in words."""
+        if self.refusal is not None:
+            return f"eager, since it cannot be repeated: {self.refusal}"
+        if not self._programs:
+            return "eager so far, to be recorded"
+        programs = self.programs
+        sizes = " and ".join(f"{len(p.instructions)} calls on {p.size / 1e6:.3g} MB" for p in programs)
+        return f"captured: {sizes}, planned once"
+
     def __repr__(self) -> str:
-        state = f"eager: {self.refusal}" if self.refusal else f"{len(self._programs)} programs"
-        return f"<captured {getattr(self._step, '__qualname__', self._step)}: {state}>"
+        return f"<{getattr(self._step, '__qualname__', self._step)}, {self.state}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # Inside a watch or another recording the step is to be seen as it is.

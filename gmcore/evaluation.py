@@ -22,7 +22,8 @@ class Event(NamedTuple):
     """What `fit` and `evaluate` tell their `progress` callback."""
 
     stage: str
-    """"step": a step was taken; "epoch": an epoch has ended; the name of a split: part of it was evaluated."""
+    """"step": a step was taken; "epoch": an epoch has ended; the name of a split: part of it was evaluated; "capture":
+    it was settled how steps are run."""
     epoch: int
     epochs: int
     done: int
@@ -32,6 +33,8 @@ class Event(NamedTuple):
     """Of the step that was taken. Converting it to a number waits for the device, so do that seldom."""
     line: Mapping[str, Any] | None = None
     """At the end of an epoch, its line in ``metrics.jsonl``."""
+    note: str | None = None
+    """How steps are run (`gmcore.capture`)."""
 
 
 Progress = Callable[[Event], None]

@@ -214,11 +214,15 @@ class _Training:
             group["lr"] = recipe.learning_rate * factor
         batches = self.model.batches(self.dataset, recipe, self.seed, position.epoch)
         self.model.train()
+        told = bool(self._captured.programs or self._captured.refusal)
         while position.batch < len(batches):
             loss = self._step(batches[position.batch])
             position.batch += 1
             position.step += 1
             self._report(Event("step", position.epoch, recipe.epochs, position.batch, len(batches), loss))
+            if not told and (self._captured.programs or self._captured.refusal):
+                told = True
+                self._report(Event("capture", position.epoch, recipe.epochs, 0, 0, note=self._captured.state))
         self._settle()
         line = self._epoch_line()
         self._append(line)

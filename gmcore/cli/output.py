@@ -99,7 +99,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.line is not None:
             self._end_of_epoch(event)
-        if event.stage in ("epoch", "valid"):
+        if event.note is not None:
+            self._bar.console.print(f"steps  {event.note}")
+        if event.stage in ("epoch", "valid", "capture"):
             return
         training = event.stage == "step"
         # The bar of training is over all epochs; that of an evaluation over its examples.

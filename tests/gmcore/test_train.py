@@ -252,7 +252,7 @@ def test_interrupted_anywhere_it_continues_bit_for_bit():
     events = []
     whole = fit("pixels", make_data(), progress=events.append)
     expected = state(whole.path)
-    assert {event.stage for event in events} == {"step", "valid", "epoch", "test"}
+    assert {event.stage for event in events} == {"step", "capture", "valid", "epoch", "test"}
     for at in range(len(events)):
         counter = itertools.count()
 
