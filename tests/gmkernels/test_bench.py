@@ -1,6 +1,7 @@
 """Timing: medians, order of blocks, ratios within a block, the machine's rates, a kernel's report."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -133,6 +134,27 @@ def test_report_kernel(device: Device) -> None:
     assert report.floor == pytest.approx(2 * 64 * 32 * 16 / 1e9)
     assert report.share == pytest.approx(report.floor / report.seconds)
     assert "matmul on reference" in str(report)
+
+
+def test_report_names_what_bounds_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = np.ones((8, 8), np.float32)
+    for rates, bound in (((1.0, 1e9, 1e9), "copy"), ((1e9, 1.0, 1e9), "product")):
+        monkeypatch.setattr(bench, "measure_cpu", lambda rates=rates: Device("test", *rates))
+        report = KernelReport.of(spec.MATMUL, (a, a), {}, seconds=1.0)
+        assert report.bound == bound and report.cost == spec.MATMUL.cost(a, a)
+
+
+def test_least_time_is_the_least_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert bench.least_time(clock.call("f", 0.01, 0.5, 0.2, 0.4), 1.0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.4, False), (1.5, True)])
+def test_a_busy_machine_is_described(monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    text = bench.describe_load()
+    assert (text is not None) == busy and (not busy or "1.5 processes want 2" in str(text))
 
 
 def test_report_of_an_update_writes_into_the_outputs_it_is_given(device: Device) -> None:

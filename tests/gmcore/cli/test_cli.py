@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gmcore
-from benchmarks import compare, memory, workloads
+from benchmarks import compare, kernels, memory, scaling, workloads
 from gmcore import models
 from gmcore.cli import COMMANDS, main
 from gmcore.cli.train import parse_settings
@@ -214,11 +214,11 @@ def test_explain_shows_every_operation(capsys):
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= 100
         assert "".join(op.show().split()).replace("#", "") == "".join(printed.split()).replace("#", "")
-    for name, kernels, inputs in (("linear", ["reference", "cpu"], ["all inputs"]), ("multiply", [], ["x", "y"])):
+    for name, backends, inputs in (("linear", ["reference", "cpu"], ["all inputs"]), ("multiply", [], ["x", "y"])):
         assert main(["explain", name, "--json"]) == 0
         described = json.loads(capsys.readouterr().out)
         assert (described["op"], described["formula"]) == (name, OPS[name].formula)
-        assert list(described["backends"]) == kernels and (described["forward"] is None) == bool(kernels)
+        assert list(described["backends"]) == backends and (described["forward"] is None) == bool(backends)
         assert [name for rule in described["vjp"] for name in rule["inputs"]] == inputs
 
 
@@ -299,6 +299,23 @@ def test_bench_measures_memory(comparison, capsys, monkeypatch):
     assert main(["bench", "vae-step", "--memory", "--json", "kept.json"]) == 0
     assert "vae-step            gmcore, eager" in capsys.readouterr().out
     assert json.loads(Path("kept.json").read_text())["memory"] == {"vae-step": figures}
+
+
+@pytest.mark.parametrize(("suite", "name"), [(kernels, "total_norm"), (scaling, "vae-batch")])
+def test_bench_runs_the_other_suites(comparison, capsys, monkeypatch, suite, name):
+    kind = suite.__name__.rpartition(".")[2]
+    monkeypatch.setattr(suite, "measure", lambda names: {n: "figures" for n in names})
+    monkeypatch.setattr(bench, "describe_load", lambda: "a busy machine")
+    assert main(["bench", f"--{kind}", name, "--json", "kept.json"]) == 0
+    assert capsys.readouterr().err == "gmcore: warning: a busy machine\n"
+    kept = json.loads(Path("kept.json").read_text())
+    assert kept[kind] == {name: "figures"} and kept["threads"] >= 1
+    assert kept.get("device", {}).get("copy_rate") == (1.0 if suite is kernels else None)
+    assert main(["bench", f"--{kind}", "--json", "kept.json"]) == 0
+    assert json.loads(Path("kept.json").read_text())[kind].keys() == suite.CASES.keys()
+    assert main(["bench", f"--{kind}", name[:-1]]) == 2
+    assert f"did you mean '{name}'" in capsys.readouterr().err
+    assert main(["bench", f"--{kind}", "--memory"]) == 2
 
 
 def test_bench_refuses_an_unknown_step_and_an_installation_without_source(comparison, capsys, monkeypatch):
