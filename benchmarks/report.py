@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare import CAPTURED, EAGER
 from benchmarks.workloads import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("gmcore, captured", "gmcore, eager")
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.S)
 
 
@@ -51,9 +51,9 @@ def step_table(cases: Mapping[str, Any], blas: str | None) -> str:
             rows.append(f"| {step.title} | - | - | not measured | {aim:.2f} | - |")
             continue
         case = cases[name]
-        if case["baseline"] in OURS:
+        if case["baseline"] in (CAPTURED, EAGER):
             raise ReportError(f"{name}: measured without peers")
-        ratios = [case["contenders"].get(contender, {}).get("ratio") for contender in OURS]
+        ratios = [case["contenders"].get(contender, {}).get("ratio") for contender in (CAPTURED, EAGER)]
         aimed = ratios[1 if step.of_tapes else 0]
         met = "-" if aimed is None else "yes" if round(aimed["median"], 2) <= aim else "no"
         captured, eager = ("-" if r is None else f"{r['median']:.2f}" + _quartiles(r) * (r is aimed) for r in ratios)

@@ -68,6 +68,22 @@ def test_the_second_loss_shows_an_update_that_is_wrong(rivals):
         compare.Case(NAME)
 
 
+def test_a_repeated_step_that_stands_still_stops_the_comparison(rivals, monkeypatch):
+    def stuck(workload):
+        results = []
+
+        def step(*arguments):
+            if len(results) < 4:
+                results.append(workload.step(*arguments))
+            return results[-1]
+
+        return workload._replace(step=step)
+
+    monkeypatch.setitem(compare.OURS, compare.CAPTURED, stuck)
+    with pytest.raises(compare.Disagreement, match="gmcore, captured"):
+        compare.Case(NAME)
+
+
 @pytest.mark.parametrize("factor, agree", [(1 + 3e-5, True), (1 + 3e-4, False), (np.nan, False)])
 def test_what_agrees_differs_by_rounding_only(factor, agree):
     found = np.linspace(-1.0, 1.0, 7, dtype=np.float32)

@@ -294,7 +294,7 @@ def test_bench_runs_every_step_by_default(comparison, capsys, monkeypatch):
 
 
 def test_bench_measures_memory(comparison, capsys, monkeypatch):
-    figures = {"gmcore, eager": {"held": 1, "peak": 2}}
+    figures = {compare.CAPTURED: {"held": 3, "peak": 4}, compare.EAGER: {"held": 1, "peak": 2}}
     monkeypatch.setattr(memory, "_measure_apart", lambda name, contender: figures[contender])
     assert main(["bench", "vae-step", "--memory", "--json", "kept.json"]) == 0
     assert "vae-step            gmcore, eager" in capsys.readouterr().out
