@@ -51,9 +51,11 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
+from gmkernels import linking
 from gmkernels.blas import single_threaded
 
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+_CFunc: Any = CFunc
 
 # ---------------------------------------------------------------------------------------------------------
 # Compilation cache
@@ -484,6 +486,14 @@ class Launches:
             _in_pool(_run_table, _run_table_serial, self._table)
 
 
+class _EntryPoint(_CFunc):
+    """A C function that is compiled as `linking` says, or loaded."""
+
+    def _compile_uncached(self) -> Any:
+        with linking.whole():
+            return super()._compile_uncached()
+
+
 def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
     body = numba.njit(nogil=True, **_CALLED_FROM_KERNELS)(function)
@@ -501,7 +511,7 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     # The name is the cache's key: module, function, what it is made of, dtypes.
     made_of = hashlib.sha256(_fingerprint(function).encode()).hexdigest()[:8]
     entry.__qualname__ = "_".join([function.__module__, function.__qualname__, made_of, *(k or "i" for k in kinds)])
-    compiled: Any = CFunc(
+    compiled: Any = _EntryPoint(
         entry,
         ((types.int64, types.CPointer(types.int64)), types.void),
         {},
