@@ -80,7 +80,7 @@ def _set_env(generator: Any, name: str, environment: Any) -> None:
 
 def _resolve(typing: Any, resolve: Callable[..., Any], function: Any, args: Any, kws: Any) -> Any:
     """The signature of a call; the second time of an instruction's from the table."""
-    if kws or isinstance(function, types.Type):
+    if kws or isinstance(function, types.Type) or not all(isinstance(arg, types.Type) for arg in args):
         return resolve(function, args, kws)
     known = typing._lookup_global(function)  # another one when somebody has added a meaning to the function
     key = known, args
