@@ -425,6 +425,7 @@ class Launch(NamedTuple):
     alone: bool
     """Whether it calls BLAS, whose own threads have to rest."""
 
+
 _recorders: dict[int, list[Launch]] = {}
 """By thread, where its launches are noted."""
 
