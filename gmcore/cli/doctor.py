@@ -51,8 +51,10 @@ def _kernels() -> dict[str, str]:
     import numba
     import threadpoolctl
 
-    from gmkernels import blas, pool, rng
+    from gmkernels import blas, pool, rng, waiting
 
+    folder = pool.cache_folder()
+    waiting.leave_out()  # the last process is to be the last that did something
     # Compiles, caches and runs one kernel on all threads: only then does Numba know its threading layer.
     rng.uniform((1 << 20,), key=(0, 0), backend="cpu")
     try:
@@ -64,13 +66,16 @@ def _kernels() -> dict[str, str]:
         for lib in threadpoolctl.threadpool_info()
         if lib["user_api"] == "blas"
     ]
+    ever = waiting.of_cache(folder)
     return {
         "threads": f"{pool.get_num_threads()} of {os.cpu_count()} processors",
         "threading layer": layer,
         "BLAS": ", ".join(libraries) or "not recognised",
         "products": blas.describe().removeprefix("products "),
-        "cache": _folder(pool.cache_folder()),
+        "cache": _folder(folder),
         "compiled kernels": "work",
+        "ever compiled": f"{ever.compiled} in {ever.compiling:.2f} s",
+        "last process": str(waiting.of_last_process(folder) or "none has used this cache"),
     }
 
 

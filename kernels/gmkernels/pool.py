@@ -36,6 +36,7 @@ import platform
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,12 +49,15 @@ from numba import types
 from numba.core import caching, cgutils
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
+from gmkernels import linking, waiting
 from gmkernels.blas import single_threaded
 
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+_CFunc: Any = CFunc
 
 # ---------------------------------------------------------------------------------------------------------
 # Compilation cache
@@ -105,6 +109,21 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 class _Cache(caching.Cache):
     _impl_class: Any = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Numba's own begins with a refresh of the context, which imports all that it can compile and costs each process
+        # 0.6 s. What is compiled needs of it the functions of Numba's runtime.
+        self._began = time.thread_time()
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            found = self._load_overload(sig, target_context)
+            if found is not None:
+                waiting.note_loaded(cache_folder(), time.thread_time() - self._began)
+            return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)  # what was not found has been compiled
+        waiting.note_compiled(cache_folder(), self._py_func.__qualname__, time.thread_time() - self._began)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         # Numba's own key hashes the pickled closure, which differs between processes when it holds a dispatcher.
@@ -406,6 +425,7 @@ class Launch(NamedTuple):
     alone: bool
     """Whether it calls BLAS, whose own threads have to rest."""
 
+
 _recorders: dict[int, list[Launch]] = {}
 """By thread, where its launches are noted."""
 
@@ -484,6 +504,14 @@ class Launches:
             _in_pool(_run_table, _run_table_serial, self._table)
 
 
+class _EntryPoint(_CFunc):
+    """A C function that is compiled as `linking` says, or loaded."""
+
+    def _compile_uncached(self) -> Any:
+        with linking.whole():
+            return super()._compile_uncached()
+
+
 def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
     body = numba.njit(nogil=True, **_CALLED_FROM_KERNELS)(function)
@@ -501,7 +529,7 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     # The name is the cache's key: module, function, what it is made of, dtypes.
     made_of = hashlib.sha256(_fingerprint(function).encode()).hexdigest()[:8]
     entry.__qualname__ = "_".join([function.__module__, function.__qualname__, made_of, *(k or "i" for k in kinds)])
-    compiled: Any = CFunc(
+    compiled: Any = _EntryPoint(
         entry,
         ((types.int64, types.CPointer(types.int64)), types.void),
         {},

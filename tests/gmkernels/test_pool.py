@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numba.extending import register_jitable
 
-from gmkernels import pool
+from gmkernels import pool, waiting
 from gmkernels.pool import block_kernel
 
 PER_BLOCK = 1000
@@ -194,14 +194,20 @@ def test_second_process_hits_the_cache(tmp_path):
         compiled = [kernels.accumulate._compiled["d", "d", ""], fill._compiled[("d",)]]
         print(*[function.cache_hits for _, function in compiled])
     """
-    hits, files = [], []
+    hits, files, waited = [], [], []
     for _ in range(2):
         done = script(body, GMKERNELS_CACHE=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "cache").iterdir()
+        waited.append(waiting.of_last_process(folder))
         hits.append(done.stdout.split())
         files.append(sorted(f.name for f in (tmp_path / "cache").rglob("*.nb*")))
     assert files[0] and files[0] == files[1]
     assert hits == [["0", "0"], ["1", "0"]], "what no module holds is compiled anew"
+    first, second = waited
+    assert first.compiled == second.loaded and first.loaded == second.compiled == 0
+    assert second.loading < 0.5 * first.compiling
+    assert waiting.of_cache(folder).compiled == first.compiled
 
 
 def test_kernels_of_one_name_are_told_apart(monkeypatch):

@@ -256,6 +256,8 @@ def test_doctor(capsys, monkeypatch):
     assert report["versions"]["numpy"] == np.__version__
     assert report["kernels"]["threading layer"] in ("omp", "tbb", "workqueue", "none (one thread)")
     assert "writable" in report["kernels"]["cache"]
+    assert re.fullmatch(r"\d+ in [\d.]+ s", report["kernels"]["ever compiled"])
+    assert report["kernels"]["last process"]
     assert report["optional packages"].keys() == EXTRAS.keys()
     monkeypatch.setitem(EXTRAS, "app", ("no_such_package",))
     assert main(["doctor"]) == 0
