@@ -93,7 +93,7 @@ def test_float64_is_the_oracle_of_float32(fill):
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 9 * 2**-24), ("float64", 8 * 2**-53)])
 def test_normals_of_edge_words(dtype, bound):
     """Against the formula in extended precision, at the ends of every branch."""
-    ends = [0, 1, 2, 2**31, 0xB504F333, 0xB504F334, 2**32 - 2, 2**32 - 1]
+    ends = [0, 1, 2, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 0xB504F334, 2**32 - 2, 2**32 - 1]
     turns = [q * 2**29 + d for q in range(8) for d in (-1, 0, 1)]
     a, b = (x.ravel() for x in np.meshgrid(ends, [t % 2**32 for t in turns]))
     w = np.stack([a, b, a, b], -1).astype(np.uint32)

@@ -19,20 +19,15 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 """Added to the two key words after each round: the golden ratio and sqrt(3) - 1, times 2^32."""
 
-NEAR_ONE = 0xB504F334
-"""Words from here on have u > sqrt(1/2): their logarithm is taken from the complemented word."""
-
 FLOAT32 = SimpleNamespace(
     float=np.float32,
     int=np.int32,
     mantissa=23,
-    one=0x3F800000,  # bits of 1
-    root_half=0x3F3504F3,  # bits of sqrt(1/2)
-    # log(1 + f) = f - f^2/2 + f^3 P(f): Moshier's Cephes, logf. ln 2 in two parts, the first of few bits.
-    ln2=(0.693359375, -2.12194440e-4),
+    half=0x3F000000,  # bits of 1/2
+    # -2 log(1 - g) = g Q(g) for 0 <= g <= 1/2, the largest relative error the least: Remez's exchange.
     log=(
-        3.3333331174e-1, -2.4999993993e-1, 2.0000714765e-1, -1.6668057665e-1, 1.4249322787e-1,
-        -1.2420140846e-1, 1.1676998740e-1, -1.1514610310e-1, 7.0376836292e-2,
+        2.0, 0.9999857051, 0.6674012288, 0.4856101660, 0.5392254552,
+        -0.4070777356, 2.515339277, -3.391623664, 2.882215732,
     ),
     # sin x = x + x^3 P(x^2), cos x = 1 - x^2/2 + x^4 P(x^2): Cephes, sinf and cosf.
     sin=(-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4),
@@ -43,14 +38,12 @@ FLOAT64 = SimpleNamespace(
     float=np.float64,
     int=np.int64,
     mantissa=52,
-    one=0x3FF0000000000000,
-    root_half=0x3FE6A09E667F3BCD,
-    # log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))), s = f / (2 + f): fdlibm, e_log.c.
-    ln2=(6.93147180369123816490e-01, 1.90821492927058770002e-10),
+    half=0x3FE0000000000000,
     log=(
-        6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01,
-        2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
-        1.479819860511658591e-01,
+        2.0, 1.000000000000128, 0.6666666666331549, 0.5000000034782972, 0.3999998093661371,
+        0.333339705071934, 0.28557281877290713, 0.252204972387629, 0.19717543235214627, 0.41273676185760877,
+        -1.1926202539528048, 6.991930697298986, -26.013111202621086, 77.4765533135472, -174.59307677648522,
+        296.7779936021925, -366.92622610434205, 313.4969273371988, -165.84649025792993, 41.64091222540322,
     ),
     # fdlibm, k_sin.c and k_cos.c.
     sin=(

@@ -10,6 +10,7 @@ The arithmetic repeats `reference` operation by operation. No fastmath here: the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from gmkernels.elementary import same_bits, select
+from gmkernels.elementary import fma, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
 
@@ -104,22 +105,19 @@ def _polynomial(coefficients: Sequence[float], dtype: type) -> Callable[[Any], A
 def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
     """Uniform of a word, radius of a word, cosine and sine of a word, in the dtype with the constants `c`."""
     real, integer = c.float, c.int
-    one, half, two, minus_two = real(1), real(0.5), real(2), real(-2)
-    scale, shift, turn = real(2.0**-32), real(2.0**-33), real(constants.TURN)
-    above, root_half = integer(c.one - c.root_half), integer(c.root_half)
-    mantissa_mask, mantissa_bits = integer((1 << c.mantissa) - 1), integer(c.mantissa)
-    bias = np.int32(c.one >> c.mantissa)
-    ln2_high, ln2_low = (real(part) for part in c.ln2)
-    near_one_from, eighth, quarters = u32(constants.NEAR_ONE), u32(1 << 29), u32(3 << 30)
+    one, half = real(1), real(0.5)
+    scale, shift, turn, two_ln2 = real(2.0**-32), real(2.0**-33), real(constants.TURN / 4), real(2 * math.log(2))
+    half_bits, mantissa_mask, mantissa_bits = integer(c.half), integer((1 << c.mantissa) - 1), integer(c.mantissa)
+    half_exponent = np.int32(c.half >> c.mantissa)
+    eighth, top_bit = u32(1 << 29), u32(1 << 31)
     log_even, log_odd = (_polynomial(c.log[parity::2], real) for parity in (0, 1))
     sin_tail, cos_tail = (_polynomial(p, real) for p in (c.sin, c.cos))
-    single = real is np.float32
     sign_shift = integer(8 * integer(0).itemsize - 32)
 
     @inline
     def with_sign(x, word):
         """x, negated where the top bit of the word is set."""
-        sign = integer(integer(np.int32(word & u32(1 << 31))) << sign_shift)
+        sign = integer(integer(np.int32(word & top_bit)) << sign_shift)
         return same_bits(integer(same_bits(x) ^ sign))
 
     @inline
@@ -127,35 +125,23 @@ def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
         return real(w) * scale + shift
 
     @inline
-    def log_uniform(w):
-        near_one = w >= near_one_from
-        u = uniform(select(near_one, u32(~w), w))
-        bits = integer(same_bits(u) + above)
-        m = same_bits(integer(integer(bits & mantissa_mask) + root_half))
-        f = select(near_one, -u, m - one)
-        k = real(select(near_one, np.int32(0), np.int32(np.int32(bits >> mantissa_bits) - bias)))
-        square = f * f
-        half_square = half * square
-        if single:
-            tail = f * square * (log_even(square) + f * log_odd(square))
-            return (f + ((tail + k * ln2_low) - half_square)) + k * ln2_high
-        s = f / (two + f)
-        z = s * s
-        w = z * z
-        tail = s * (half_square + z * (log_even(w) + z * log_odd(w)))
-        return k * ln2_high - ((half_square - (tail + k * ln2_low)) - f)
-
-    @inline
     def radius(w):
-        return np.sqrt(minus_two * log_uniform(w))
+        signed = np.int32(w)
+        upper = signed < np.int32(0)
+        t = fma(real(signed), scale, shift)  # the product is exact, so the sum is rounded as in two steps
+        bits = same_bits(t)
+        k = select(upper, np.int32(0), np.int32(half_exponent - np.int32(bits >> mantissa_bits)))
+        g = select(upper, -t, one - same_bits(integer(integer(bits & mantissa_mask) | half_bits)))
+        square = g * g
+        return np.sqrt(real(k) * two_ln2 + g * (log_even(square) + g * log_odd(square)))
 
     @inline
     def cos_sin(w):
         turned = u32(w + eighth)  # its two top bits are the quadrant
-        x = real(np.int32(w - u32(turned & quarters))) * turn
+        x = real(np.int32(u32(w << u32(2)))) * turn
         z = x * x
         sin = x + x * z * sin_tail(z)
-        cos = (one - half * z) + z * z * cos_tail(z)
+        cos = fma(-half, z, one) + z * z * cos_tail(z)  # the product with 1/2 is exact
         doubled = u32(turned << u32(1))
         odd = np.int32(doubled) < np.int32(0)
         c, s = select(odd, sin, cos), select(odd, cos, sin)

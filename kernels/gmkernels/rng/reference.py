@@ -6,6 +6,7 @@ written here and without fused multiply-add: so the results are the same bits wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,29 +87,21 @@ def even_odd_polynomial(coefficients: Sequence[float], x: np.ndarray) -> np.ndar
     return polynomial(coefficients[0::2], x * x) + x * polynomial(coefficients[1::2], x * x)
 
 
-def log_uniforms(w: np.ndarray, dtype: Any) -> np.ndarray:
-    """log u of the uniforms of words, with full relative accuracy also near u = 1.
+def minus_two_log_uniforms(w: np.ndarray, dtype: Any) -> np.ndarray:
+    """-2 log u of the uniforms of words, with full relative accuracy also near u = 1.
 
-    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). Above sqrt(1/2), k = 0 and f = u - 1 is minus the
-    uniform of the complemented word, which loses no digits.
+    u = 2^-k (1 - g) with g in [0, 1/2], so -2 log u = k 2 log 2 - 2 log(1 - g), a sum of positive numbers. In the
+    upper half k = 0, and g = 1 - u is minus the uniform of the word as a signed number, which loses no digits.
     """
     c = constants.of(dtype)
     real, integer = c.float, c.int
-    near_one = w >= np.uint32(constants.NEAR_ONE)
-    u = uniforms(np.where(near_one, ~w, w), dtype)
-    bits = u.view(integer) + integer(c.one - c.root_half)
-    mantissa = (bits & integer((1 << c.mantissa) - 1)) + integer(c.root_half)
-    exponent = (bits >> integer(c.mantissa)) - integer(c.one >> c.mantissa)
-    f = np.where(near_one, -u, mantissa.view(real) - real(1))
-    k = np.where(near_one, integer(0), exponent).astype(real)
-    ln2_high, ln2_low = (real(x) for x in c.ln2)
-    half_square = real(0.5) * (f * f)
-    if real is np.float32:
-        tail = f * (f * f) * even_odd_polynomial(c.log, f)
-        return (f + ((tail + k * ln2_low) - half_square)) + k * ln2_high
-    s = f / (real(2) + f)
-    tail = s * (half_square + s * s * even_odd_polynomial(c.log, s * s))
-    return k * ln2_high - ((half_square - (tail + k * ln2_low)) - f)
+    upper = w >= np.uint32(1 << 31)
+    t = w.view(np.int32).astype(real) * real(2.0**-32) + real(2.0**-33)
+    bits = t.view(integer)
+    k = np.where(upper, integer(0), integer(c.half >> c.mantissa) - (bits >> integer(c.mantissa)))
+    mantissa = (bits & integer((1 << c.mantissa) - 1)) | integer(c.half)
+    g = np.where(upper, -t, real(1) - mantissa.view(real))
+    return k.astype(real) * real(2 * math.log(2)) + g * even_odd_polynomial(c.log, g)
 
 
 def cos_sin(w: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +112,7 @@ def cos_sin(w: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     c = constants.of(dtype)
     f = c.float
     q = (w + np.uint32(1 << 29)) >> np.uint32(30)
-    x = (w - (q << np.uint32(30))).view(np.int32).astype(f) * f(constants.TURN)
+    x = (w << np.uint32(2)).view(np.int32).astype(f) * f(constants.TURN / 4)  # the top bits are whole quarters
     z = x * x
     sin = x + x * z * polynomial(c.sin, z)
     cos = (f(1) - f(0.5) * z) + z * z * polynomial(c.cos, z)
@@ -133,9 +126,8 @@ def normals(w: np.ndarray, dtype: Any) -> np.ndarray:
 
     z0 = r cos(theta), z1 = r sin(theta), r = sqrt(-2 log u), theta = 2 pi w1 / 2^32; |z| <= 6.77.
     """
-    f = np.dtype(dtype).type
     z = np.empty(w.shape, dtype)
-    r = np.sqrt(f(-2) * log_uniforms(w[:, 0::2], dtype))
+    r = np.sqrt(minus_two_log_uniforms(w[:, 0::2], dtype))
     cos, sin = cos_sin(w[:, 1::2], dtype)
     z[:, 0::2] = r * cos
     z[:, 1::2] = r * sin

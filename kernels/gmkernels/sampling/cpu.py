@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import exp, select, sigmoid
+from gmkernels.elementary import exp, fma, select, sigmoid
 from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
 from gmkernels.sampling.spec import CHUNK, chunks, kept_below
@@ -19,14 +19,6 @@ Attrs = Mapping[str, Any]
 LOG_2PI = math.log(2 * math.pi)
 
 
-@jitable
-def standard_deviations(logvar, sigma):
-    long_loop()
-    half = logvar.dtype.type(0.5)
-    for i in range(logvar.size):
-        sigma[i] = exp(half * logvar[i])
-
-
 # ---------------------------------------------------------------------------------------------------------
 # gaussian_sample
 # ---------------------------------------------------------------------------------------------------------
@@ -35,22 +27,16 @@ def standard_deviations(logvar, sigma):
 
 
 @jitable
-def _sample(mu, sigma, logvar, eps, z):
+def _sample(mu, logvar, eps, z, kl_terms):
     """z = mu + sigma eps; eps -> logvar + eps^2, the terms of log q."""
     long_loop()
+    half, one = z.dtype.type(0.5), z.dtype.type(1)
     for i in range(z.size):
-        e = eps[i]
-        z[i] = mu[i] + sigma[i] * e
-        eps[i] = logvar[i] + e * e
-
-
-@jitable
-def _kl_terms(mu, logvar, sigma):
-    """sigma -> exp logvar + mu^2 - 1 - logvar."""
-    long_loop()
-    one = mu.dtype.type(1)
-    for i in range(mu.size):
-        sigma[i] = sigma[i] * sigma[i] + mu[i] * mu[i] - one - logvar[i]
+        m, v, e = mu[i], logvar[i], eps[i]
+        sigma = exp(half * v)
+        z[i] = fma(sigma, e, m)
+        eps[i] = fma(e, e, v)
+        kl_terms[i] = fma(sigma, sigma, fma(m, m, -one)) - v
 
 
 @reduction
@@ -75,7 +61,7 @@ def _row_sum(terms, begin, end):
 @block_kernel
 def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):
     """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
-    words, sigma = scratch(SCRATCH, np.uint32), scratch(TILE, z.dtype)
+    words, kl_terms = scratch(SCRATCH, np.uint32), scratch(TILE, z.dtype)
     lanes, noise = scratch(SCRATCH, z.dtype), scratch(SCRATCH, z.dtype)
     piece, end = block * per_block, min(block * per_block + per_block, log_q.size)
     while piece < end:
@@ -91,18 +77,15 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
             n = min(TILE, total - start)
             m, v = mu[source + start : source + start + n], logvar[source + start : source + start + n]
             lane = normal_tile(key, target + start, n, words, lanes, noise)
-            eps, s = noise[lane : lane + n], sigma[:n]
-            standard_deviations(v, s)
-            _sample(m, s, v, eps, z[target + start : target + start + n])
-            if row < rows:  # the first sample
-                _kl_terms(m, v, s)
+            eps = noise[lane : lane + n]
+            _sample(m, v, eps, z[target + start : target + start + n], kl_terms)
             part = min(length, n)
             for r in range(together):
                 i, j = r * part, r * part + part
                 if together > 1:
                     kl_total, log_q_total = 0.0, 0.0
-                if row < rows:
-                    log_q_sum, kl_sum = _row_sums(eps, s, i, j)
+                if row < rows:  # the first sample
+                    log_q_sum, kl_sum = _row_sums(eps, kl_terms, i, j)
                     kl_total += kl_sum
                     kl[piece + r] = 0.5 * kl_total
                 else:
@@ -143,19 +126,20 @@ def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
 
 
 @jitable
-def _fill(out, value, begin, end):
+def _fill(x, y, value, other, begin, end):
     for i in range(np.uint64(begin), np.uint64(end)):
-        out[i] = value
+        x[i] = value
+        y[i] = other
 
 
 @jitable
-def _spread(values, start, width, out):
-    """The value of its row for each of the elements from `start` on."""
+def _spread(g_kl, g_log_q, start, width, n, kl, log_q):
+    """The values of its row for each of the `n` elements from `start` on."""
     row = start // width
     i, stop = 0, (row + 1) * width - start
-    while i < out.size:
-        stop = min(stop, out.size)
-        _fill(out, values[row], i, stop)
+    while i < n:
+        stop = min(stop, n)
+        _fill(kl, log_q, g_kl[row], g_log_q[row], i, stop)
         row, i, stop = row + 1, stop, stop + width
 
 
@@ -166,12 +150,22 @@ def _add(x, total):
 
 
 @jitable
-def _one_sample(g_z, g_log_q, g_kl, eps, mu, sigma, d_mu, d_logvar):
+def _one_sample(g_z, g_log_q, g_kl, eps, mu, logvar, d_mu, d_logvar):
     long_loop()
     one, half = mu.dtype.type(1), mu.dtype.type(0.5)
     for i in range(g_z.size):
-        d_mu[i] = g_z[i] + g_kl[i] * mu[i]
-        d_logvar[i] = half * (g_z[i] * (sigma[i] * eps[i]) - g_log_q[i] + g_kl[i] * (sigma[i] * sigma[i] - one))
+        g, k = g_z[i], g_kl[i]
+        sigma = exp(half * logvar[i])
+        d_mu[i] = fma(k, mu[i], g)
+        d_logvar[i] = half * fma(k, fma(sigma, sigma, -one), fma(g, sigma * eps[i], -g_log_q[i]))
+
+
+@jitable
+def standard_deviations(logvar, sigma):
+    long_loop()
+    half = logvar.dtype.type(0.5)
+    for i in range(logvar.size):
+        sigma[i] = exp(half * logvar[i])
 
 
 @jitable
@@ -202,27 +196,26 @@ def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, 
     end = min(block * per_block + per_block, mu.size)
     for start in range(block * per_block, end, TILE):
         n = min(TILE, end - start)
-        s, k, q = sigma[:n], g_kl_tile[:n], g_log_q_tile[:n]
-        m, d_m, d_v = mu[start : start + n], d_mu[start : start + n], d_logvar[start : start + n]
-        standard_deviations(logvar[start : start + n], s)
-        _spread(g_kl, start, width, k)
+        k, q = g_kl_tile[:n], g_log_q_tile[:n]
+        m, v = mu[start : start + n], logvar[start : start + n]
+        d_m, d_v = d_mu[start : start + n], d_logvar[start : start + n]
         if samples > 1:
-            _fill(sum_z, 0.0, 0, n)
-            _fill(sum_noise, 0.0, 0, n)
+            standard_deviations(v, sigma)
+            _fill(sum_z, sum_noise, 0.0, 0.0, 0, n)
         for sample in range(samples):
             first = sample * mu.size + start
             g = g_z[first : first + n]
-            _spread(g_log_q[sample * rows : (sample + 1) * rows], start, width, q)
             lane = normal_tile(key, first, n, words, lanes, noise)
             eps = noise[lane : lane + n]
+            _spread(g_kl, g_log_q[sample * rows : (sample + 1) * rows], start, width, n, k, q)
             if samples == 1:
-                _one_sample(g, q, k, eps, m, s, d_m, d_v)
+                _one_sample(g, q, k, eps, m, v, d_m, d_v)
             else:
-                _through_noise(g, q, s, eps)
-                _add(g, sum_z[:n])
-                _add(eps, sum_noise[:n])
+                _through_noise(g, q, sigma, eps)
+                _add(g, sum_z)
+                _add(eps, sum_noise)
         if samples > 1:
-            _finish(sum_z[:n], sum_noise[:n], k, m, s, d_m, d_v)
+            _finish(sum_z, sum_noise, k, m, sigma, d_m, d_v)
 
 
 def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
