@@ -82,33 +82,33 @@ def direct(of: Any, inputs: Any, options: dict[str, Any], backend: str = "cpu") 
     return outputs[0]
 
 
-@pytest.mark.parametrize("columns", [4, 13, 30, 400])
+@pytest.mark.parametrize("positions", [4, 13, 30, 400])
 @pytest.mark.parametrize("attrs", [
     spec.Attrs((1, 1), ((1, 1), (1, 1))), spec.Attrs((2, 3), ((0, 1), (2, 0)), (1, 2), 2),
 ])  # fmt: skip
-def test_tiles_of_columns_rows_and_images(columns: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_columns_rows_and_images(positions: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks as small as they get: the result is that of one."""
     x, weight = numbers((37, 4, 9, 11)), numbers((6, 4 // attrs.groups, 3, 3), 1)
     g = numbers(conv2d(x, weight, **attrs._asdict()).shape, 2)
     expected = [direct(*call, backend="reference") for call in calls(x, weight, g, attrs)]
-    monkeypatch.setattr(spec, "MIN_COLUMNS", 1)
-    monkeypatch.setattr(spec, "MAX_COLUMNS", columns)
+    monkeypatch.setattr(spec, "MIN_POSITIONS", 1)
+    monkeypatch.setattr(spec, "MAX_POSITIONS", positions)
     monkeypatch.setattr(spec, "LANE_FLOPS", 1)
     spec.plan.cache_clear()
     try:
         p = spec.forward_plan(x, weight, attrs)
-        assert p.lanes(p.tiles) > 1 and p.columns <= max(columns, p.image_columns)
+        assert p.lanes(p.tiles) > 1 and p.positions <= max(positions, p.cols)
         for call, reference in zip(calls(x, weight, g, attrs), expected, strict=True):
             np.testing.assert_allclose(direct(*call), reference, rtol=0, atol=1e-12)
     finally:
         spec.plan.cache_clear()
 
 
-def test_the_columns_above_make_tiles_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_positions_above_make_tiles_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = set()
-    monkeypatch.setattr(spec, "MIN_COLUMNS", 1)
-    for columns in (4, 13, 30, 400):
-        monkeypatch.setattr(spec, "MAX_COLUMNS", columns)
+    monkeypatch.setattr(spec, "MIN_POSITIONS", 1)
+    for positions in (4, 13, 30, 400):
+        monkeypatch.setattr(spec, "MAX_POSITIONS", positions)
         p = spec.plan.__wrapped__((37, 4, 9, 11), (6, 4, 3, 3), (9, 11), spec.Attrs((1, 1), ((1, 1), (1, 1))))
         kinds.add((p.images > 1, p.rows > 1, p.cols < 11))
     assert {(False, False, True), (False, True, False), (True, True, False)} <= kinds
@@ -137,7 +137,7 @@ def test_workspace_does_not_grow_with_the_batch() -> None:
     assert sizes(64) == sizes(640)
     plane = np.empty((1, 3, 4096, 4096), "b")
     p = spec.plan(plane.shape, (8, 3, 5, 5), (4092, 4092), spec.Attrs())
-    assert p.taps * p.columns < 2 * spec.TILE and p.window < spec.TILE  # nor with the plane
+    assert p.taps * p.positions < 2 * spec.TILE and p.window < spec.TILE  # nor with the plane
 
 
 X, W = np.ones((2, 4, 5, 5)), np.ones((6, 2, 3, 3))
