@@ -26,6 +26,7 @@ from gmkernels.conv.vectors import WIDTH, move, transpose
 from gmkernels.gemm import gemm
 from gmkernels.pool import block_kernel, jitable, part
 from gmkernels.registry import KernelError
+from gmkernels.slots import claim, release
 
 Arrays = Sequence[Any]
 Options = Mapping[str, Any]
@@ -132,12 +133,15 @@ def _lines(p, rows, cols):
 
 
 @block_kernel
-def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, products, starts, numbers, lanes, units):
+def _conv2d(
+    lane, function, wide, x, weight, bias, y, taken, windows, matrices, products, starts, numbers, lanes, units
+):
     p = _plan(numbers)
     taps, item, plane = p.channels * p.kernel_h * p.kernel_w, y.itemsize, p.out_h * p.out_w
-    window = part(windows, windows.size // lanes * lane, windows.size // lanes)
-    matrix = part(matrices, matrices.size // lanes * lane, matrices.size // lanes)
-    product = part(products, products.size // lanes * lane, products.size // lanes)
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    product = part(products, products.size // lanes * slot, products.size // lanes)
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
         first, last, row, col, rows, cols = _tile(p, unit // p.groups)
@@ -159,15 +163,19 @@ def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, product
                         _add(shift, part(product, at + position * p.filters, p.filters))
                 start = (image * p.groups + group) * p.filters * plane + (row + line) * p.out_w + col
                 transpose(product, at, p.filters, y, start, plane, length, p.filters)
+    release(taken, slot)
 
 
 @block_kernel
-def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, tiles, starts, numbers, lanes, units):
+def _backward_input(
+    lane, function, wide, g, weight, d_x, taken, windows, matrices, tiles, starts, numbers, lanes, units
+):
     p = _plan(numbers)
     taps, item, plane = p.channels * p.kernel_h * p.kernel_w, d_x.itemsize, p.height * p.width
-    window = part(windows, windows.size // lanes * lane, windows.size // lanes)
-    matrix = part(matrices, matrices.size // lanes * lane, matrices.size // lanes)
-    tile = part(tiles, tiles.size // lanes * lane, tiles.size // lanes)
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    tile = part(tiles, tiles.size // lanes * slot, tiles.size // lanes)
     per_image = p.row_tiles * p.col_tiles
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
@@ -188,15 +196,17 @@ def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, til
                     _to_window(p, d_x, start, row, col, window)
                 _add_matrix(p, matrix, (image - first) * rows * cols * taps, starts, window, rows, cols)
                 _from_window(p, window, row, col, d_x, start)
+    release(taken, slot)
 
 
 @block_kernel
-def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums, starts, numbers, lanes, units):
+def _backward_weight(lane, function, wide, g, x, taken, windows, matrices, tiles, sums, starts, numbers, lanes, units):
     p = _plan(numbers)
     taps, item = p.channels * p.kernel_h * p.kernel_w, g.itemsize
-    window = part(windows, windows.size // lanes * lane, windows.size // lanes)
-    matrix = part(matrices, matrices.size // lanes * lane, matrices.size // lanes)
-    tile = part(tiles, tiles.size // lanes * lane, tiles.size // lanes)
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    tile = part(tiles, tiles.size // lanes * slot, tiles.size // lanes)
     begin = lane * units // lanes
     for unit in range(begin, (lane + 1) * units // lanes):
         first, last, row, col, rows, cols = _tile(p, unit)
@@ -210,6 +220,7 @@ def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums,
                 function, wide, g, TRANS, NO_TRANS, p.filters, taps, (last - first) * rows * cols, 1,
                 tile.ctypes.data, p.filters, matrix.ctypes.data, taps, 0 if unit == begin else 1, total, taps,
             )  # fmt: skip
+    release(taken, slot)
 
 
 @jitable
@@ -251,13 +262,14 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
     if y.size == 0 or p.taps == 0:
         y[...] = bias[:, None, None] if rest else 0
         return
-    *tile, matrix = workspace
+    taken, *tile, matrix = workspace
+    taken.fill(0)
     by_filter = _channels_last(p, weight)
     matrix.reshape(p.groups, *by_filter.shape[2:], p.filters)[...] = np.moveaxis(by_filter, 1, -1)
     units = p.tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _conv2d(lanes, *_library(p, y.dtype), x, matrix, bias, y, *tile, *_numbers(p), lanes, units)
+        _conv2d(lanes, *_library(p, y.dtype), x, matrix, bias, y, taken, *tile, *_numbers(p), lanes, units)
 
 
 def _split(options: Options) -> tuple[Any, Attrs]:
@@ -271,13 +283,14 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
     if d_x.size == 0 or g.size == 0:
         d_x.fill(0)
         return
-    *tile, matrix = workspace
+    taken, *tile, matrix = workspace
+    taken.fill(0)
     by_filter = _channels_last(p, weight)
     matrix.reshape(by_filter.shape)[...] = by_filter
     units = p.image_tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _backward_input(lanes, *_library(p, g.dtype), g, matrix, d_x, *tile, *_numbers(p), lanes, units)
+        _backward_input(lanes, *_library(p, g.dtype), g, matrix, d_x, taken, *tile, *_numbers(p), lanes, units)
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -288,7 +301,8 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     if d_weight.size == 0 or g.size == 0:
         d_weight.fill(0)
         return
-    lanes = p.lanes(p.tiles)
+    lanes = p.sums()
+    workspace[0].fill(0)
     with blas.single_threaded():
         _backward_weight(lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), lanes, p.tiles)
     sums, by_filter = workspace[-1], _channels_last(p, d_weight)

@@ -97,7 +97,9 @@ TILE = 1 << 17
 MIN_POSITIONS, MAX_POSITIONS = 96, 1024
 """Rows of that matrix: below, the product packs the weight too often; above, nothing is gained."""
 LANES = 16
-"""Most blocks of a call, each with a workspace of its own."""
+"""Most blocks of a call."""
+SUM_POSITIONS = 512
+"""Fewest positions for a block that adds up a gradient of the weight."""
 LANE_FLOPS = 1 << 20
 """Work that is worth a block of its own."""
 SLACK = 8
@@ -158,6 +160,10 @@ class Plan(NamedTuple):
         """Number of blocks for so many units of work."""
         return max(1, min(LANES, units, self.flops // LANE_FLOPS))
 
+    def sums(self) -> int:
+        """Number of blocks of the gradient of the weight: each has a sum as large as the weight to write and to add."""
+        return min(self.lanes(self.tiles), max(1, self.batch * self.out_h * self.out_w // SUM_POSITIONS))
+
 
 @functools.lru_cache(1024)
 def plan(x: Shape, weight: Shape, out: Pair, attrs: Attrs) -> Plan:
@@ -177,16 +183,15 @@ def plan(x: Shape, weight: Shape, out: Pair, attrs: Attrs) -> Plan:
         batch, attrs.groups, channels, filters // attrs.groups, height, width, kernel_h, kernel_w, out_h, out_w,
         stride_h, stride_w, attrs.padding[0][0], attrs.padding[1][0], dilation_h, dilation_w,
         images, rows, cols, -(-out_h // rows), -(-out_w // cols), -(-batch // images),
-        (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1, (cols - 1) * stride_w + (kernel_w - 1) * dilation_w + 1,
+        (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1,
+        (cols - 1) * stride_w + (kernel_w - 1) * dilation_w + 1,
     )  # fmt: skip
 
 
-def _workspace(p: Plan, units: int, dtype: Any) -> Layout:
-    """For each block: the window of a tile on x, the matrix made of it, and the tile of y or its gradient."""
-    lanes = p.lanes(units)
-    return [
-        ((lanes, size), dtype) for size in (p.window + SLACK, p.positions * p.taps + SLACK, p.positions * p.filters)
-    ]
+def _workspace(p: Plan, lanes: int, dtype: Any) -> Layout:
+    """Which workspaces are taken; and in each the window of a tile on x, the matrix made of it, and the tile of y."""
+    sizes = (p.window + SLACK, p.positions * p.taps + SLACK, p.positions * p.filters)
+    return [((lanes,), np.dtype(np.int64)), *[((lanes, size), dtype) for size in sizes]]
 
 
 def _weight_as_matrix(p: Plan, dtype: Any) -> tuple[Shape, Any]:
@@ -275,7 +280,7 @@ def _conv_infer(x: Array, weight: Array, bias: Array | None = None, **options: A
 
 def _conv_workspace(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> Layout:
     p = forward_plan(x, weight, Attrs(**options))
-    return [*_workspace(p, p.tiles * p.groups, x.dtype), _weight_as_matrix(p, x.dtype)]
+    return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, x.dtype)]
 
 
 CONV2D = KernelSpec(
@@ -320,7 +325,7 @@ def _input_infer(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layo
 
 def _input_workspace(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layout:
     p = input_plan(g, weight, size, Attrs(**options))
-    return [*_workspace(p, p.image_tiles * p.groups, g.dtype), _weight_as_matrix(p, g.dtype)]
+    return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, g.dtype)]
 
 
 CONV2D_BACKWARD_INPUT = KernelSpec(
@@ -360,7 +365,7 @@ def _weight_infer(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
 
 def _weight_workspace(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
     p = weight_plan(g, x, size, Attrs(**options))
-    return [*_workspace(p, p.tiles, g.dtype), ((p.lanes(p.tiles), p.groups * p.filters * p.taps), g.dtype)]
+    return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * p.filters * p.taps), g.dtype)]
 
 
 CONV2D_BACKWARD_WEIGHT = KernelSpec(
