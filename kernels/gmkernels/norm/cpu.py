@@ -16,6 +16,7 @@ import numpy as np
 
 from gmkernels.norm.spec import LINE, channels_of_a_block, split
 from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
+from gmkernels.slots import claim, release
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
@@ -92,8 +93,9 @@ def _piece(number, batch, channels, each, c):
 
 
 @block_kernel
-def _rows(block, x, weight, bias, eps, y, mean, var, lines, batch, each, per_block):
-    channels, line = mean.size, part(lines, block * LINE, LINE)
+def _rows(block, x, weight, bias, eps, y, mean, var, taken, lines, batch, each, per_block):
+    slot = claim(taken)
+    channels, line = mean.size, part(lines, slot * LINE, LINE)
     _, _, down, across = _pieces(batch, each)
     pieces, step = down * across, channels * each
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
@@ -119,11 +121,13 @@ def _rows(block, x, weight, bias, eps, y, mean, var, lines, batch, each, per_blo
                 _copy(x, start, step, line, 0, length, runs, length)
             _affine(part(line, 0, runs * length), mean[c], rest, scale, bias[c])
             _copy(line, 0, length, y, start, step, runs, length)
+    release(taken, slot)
 
 
 @block_kernel
-def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, lines, batch, each, per_block):
-    channels, line, incoming = mean.size, part(lines, 2 * block * LINE, LINE), part(lines, (2 * block + 1) * LINE, LINE)
+def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, taken, lines, batch, each, per_block):
+    slot = claim(taken)
+    channels, line, incoming = mean.size, part(lines, 2 * slot * LINE, LINE), part(lines, (2 * slot + 1) * LINE, LINE)
     _, _, down, across = _pieces(batch, each)
     pieces, step, real = down * across, channels * each, x.dtype.type
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
@@ -150,6 +154,7 @@ def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, l
                 mean[c], real(rest), real(weight[c] * rstd), shift, slope,
             )  # fmt: skip
             _copy(incoming, 0, length, d_x, start, step, runs, length)
+    release(taken, slot)
 
 
 @block_kernel
@@ -217,13 +222,14 @@ def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias
             out[j] = (incoming[j] - shift[j] - ((row[j] - center[j]) - rest[j]) * slope[j]) * scale[j]
 
 
-def _launch(rows: Any, columns: Any, arrays: Arrays, lines: Arrays, shape: tuple[int, ...]) -> None:
+def _launch(rows: Any, columns: Any, arrays: Arrays, workspace: Arrays, shape: tuple[int, ...]) -> None:
     batch, channels, each = split(shape)
     if each == 1:
         columns(-(-channels // _STRIP), *arrays, batch)
     else:
         per_block = channels_of_a_block(shape)
-        rows(-(-channels // per_block), *arrays, *lines, batch, each, per_block)
+        workspace[0].fill(0)
+        rows(-(-channels // per_block), *arrays, *workspace, batch, each, per_block)
 
 
 def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

@@ -30,9 +30,10 @@ def channels_of_a_block(shape: tuple[int, ...]) -> int:
 
 
 def _lines(x: Array, lines: int) -> Layout:
-    """So many lines for each block."""
+    """Which workspaces are taken, and in each so many lines: for each block one, where channels lie in runs."""
     _, channels, each = split(x.shape)
-    return [] if each == 1 else [((-(-channels // channels_of_a_block(x.shape)), lines * LINE), x.dtype)]
+    blocks = -(-channels // channels_of_a_block(x.shape))
+    return [] if each == 1 else [((blocks,), np.dtype(np.int64)), ((blocks, lines * LINE), x.dtype)]
 
 
 def _check(op: str, x: Array, **arrays: Array) -> None:
