@@ -36,7 +36,7 @@ def geometries(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], spec.Attrs]
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     groups = draw(st.integers(1, 3))
-    batch, channels, filters = draw(st.integers(0, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    batch, channels, filters = draw(st.integers(0, 4)), draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 31]))
     kernel, stride, dilation, padding = pair(1, 4), pair(1, 4), pair(1, 3), (pair(0, 3), pair(0, 3))
     least = [max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, padding)]
     size = [n + draw(st.integers(0, 6)) for n in least]
@@ -77,7 +77,9 @@ def calls(x: np.ndarray, weight: np.ndarray, g: np.ndarray, attrs: spec.Attrs) -
 def direct(of: Any, inputs: Any, options: dict[str, Any], backend: str = "cpu") -> np.ndarray:
     """The kernel itself: `run` keeps the workspace that it found for such a call."""
     outputs = [np.full(shape, np.nan, dtype) for shape, dtype in of.infer(*inputs, **options)]
-    workspace = [np.full(shape, np.nan, dtype) for shape, dtype in of.workspace(*inputs, **options)]
+    workspace = [
+        np.full(shape, np.nan if dtype.kind == "f" else -1, dtype) for shape, dtype in of.workspace(*inputs, **options)
+    ]
     registry.entries(of)[backend].kernel()(inputs, outputs, workspace, options)
     return outputs[0]
 
@@ -86,9 +88,12 @@ def direct(of: Any, inputs: Any, options: dict[str, Any], backend: str = "cpu") 
 @pytest.mark.parametrize("attrs", [
     spec.Attrs((1, 1), ((1, 1), (1, 1))), spec.Attrs((2, 3), ((0, 1), (2, 0)), (1, 2), 2),
 ])  # fmt: skip
-def test_tiles_of_columns_rows_and_images(positions: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("filters", [3, 33])
+def test_tiles_of_columns_rows_and_images(
+    filters: int, positions: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks as small as they get: the result is that of one."""
-    x, weight = numbers((37, 4, 9, 11)), numbers((6, 4 // attrs.groups, 3, 3), 1)
+    x, weight = numbers((37, 4, 9, 11)), numbers((filters * attrs.groups, 4 // attrs.groups, 3, 3), 1)
     g = numbers(conv2d(x, weight, **attrs._asdict()).shape, 2)
     expected = [direct(*call, backend="reference") for call in calls(x, weight, g, attrs)]
     monkeypatch.setattr(spec, "MIN_POSITIONS", 1)

@@ -2,12 +2,15 @@
 
 A tile is a rectangle of output positions of one image, or the whole planes of a few small ones. The part of x that it
 looks at, its window, is copied once with the channels last, and with zeros for the padding. Then what a filter meets at
-a position lies in runs, one for each row of the kernel, of all channels of all its columns: the rows of the matrix
-(positions x elements of a filter) that is multiplied by the weight are made of a few copies each.
+a position lies in runs, one for each row of the kernel, of all channels of all its columns. Where the filters fill
+vectors, the products are direct: sums of a few positions and filters stay in registers while the runs go by, and
+nothing is copied a second time. Else the rows of a matrix (positions x elements of a filter) are made of a few copies
+each, and BLAS multiplies it by the weight.
 
-The gradients are the same steps backwards: with respect to the weight the matrix is multiplied by the gradient's tile,
-and each block has a sum of its own; with respect to x a product gives the matrix, whose runs are added up in the
-window, and the window in x. Blocks have their images of x to themselves there, since windows overlap.
+The gradients are the same steps backwards: with respect to the weight the window or the matrix is multiplied by the
+gradient's tile, and each block has a sum of its own; with respect to x a product of BLAS gives the matrix, whose runs
+are added up in the window, which becomes that part of x. Blocks have their images of x to themselves there, since
+windows overlap.
 """
 
 from __future__ import annotations
@@ -22,29 +25,35 @@ from gmkernels import blas
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
-from gmkernels.conv.vectors import WIDTH, move, transpose
+from gmkernels.conv.vectors import ROWS, WIDTH, accumulate, columns_of_a_tile, move, transpose_square
 from gmkernels.gemm import gemm
-from gmkernels.pool import block_kernel, jitable, part
+from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.registry import KernelError
 from gmkernels.slots import claim, release
 
 Arrays = Sequence[Any]
 Options = Mapping[str, Any]
 
+_DEPTH = 56
+"""Positions that a direct gradient of the weight adds up at once: what it reads of them stays in the L1 cache."""
+
 
 @functools.lru_cache(1024)
-def _numbers(p: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Where, from a position in its window, the runs begin that a filter meets; and the plan."""
+def _numbers(p: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where from a position in its window the runs begin that a filter meets, and where its elements; and the plan."""
     h, w = np.ogrid[: p.kernel_h, : 1 if p.dilation_w == 1 else p.kernel_w]
     starts = (h * p.dilation_h * p.window_w + w * p.dilation_w) * p.channels
-    return starts.astype(np.int64).ravel(), np.array(p, np.int64)
+    h, w, c = np.ogrid[: p.kernel_h, : p.kernel_w, : p.channels]
+    places = (h * p.dilation_h * p.window_w + w * p.dilation_w) * p.channels + c
+    places = np.pad(places.ravel(), (0, ROWS))
+    return starts.astype(np.int64).ravel(), places.astype(np.int64), np.array(p, np.int64)
 
 
 @jitable
 def _plan(s):
     return Plan(
         s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15],
-        s[16], s[17], s[18], s[19], s[20], s[21], s[22], s[23],
+        s[16], s[17], s[18], s[19], s[20], s[21], s[22], s[23], s[24], s[25], s[26],
     )  # fmt: skip
 
 
@@ -63,6 +72,29 @@ def _tile(p, tile):
 
 
 @jitable
+def _transpose(source, start, step, target, to, apart, rows, columns):
+    """target[to + j apart + i] = source[start + i step + j] for i < rows, j < columns."""
+    long_loop()  # compiled once, and not at each call
+    if rows >= WIDTH and columns >= WIDTH:
+        for i in range(0, rows, WIDTH):
+            first = min(i, rows - WIDTH)  # the last squares begin earlier, and write some elements again
+            for j in range(0, columns, WIDTH):
+                second = min(j, columns - WIDTH)
+                transpose_square(
+                    source, start + first * step + second, step, target, to + second * apart + first, apart
+                )
+    elif rows < columns:
+        for i in range(rows):
+            for j in range(columns):
+                # unsigned: Numba counts negative indices from the end
+                target[np.uint64(to + j * apart + i)] = source[np.uint64(start + i * step + j)]
+    else:
+        for j in range(columns):
+            for i in range(rows):
+                target[np.uint64(to + j * apart + i)] = source[np.uint64(start + i * step + j)]
+
+
+@jitable
 def _inside(p, row, col):
     """Where the window of a tile begins on x, and which of its rows and columns lie there."""
     top, left = row * p.stride_h - p.top, col * p.stride_w - p.left
@@ -71,15 +103,15 @@ def _inside(p, row, col):
 
 
 @jitable
-def _to_window(p, planes, image, row, col, window):
+def _to_window(p, planes, image, row, col, window, at):
     """The window of a tile on the channels of one image and group, which begin at an element of `planes`."""
     top, left, above, below, first, last = _inside(p, row, col)
     if above > 0 or below < p.window_h or first > 0 or last < p.window_w:
-        window[:] = 0
+        part(window, at, p.window)[:] = 0
     size = p.height * p.width
     for h in range(above, below):
-        x, line = image + (top + h) * p.width + left + first, (h * p.window_w + first) * p.channels
-        transpose(planes, x, size, window, line, p.channels, p.channels, last - first)
+        x, line = image + (top + h) * p.width + left + first, at + (h * p.window_w + first) * p.channels
+        _transpose(planes, x, size, window, line, p.channels, p.channels, last - first)
 
 
 @jitable
@@ -88,20 +120,26 @@ def _from_window(p, window, row, col, planes, image):
     size = p.height * p.width
     for h in range(above, below):
         x, line = image + (top + h) * p.width + left + first, (h * p.window_w + first) * p.channels
-        transpose(window, line, p.channels, planes, x, size, last - first, p.channels)
+        _transpose(window, line, p.channels, planes, x, size, last - first, p.channels)
 
 
 @jitable
-def _to_matrix(p, window, starts, matrix, at, rows, cols):
+def _to_matrix(p, window, begin, starts, matrix, at, rows, cols):
     """The rows of the matrix for the positions of one image."""
     length = p.channels * p.kernel_h * p.kernel_w // starts.size
     for r in range(rows):
         for q in range(cols):
-            origin = (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
+            origin = begin + (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
             for k in range(starts.size):
                 for i in range(0, length, WIDTH):  # what is copied too far, the next run covers
                     move(window, origin + starts[k] + i, matrix, at + i)
                 at += length
+
+
+@jitable
+def _copy(source, target):
+    for i in range(target.size):
+        target[i] = source[i]
 
 
 @jitable
@@ -132,43 +170,86 @@ def _lines(p, rows, cols):
 # ---------------------------------------------------------------------------------------------------------
 
 
+@jitable
+def _accumulate(a, origins, lines, starts, length, step, b, across, c, columns):
+    """`accumulate` for so many origins and for all columns of b and c, which are `across` apart."""
+    long_loop()
+    for column in range(0, across, columns):
+        for first in range(0, lines, ROWS):
+            accumulate(
+                a, origins, first, starts, starts.size, length, step, b, column, across,
+                c, first * across + column, across,
+            )  # fmt: skip
+
+
 @block_kernel
 def _conv2d(
-    lane, function, wide, x, weight, bias, y, taken, windows, matrices, products, starts, numbers, lanes, units
-):
+    lane, function, wide, x, weight, bias, y, taken, windows, matrices, products, places, starts, tap_places, numbers,
+    columns, lanes, units,
+):  # fmt: skip
     p = _plan(numbers)
-    taps, item, plane = p.channels * p.kernel_h * p.kernel_w, y.itemsize, p.out_h * p.out_w
+    taps, plane = p.channels * p.kernel_h * p.kernel_w, p.out_h * p.out_w
     slot = claim(taken)
     window = part(windows, windows.size // lanes * slot, windows.size // lanes)
     matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
     product = part(products, products.size // lanes * slot, products.size // lanes)
+    origins = part(places, places.size // lanes * slot, places.size // lanes)
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
         first, last, row, col, rows, cols = _tile(p, unit // p.groups)
         for image in range(first, last):
-            _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window)
-            _to_matrix(p, window, starts, matrix, (image - first) * rows * cols * taps, rows, cols)
-        gemm(
-            function, wide, y, NO_TRANS, NO_TRANS, (last - first) * rows * cols, p.filters, taps, 1,
-            matrix.ctypes.data, taps, weight.ctypes.data + item * group * p.filters * taps, p.filters,
-            0, product.ctypes.data, p.filters,
-        )  # fmt: skip
+            at, number = p.window * (image - first), (image - first) * rows * cols
+            _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window, at)
+            if p.direct:
+                for r in range(rows):
+                    for q in range(cols):
+                        origins[number] = at + (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
+                        number += 1
+            else:
+                _to_matrix(p, window, at, starts, matrix, number * taps, rows, cols)
+        used = (last - first) * rows * cols
+        for position in range(used):
+            line = part(product, position * p.across, p.filters)
+            if bias.size > 0:
+                _copy(part(bias, group * p.filters, p.filters), line)
+            else:
+                line[:] = 0
+        factors = part(weight, group * p.across * taps, p.across * taps)
+        if p.direct:
+            origins[used : used + ROWS] = 0
+            _accumulate(window, origins, used, starts, taps // starts.size, 1, factors, p.across, product, columns)
+        else:
+            gemm(
+                function, wide, y, NO_TRANS, NO_TRANS, used, p.filters, taps, 1, matrix.ctypes.data, taps,
+                factors.ctypes.data, p.across, 1, product.ctypes.data, p.across,
+            )  # fmt: skip
         count, length = _lines(p, rows, cols)
-        shift = part(bias, group * p.filters, p.filters)
         for image in range(first, last):
             for line in range(count):
-                at = ((image - first) * rows * cols + line * length) * p.filters
-                if bias.size > 0:
-                    for position in range(length):
-                        _add(shift, part(product, at + position * p.filters, p.filters))
+                at = ((image - first) * rows * cols + line * length) * p.across
                 start = (image * p.groups + group) * p.filters * plane + (row + line) * p.out_w + col
-                transpose(product, at, p.filters, y, start, plane, length, p.filters)
+                _transpose(product, at, p.across, y, start, plane, length, p.filters)
     release(taken, slot)
 
 
 @block_kernel
 def _backward_input(
-    lane, function, wide, g, weight, d_x, taken, windows, matrices, tiles, starts, numbers, lanes, units
+    lane,
+    function,
+    wide,
+    g,
+    weight,
+    d_x,
+    taken,
+    windows,
+    matrices,
+    tiles,
+    places,
+    starts,
+    tap_places,
+    numbers,
+    lanes,
+    units,
 ):
     p = _plan(numbers)
     taps, item, plane = p.channels * p.kernel_h * p.kernel_w, d_x.itemsize, p.height * p.width
@@ -184,42 +265,62 @@ def _backward_input(
             _to_tile(p, g, group, first, last, row, col, rows, cols, tile)
             gemm(
                 function, wide, d_x, NO_TRANS, NO_TRANS, (last - first) * rows * cols, taps, p.filters, 1,
-                tile.ctypes.data, p.filters, weight.ctypes.data + item * group * p.filters * taps, taps,
+                tile.ctypes.data, p.across, weight.ctypes.data + item * group * p.filters * taps, taps,
                 0, matrix.ctypes.data, taps,
             )  # fmt: skip
             for image in range(first, last):
                 start = (image * p.groups + group) * p.channels * plane
                 if piece == 0:
                     d_x[start : start + p.channels * plane] = 0
-                    window[:] = 0
+                    part(window, 0, p.window)[:] = 0
                 else:  # what others of its tiles have added there
-                    _to_window(p, d_x, start, row, col, window)
+                    _to_window(p, d_x, start, row, col, window, 0)
                 _add_matrix(p, matrix, (image - first) * rows * cols * taps, starts, window, rows, cols)
                 _from_window(p, window, row, col, d_x, start)
     release(taken, slot)
 
 
 @block_kernel
-def _backward_weight(lane, function, wide, g, x, taken, windows, matrices, tiles, sums, starts, numbers, lanes, units):
+def _backward_weight(
+    lane, function, wide, g, x, taken, windows, matrices, tiles, places, sums, starts, tap_places, numbers,
+    columns, lanes, units,
+):  # fmt: skip
     p = _plan(numbers)
-    taps, item = p.channels * p.kernel_h * p.kernel_w, g.itemsize
+    taps = p.channels * p.kernel_h * p.kernel_w
     slot = claim(taken)
     window = part(windows, windows.size // lanes * slot, windows.size // lanes)
     matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
     tile = part(tiles, tiles.size // lanes * slot, tiles.size // lanes)
-    begin = lane * units // lanes
-    for unit in range(begin, (lane + 1) * units // lanes):
+    rows_of_x = part(places, places.size // lanes * slot, places.size // lanes)
+    size = sums.size // (lanes * p.groups)
+    part(sums, lane * p.groups * size, p.groups * size)[:] = 0
+    for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         first, last, row, col, rows, cols = _tile(p, unit)
         for group in range(p.groups):
             for image in range(first, last):
-                _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window)
-                _to_matrix(p, window, starts, matrix, (image - first) * rows * cols * taps, rows, cols)
+                at = p.window * (image - first)
+                _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window, at)
+                if p.direct:
+                    for r in range(rows):
+                        rows_of_x[(image - first) * rows + r] = at + r * p.stride_h * p.window_w * p.channels
+                else:
+                    _to_matrix(p, window, at, starts, matrix, (image - first) * rows * cols * taps, rows, cols)
             _to_tile(p, g, group, first, last, row, col, rows, cols, tile)
-            total = sums.ctypes.data + item * (lane * p.groups + group) * p.filters * taps
-            gemm(
-                function, wide, g, TRANS, NO_TRANS, p.filters, taps, (last - first) * rows * cols, 1,
-                tile.ctypes.data, p.filters, matrix.ctypes.data, taps, 0 if unit == begin else 1, total, taps,
-            )  # fmt: skip
+            total = part(sums, (lane * p.groups + group) * size, size)
+            if p.direct:
+                lines = (last - first) * rows
+                for line in range(0, lines, max(1, _DEPTH // cols)):
+                    starts_of_lines = part(rows_of_x, line, min(lines - line, max(1, _DEPTH // cols)))
+                    gradients = part(tile, line * cols * p.across, tile.size - line * cols * p.across)
+                    _accumulate(
+                        window, tap_places, taps, starts_of_lines, cols, p.stride_w * p.channels,
+                        gradients, p.across, total, columns,
+                    )  # fmt: skip
+            else:
+                gemm(
+                    function, wide, g, TRANS, NO_TRANS, taps, p.filters, (last - first) * rows * cols, 1,
+                    matrix.ctypes.data, taps, tile.ctypes.data, p.across, 1, total.ctypes.data, p.across,
+                )  # fmt: skip
     release(taken, slot)
 
 
@@ -231,8 +332,8 @@ def _to_tile(p, g, group, first, last, row, col, rows, cols, tile):
     for image in range(first, last):
         for line in range(count):
             start = (image * p.groups + group) * p.filters * plane + (row + line) * p.out_w + col
-            at = ((image - first) * rows * cols + line * length) * p.filters
-            transpose(g, start, plane, tile, at, p.filters, p.filters, length)
+            at = ((image - first) * rows * cols + line * length) * p.across
+            _transpose(g, start, plane, tile, at, p.across, p.filters, length)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -265,11 +366,26 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
     taken, *tile, matrix = workspace
     taken.fill(0)
     by_filter = _channels_last(p, weight)
-    matrix.reshape(p.groups, *by_filter.shape[2:], p.filters)[...] = np.moveaxis(by_filter, 1, -1)
+    by_element = matrix.reshape(p.groups, *by_filter.shape[2:], p.across)
+    by_element[..., : p.filters] = np.moveaxis(by_filter, 1, -1)
+    by_element[..., p.filters :] = 0
     units = p.tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _conv2d(lanes, *_library(p, y.dtype), x, matrix, bias, y, taken, *tile, *_numbers(p), lanes, units)
+        _conv2d(
+            lanes,
+            *_library(p, y.dtype),
+            x,
+            matrix,
+            bias,
+            y,
+            taken,
+            *tile,
+            *_numbers(p),
+            columns_of_a_tile(y.itemsize),
+            lanes,
+            units,
+        )
 
 
 def _split(options: Options) -> tuple[Any, Attrs]:
@@ -304,7 +420,11 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     lanes = p.sums()
     workspace[0].fill(0)
     with blas.single_threaded():
-        _backward_weight(lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), lanes, p.tiles)
+        _backward_weight(
+            lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), columns_of_a_tile(g.itemsize), lanes, p.tiles
+        )
     sums, by_filter = workspace[-1], _channels_last(p, d_weight)
     with np.errstate(all="ignore"):
-        by_filter[...] = np.add.reduce(sums, axis=0, out=sums[0]).reshape(by_filter.shape)
+        total = np.add.reduce(sums, axis=0, out=sums[0]).reshape(p.groups, -1, p.across)
+    found = total[:, : p.taps, : p.filters].reshape(p.groups, *by_filter.shape[2:], p.filters)
+    by_filter[...] = np.moveaxis(found, -1, 1)

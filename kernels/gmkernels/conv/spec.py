@@ -102,6 +102,8 @@ SUM_POSITIONS = 512
 """Fewest positions for a block that adds up a gradient of the weight."""
 LANE_FLOPS = 1 << 20
 """Work that is worth a block of its own."""
+COLUMNS = 32
+"""Filters go through direct products so many at once: a multiple of what a kernel's tiles are wide in any dtype."""
 SLACK = 8
 """Elements that a copy of rows in vectors may read or write too far."""
 
@@ -133,6 +135,9 @@ class Plan(NamedTuple):
     image_tiles: int
     window_h: int  # size of what a tile of one image looks at
     window_w: int
+    window: int  # elements of that
+    across: int  # columns of the weight as a matrix: `filters`, and some of zeros where the products are direct
+    direct: bool  # whether sums of products are made from the window, and not as a product of matrices by BLAS
 
     @property
     def taps(self) -> int:
@@ -142,11 +147,6 @@ class Plan(NamedTuple):
     @property
     def positions(self) -> int:
         return self.images * self.rows * self.cols
-
-    @property
-    def window(self) -> int:
-        """Elements of x that a tile of one image looks at."""
-        return self.channels * self.window_h * self.window_w
 
     @property
     def tiles(self) -> int:
@@ -179,23 +179,28 @@ def plan(x: Shape, weight: Shape, out: Pair, attrs: Attrs) -> Plan:
         cols = -(-out_w // -(-out_w // most))
         rows = min(out_h, max(1, most // cols))
         rows = -(-out_h // -(-out_h // rows))
+    window_h = (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1
+    window_w = (cols - 1) * stride_w + (kernel_w - 1) * dilation_w + 1
+    filters //= attrs.groups
+    across = -(-filters // COLUMNS) * COLUMNS
+    direct = 3 * across <= 4 * filters
     return Plan(
-        batch, attrs.groups, channels, filters // attrs.groups, height, width, kernel_h, kernel_w, out_h, out_w,
+        batch, attrs.groups, channels, filters, height, width, kernel_h, kernel_w, out_h, out_w,
         stride_h, stride_w, attrs.padding[0][0], attrs.padding[1][0], dilation_h, dilation_w,
         images, rows, cols, -(-out_h // rows), -(-out_w // cols), -(-batch // images),
-        (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1,
-        (cols - 1) * stride_w + (kernel_w - 1) * dilation_w + 1,
+        window_h, window_w, channels * window_h * window_w, across if direct else filters, direct,
     )  # fmt: skip
 
 
 def _workspace(p: Plan, lanes: int, dtype: Any) -> Layout:
     """Which workspaces are taken; and in each the window of a tile on x, the matrix made of it, and the tile of y."""
-    sizes = (p.window + SLACK, p.positions * p.taps + SLACK, p.positions * p.filters)
-    return [((lanes,), np.dtype(np.int64)), *[((lanes, size), dtype) for size in sizes]]
+    sizes = (p.images * p.window + SLACK, p.positions * p.taps + SLACK, (p.positions + SLACK) * p.across)
+    integers = np.dtype(np.int64)
+    return [((lanes,), integers), *[((lanes, size), dtype) for size in sizes], ((lanes, p.positions + SLACK), integers)]
 
 
-def _weight_as_matrix(p: Plan, dtype: Any) -> tuple[Shape, Any]:
-    return (p.groups, p.taps * p.filters), dtype
+def _weight_as_matrix(p: Plan, filters: int, dtype: Any) -> tuple[Shape, Any]:
+    return (p.groups, p.taps * filters), dtype
 
 
 def _cost(p: Plan, *arrays: Array) -> Cost:
@@ -223,7 +228,7 @@ _EXAMPLES: tuple[tuple[Shape, Shape, tuple[Any, ...]], ...] = (
     ((3, 2, 9, 9), (3, 2, 1, 1), ((4, 3), ((0, 0), (1, 0)))),
     ((2, 3, 1, 127), (2, 3, 1, 5), ((1, 3), ((0, 0), (2, 2)), (1, 2))),
     ((129, 3, 14, 13), (7, 3, 4, 4), ((2, 2), ((1, 1), (1, 1)))),
-    ((1, 31, 37, 41), (17, 31, 3, 3), ((1, 1), ((1, 1), (1, 1)))),
+    ((1, 31, 37, 41), (29, 31, 3, 3), ((1, 1), ((1, 1), (1, 1)))),
     ((1, 2, 1, 2503), (3, 2, 1, 9), ((1, 2), ((0, 0), (4, 4)))),
 )
 
@@ -280,7 +285,7 @@ def _conv_infer(x: Array, weight: Array, bias: Array | None = None, **options: A
 
 def _conv_workspace(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> Layout:
     p = forward_plan(x, weight, Attrs(**options))
-    return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, x.dtype)]
+    return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, p.across, x.dtype)]
 
 
 CONV2D = KernelSpec(
@@ -325,7 +330,7 @@ def _input_infer(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layo
 
 def _input_workspace(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layout:
     p = input_plan(g, weight, size, Attrs(**options))
-    return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, g.dtype)]
+    return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, p.filters, g.dtype)]
 
 
 CONV2D_BACKWARD_INPUT = KernelSpec(
@@ -365,7 +370,7 @@ def _weight_infer(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
 
 def _weight_workspace(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
     p = weight_plan(g, x, size, Attrs(**options))
-    return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * p.filters * p.taps), g.dtype)]
+    return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * (p.taps + SLACK) * p.across), g.dtype)]
 
 
 CONV2D_BACKWARD_WEIGHT = KernelSpec(
