@@ -94,8 +94,9 @@ def accumulate(
         width = _VECTOR_BYTES // size
         vector, word = ir.VectorType(kind, width), ir.IntType(32)
         a_, origins_, first_, starts_, count_, length_, step_, b_, at_, apart_, c_, to_, between_ = args
+        # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
         ternary = ir.FunctionType(vector, [vector] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, ternary, f"llvm.fma.v{width}f{8 * size}")
+        multiply_add = cgutils.get_or_insert_function(builder.module, ternary, f"llvm.fmuladd.v{width}f{8 * size}")
         nothing, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, width), [0] * width)
 
         def number(n: int) -> Any:
@@ -131,7 +132,7 @@ def accumulate(
                     x = builder.insert_element(nothing, builder.load(builder.gep(row, [index])), ir.Constant(word, 0))
                     x = builder.shuffle_vector(x, nothing, everywhere)
                     for total, y in zip(line, factors):
-                        builder.store(builder.call(fma, [x, y, builder.load(total)]), total)
+                        builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
                 builder.store(builder.gep(pointer, [apart_]), factor)
         for line, target in zip(sums, targets):
             for total, place in zip(line, target):
