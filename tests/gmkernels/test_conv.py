@@ -36,7 +36,7 @@ def geometries(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], spec.Attrs]
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     groups = draw(st.integers(1, 3))
-    batch, channels, filters = draw(st.integers(0, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    batch, channels, filters = draw(st.integers(0, 4)), draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 31]))
     kernel, stride, dilation, padding = pair(1, 4), pair(1, 4), pair(1, 3), (pair(0, 3), pair(0, 3))
     least = [max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, padding)]
     size = [n + draw(st.integers(0, 6)) for n in least]
@@ -77,38 +77,43 @@ def calls(x: np.ndarray, weight: np.ndarray, g: np.ndarray, attrs: spec.Attrs) -
 def direct(of: Any, inputs: Any, options: dict[str, Any], backend: str = "cpu") -> np.ndarray:
     """The kernel itself: `run` keeps the workspace that it found for such a call."""
     outputs = [np.full(shape, np.nan, dtype) for shape, dtype in of.infer(*inputs, **options)]
-    workspace = [np.full(shape, np.nan, dtype) for shape, dtype in of.workspace(*inputs, **options)]
+    workspace = [
+        np.full(shape, np.nan if dtype.kind == "f" else -1, dtype) for shape, dtype in of.workspace(*inputs, **options)
+    ]
     registry.entries(of)[backend].kernel()(inputs, outputs, workspace, options)
     return outputs[0]
 
 
-@pytest.mark.parametrize("columns", [4, 13, 30, 400])
+@pytest.mark.parametrize("positions", [4, 13, 30, 400])
 @pytest.mark.parametrize("attrs", [
     spec.Attrs((1, 1), ((1, 1), (1, 1))), spec.Attrs((2, 3), ((0, 1), (2, 0)), (1, 2), 2),
 ])  # fmt: skip
-def test_tiles_of_columns_rows_and_images(columns: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("filters", [3, 33])
+def test_tiles_of_columns_rows_and_images(
+    filters: int, positions: int, attrs: spec.Attrs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks as small as they get: the result is that of one."""
-    x, weight = numbers((37, 4, 9, 11)), numbers((6, 4 // attrs.groups, 3, 3), 1)
+    x, weight = numbers((37, 4, 9, 11)), numbers((filters * attrs.groups, 4 // attrs.groups, 3, 3), 1)
     g = numbers(conv2d(x, weight, **attrs._asdict()).shape, 2)
     expected = [direct(*call, backend="reference") for call in calls(x, weight, g, attrs)]
-    monkeypatch.setattr(spec, "MIN_COLUMNS", 1)
-    monkeypatch.setattr(spec, "MAX_COLUMNS", columns)
+    monkeypatch.setattr(spec, "MIN_POSITIONS", 1)
+    monkeypatch.setattr(spec, "MAX_POSITIONS", positions)
     monkeypatch.setattr(spec, "LANE_FLOPS", 1)
     spec.plan.cache_clear()
     try:
         p = spec.forward_plan(x, weight, attrs)
-        assert p.lanes(p.tiles) > 1 and p.columns <= max(columns, p.image_columns)
+        assert p.lanes(p.tiles) > 1 and p.positions <= max(positions, p.cols)
         for call, reference in zip(calls(x, weight, g, attrs), expected, strict=True):
             np.testing.assert_allclose(direct(*call), reference, rtol=0, atol=1e-12)
     finally:
         spec.plan.cache_clear()
 
 
-def test_the_columns_above_make_tiles_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_positions_above_make_tiles_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = set()
-    monkeypatch.setattr(spec, "MIN_COLUMNS", 1)
-    for columns in (4, 13, 30, 400):
-        monkeypatch.setattr(spec, "MAX_COLUMNS", columns)
+    monkeypatch.setattr(spec, "MIN_POSITIONS", 1)
+    for positions in (4, 13, 30, 400):
+        monkeypatch.setattr(spec, "MAX_POSITIONS", positions)
         p = spec.plan.__wrapped__((37, 4, 9, 11), (6, 4, 3, 3), (9, 11), spec.Attrs((1, 1), ((1, 1), (1, 1))))
         kinds.add((p.images > 1, p.rows > 1, p.cols < 11))
     assert {(False, False, True), (False, True, False), (True, True, False)} <= kinds
@@ -137,7 +142,7 @@ def test_workspace_does_not_grow_with_the_batch() -> None:
     assert sizes(64) == sizes(640)
     plane = np.empty((1, 3, 4096, 4096), "b")
     p = spec.plan(plane.shape, (8, 3, 5, 5), (4092, 4092), spec.Attrs())
-    assert p.taps * p.columns < 2 * spec.TILE and p.window < spec.TILE  # nor with the plane
+    assert p.taps * p.positions < 2 * spec.TILE and p.window < spec.TILE  # nor with the plane
 
 
 X, W = np.ones((2, 4, 5, 5)), np.ones((6, 2, 3, 3))

@@ -1,15 +1,16 @@
 """Convolution as matrix products, tile by tile in the cache.
 
 A tile is a rectangle of output positions of one image, or the whole planes of a few small ones. The part of x that it
-looks at, its window, is copied once, with zeros for the padding, and sorted by (row, column) modulo the stride. Then
-the elements that meet element (i, j) of the kernel lie in the window one after the other, and so does each row of the
-matrix (elements of a filter x positions) by which the weight is multiplied: it is one copy. A position at the end of
-each row of a tile, for each column that the kernel reaches beyond the first, is there for the copy only; its column
-counts for nothing.
+looks at, its window, is copied once with the channels last, and with zeros for the padding. Then what a filter meets at
+a position lies in runs, one for each row of the kernel, of all channels of all its columns. Where the filters fill
+vectors, the products are direct: sums of a few positions and filters stay in registers while the runs go by, and
+nothing is copied a second time. Else the rows of a matrix (positions x elements of a filter) are made of a few copies
+each, and BLAS multiplies it by the weight.
 
-The gradients are the same steps backwards: with respect to the weight the matrix is multiplied by the gradient's tile,
-and each block has a sum of its own; with respect to x a product gives the matrix, whose rows are added up in the
-window, and the window in x. Blocks have their images of x to themselves there, since windows overlap.
+The gradients are the same steps backwards: with respect to the weight the window or the matrix is multiplied by the
+gradient's tile, and each block has a sum of its own; with respect to x a product of BLAS gives the matrix, whose runs
+are added up in the window, which becomes that part of x. Blocks have their images of x to themselves there, since
+windows overlap.
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ from gmkernels import blas
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
+from gmkernels.conv.vectors import ROWS, WIDTH, accumulate, columns_of_a_tile, move, transpose_square
 from gmkernels.gemm import gemm
-from gmkernels.pool import block_kernel, jitable, reduction
+from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.registry import KernelError
+from gmkernels.slots import claim, release
 
 Arrays = Sequence[Any]
 Options = Mapping[str, Any]
 
+_DEPTH = 56
+"""Positions that a direct gradient of the weight adds up at once: what it reads of them stays in the L1 cache."""
+
 
 @functools.lru_cache(1024)
-def _numbers(p: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the window of a channel the elements that meet each element of a filter begin; and the plan."""
-    h, w = np.ogrid[: p.kernel_h, : p.kernel_w]
-    h, w = h * p.dilation_h, w * p.dilation_w
-    part = h % p.stride_h * p.phases_w + w % p.stride_w
-    starts = (part * p.plane_h + h // p.stride_h) * p.plane_w + w // p.stride_w
-    return starts.astype(np.int64).ravel(), np.array(p, np.int64)
+def _numbers(p: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where from a position in its window the runs begin that a filter meets, and where its elements; and the plan."""
+    h, w = np.ogrid[: p.kernel_h, : 1 if p.dilation_w == 1 else p.kernel_w]
+    starts = (h * p.dilation_h * p.window_w + w * p.dilation_w) * p.channels
+    h, w, c = np.ogrid[: p.kernel_h, : p.kernel_w, : p.channels]
+    places = (h * p.dilation_h * p.window_w + w * p.dilation_w) * p.channels + c
+    places = np.pad(places.ravel(), (0, ROWS))
+    return starts.astype(np.int64).ravel(), places.astype(np.int64), np.array(p, np.int64)
 
 
 @jitable
@@ -48,11 +55,6 @@ def _plan(s):
         s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15],
         s[16], s[17], s[18], s[19], s[20], s[21], s[22], s[23], s[24], s[25], s[26],
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Between planes, windows, and matrices
-# ---------------------------------------------------------------------------------------------------------
 
 
 @jitable
@@ -64,16 +66,80 @@ def _tile(p, tile):
     return image, min(image + p.images, p.batch), row, col, min(p.rows, p.out_h - row), min(p.cols, p.out_w - col)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Between planes, windows, and matrices
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _transpose(source, start, step, target, to, apart, rows, columns):
+    """target[to + j apart + i] = source[start + i step + j] for i < rows, j < columns."""
+    long_loop()  # compiled once, and not at each call
+    if rows >= WIDTH and columns >= WIDTH:
+        for i in range(0, rows, WIDTH):
+            first = min(i, rows - WIDTH)  # the last squares begin earlier, and write some elements again
+            for j in range(0, columns, WIDTH):
+                second = min(j, columns - WIDTH)
+                transpose_square(
+                    source, start + first * step + second, step, target, to + second * apart + first, apart
+                )
+    elif rows < columns:
+        for i in range(rows):
+            for j in range(columns):
+                # unsigned: Numba counts negative indices from the end
+                target[np.uint64(to + j * apart + i)] = source[np.uint64(start + i * step + j)]
+    else:
+        for j in range(columns):
+            for i in range(rows):
+                target[np.uint64(to + j * apart + i)] = source[np.uint64(start + i * step + j)]
+
+
+@jitable
+def _inside(p, row, col):
+    """Where the window of a tile begins on x, and which of its rows and columns lie there."""
+    top, left = row * p.stride_h - p.top, col * p.stride_w - p.left
+    first, last = min(p.window_w, max(0, -left)), max(0, min(p.window_w, p.width - left))
+    return top, left, max(0, -top), min(p.window_h, p.height - top), first, max(first, last)
+
+
+@jitable
+def _to_window(p, planes, image, row, col, window, at):
+    """The window of a tile on the channels of one image and group, which begin at an element of `planes`."""
+    top, left, above, below, first, last = _inside(p, row, col)
+    if above > 0 or below < p.window_h or first > 0 or last < p.window_w:
+        part(window, at, p.window)[:] = 0
+    size = p.height * p.width
+    for h in range(above, below):
+        x, line = image + (top + h) * p.width + left + first, at + (h * p.window_w + first) * p.channels
+        _transpose(planes, x, size, window, line, p.channels, p.channels, last - first)
+
+
+@jitable
+def _from_window(p, window, row, col, planes, image):
+    top, left, above, below, first, last = _inside(p, row, col)
+    size = p.height * p.width
+    for h in range(above, below):
+        x, line = image + (top + h) * p.width + left + first, (h * p.window_w + first) * p.channels
+        _transpose(window, line, p.channels, planes, x, size, last - first, p.channels)
+
+
+@jitable
+def _to_matrix(p, window, begin, starts, matrix, at, rows, cols):
+    """The rows of the matrix for the positions of one image."""
+    length = p.channels * p.kernel_h * p.kernel_w // starts.size
+    for r in range(rows):
+        for q in range(cols):
+            origin = begin + (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
+            for k in range(starts.size):
+                for i in range(0, length, WIDTH):  # what is copied too far, the next run covers
+                    move(window, origin + starts[k] + i, matrix, at + i)
+                at += length
+
+
 @jitable
 def _copy(source, target):
     for i in range(target.size):
         target[i] = source[i]
-
-
-@jitable
-def _clear(target):
-    for i in range(target.size):
-        target[i] = 0
 
 
 @jitable
@@ -83,72 +149,20 @@ def _add(source, target):
 
 
 @jitable
-def _exchange(p, planes, row, col, window, back):
-    """Fill the window of a tile, which is zeros, from one image's channels; or add it to them if `back`."""
-    stride, step = p.stride_w, np.uint64(p.stride_w)  # unsigned: Numba counts negative indices from the end
-    for a in range(p.phases_h):
-        for b in range(p.phases_w):
-            w = col * stride + b - p.left  # the column of x where each row of the window begins
-            first = min(p.plane_w, max(0, (stride - 1 - w) // stride))  # its elements inside x
-            last = max(first, min(p.plane_w, (p.width - 1 - w) // stride + 1))
-            for c in range(p.channels):
-                at = ((c * p.phases_h + a) * p.phases_w + b) * p.plane_h * p.plane_w
-                h = row * p.stride_h + a - p.top
-                for _ in range(p.plane_h):
-                    if 0 <= h < p.height:
-                        x = planes[(c * p.height + h) * p.width + w + first * stride :]
-                        line = window[at + first : at + last]
-                        if back:
-                            for i in range(line.size):
-                                x[np.uint64(i) * step] += line[i]
-                        else:
-                            for i in range(line.size):
-                                line[i] = x[np.uint64(i) * step]
-                    at += p.plane_w
-                    h += p.stride_h
-
-
-@reduction
-def _finite(x):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        total += x[i] * 0
-    return total == 0
+def _add_matrix(p, matrix, at, starts, window, rows, cols):
+    length = p.channels * p.kernel_h * p.kernel_w // starts.size
+    for r in range(rows):
+        for q in range(cols):
+            origin = (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
+            for k in range(starts.size):
+                _add(part(matrix, at, length), part(window, origin + starts[k], length))
+                at += length
 
 
 @jitable
-def _clear_ends(p, matrix, at, columns, rows, cols):
-    """Zeros in the columns of one image, which begin at number `at`, that are no positions of a tile of that size."""
-    for _ in range(p.channels * p.kernel_h * p.kernel_w):
-        line = matrix[at : at + p.image_columns]
-        for r in range(rows - 1):
-            _clear(line[r * p.plane_w + cols : (r + 1) * p.plane_w])
-        _clear(line[(rows - 1) * p.plane_w + cols :])
-        at += columns
-
-
-@jitable
-def _to_matrix(p, window, starts, matrix, at, columns):
-    """Rows of the matrix, in the columns of one image."""
-    part = window.size // p.channels
-    for c in range(p.channels):
-        for k in range(starts.size):
-            start = c * part + starts[k]
-            _copy(window[start : start + p.image_columns], matrix[at : at + p.image_columns])
-            at += columns
-
-
-@jitable
-def _to_tile(p, g, row, col, rows, cols, tile, at, columns):
-    """The tile of one image's filters, zero in the columns that are no positions."""
-    for o in range(p.filters):
-        start = (o * p.out_h + row) * p.out_w + col
-        _clear(tile[at : at + p.image_columns])
-        for r in range(rows):
-            line = at + r * p.plane_w
-            _copy(g[start : start + cols], tile[line : line + cols])
-            start += p.out_w
-        at += columns
+def _lines(p, rows, cols):
+    """The positions of one image of a tile as lines of y: how many, and how long."""
+    return (1, rows * cols) if cols == p.out_w else (rows, cols)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -157,112 +171,169 @@ def _to_tile(p, g, row, col, rows, cols, tile, at, columns):
 
 
 @jitable
-def _add_bias(source, bias, target):
-    for i in range(target.size):
-        target[i] = source[i] + bias
+def _accumulate(a, origins, lines, starts, length, step, b, across, c, columns):
+    """`accumulate` for so many origins and for all columns of b and c, which are `across` apart."""
+    long_loop()
+    for column in range(0, across, columns):
+        for first in range(0, lines, ROWS):
+            accumulate(
+                a, origins, first, starts, starts.size, length, step, b, column, across,
+                c, first * across + column, across,
+            )  # fmt: skip
 
 
 @block_kernel
-def _conv2d(lane, function, wide, x, weight, bias, y, windows, matrices, products, starts, numbers, lanes, units):
+def _conv2d(
+    lane, function, wide, x, weight, bias, y, taken, windows, matrices, products, places, starts, tap_places, numbers,
+    columns, lanes, units,
+):  # fmt: skip
     p = _plan(numbers)
-    taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, y.itemsize
-    size = windows.size // lanes
-    window = windows[lane * size : (lane + 1) * size]
-    matrix = matrices[lane * taps * columns : (lane + 1) * taps * columns]
-    product = products[lane * p.filters * columns : (lane + 1) * p.filters * columns]
+    taps, plane = p.channels * p.kernel_h * p.kernel_w, p.out_h * p.out_w
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    product = part(products, products.size // lanes * slot, products.size // lanes)
+    origins = part(places, places.size // lanes * slot, places.size // lanes)
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
         first, last, row, col, rows, cols = _tile(p, unit // p.groups)
         for image in range(first, last):
-            start = (image * p.groups + group) * p.channels * p.height * p.width
-            _clear(window)
-            _exchange(p, x[start:], row, col, window, False)
-            _to_matrix(p, window, starts, matrix, (image - first) * p.image_columns, columns)
-        w = weight.ctypes.data + item * group * p.filters * taps
-        used = (last - first) * p.image_columns
-        gemm(
-            function, wide, y, NO_TRANS, NO_TRANS, p.filters, used, taps, 1, w, taps,
-            matrix.ctypes.data, columns, 0, product.ctypes.data, columns,
-        )  # fmt: skip
+            at, number = p.window * (image - first), (image - first) * rows * cols
+            _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window, at)
+            if p.direct:
+                for r in range(rows):
+                    for q in range(cols):
+                        origins[number] = at + (r * p.stride_h * p.window_w + q * p.stride_w) * p.channels
+                        number += 1
+            else:
+                _to_matrix(p, window, at, starts, matrix, number * taps, rows, cols)
+        used = (last - first) * rows * cols
+        for position in range(used):
+            line = part(product, position * p.across, p.filters)
+            if bias.size > 0:
+                _copy(part(bias, group * p.filters, p.filters), line)
+            else:
+                line[:] = 0
+        factors = part(weight, group * p.across * taps, p.across * taps)
+        if p.direct:
+            origins[used : used + ROWS] = 0
+            _accumulate(window, origins, used, starts, taps // starts.size, 1, factors, p.across, product, columns)
+        else:
+            gemm(
+                function, wide, y, NO_TRANS, NO_TRANS, used, p.filters, taps, 1, matrix.ctypes.data, taps,
+                factors.ctypes.data, p.across, 1, product.ctypes.data, p.across,
+            )  # fmt: skip
+        count, length = _lines(p, rows, cols)
         for image in range(first, last):
-            for o in range(p.filters):
-                channel = group * p.filters + o
-                shift = bias[channel] if bias.size > 0 else y.dtype.type(0)
-                start = ((image * p.groups * p.filters + channel) * p.out_h + row) * p.out_w + col
-                at = o * columns + (image - first) * p.image_columns
-                for _ in range(rows):
-                    _add_bias(product[at : at + cols], shift, y[start : start + cols])
-                    start += p.out_w
-                    at += p.plane_w
+            for line in range(count):
+                at = ((image - first) * rows * cols + line * length) * p.across
+                start = (image * p.groups + group) * p.filters * plane + (row + line) * p.out_w + col
+                _transpose(product, at, p.across, y, start, plane, length, p.filters)
+    release(taken, slot)
 
 
 @block_kernel
-def _backward_input(lane, function, wide, g, weight, d_x, windows, matrices, tiles, starts, numbers, lanes, units):
+def _backward_input(
+    lane,
+    function,
+    wide,
+    g,
+    weight,
+    d_x,
+    taken,
+    windows,
+    matrices,
+    tiles,
+    places,
+    starts,
+    tap_places,
+    numbers,
+    lanes,
+    units,
+):
     p = _plan(numbers)
-    taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, d_x.itemsize
-    size = windows.size // lanes
-    window = windows[lane * size : (lane + 1) * size]
-    matrix = matrices[lane * taps * columns : (lane + 1) * taps * columns]
-    tile = tiles[lane * p.filters * columns : (lane + 1) * p.filters * columns]
+    taps, item, plane = p.channels * p.kernel_h * p.kernel_w, d_x.itemsize, p.height * p.width
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    tile = part(tiles, tiles.size // lanes * slot, tiles.size // lanes)
     per_image = p.row_tiles * p.col_tiles
-    finite = _finite(weight)
     for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         group = unit % p.groups
-        w = weight.ctypes.data + item * group * p.filters * taps
-        for part in range(per_image):
-            first, last, row, col, rows, cols = _tile(p, unit // p.groups * per_image + part)
-            for image in range(first, last):
-                start = (image * p.groups + group) * p.filters * p.out_h * p.out_w
-                _to_tile(p, g[start:], row, col, rows, cols, tile, (image - first) * p.image_columns, columns)
-            used = (last - first) * p.image_columns
+        for piece in range(per_image):
+            first, last, row, col, rows, cols = _tile(p, unit // p.groups * per_image + piece)
+            _to_tile(p, g, group, first, last, row, col, rows, cols, tile)
             gemm(
-                function, wide, d_x, TRANS, NO_TRANS, taps, used, p.filters, 1, w, taps,
-                tile.ctypes.data, columns, 0, matrix.ctypes.data, columns,
+                function, wide, d_x, NO_TRANS, NO_TRANS, (last - first) * rows * cols, taps, p.filters, 1,
+                tile.ctypes.data, p.across, weight.ctypes.data + item * group * p.filters * taps, taps,
+                0, matrix.ctypes.data, taps,
             )  # fmt: skip
             for image in range(first, last):
-                _clear(window)
-                at = (image - first) * p.image_columns
-                if not finite:  # 0 times the weight is not 0
-                    _clear_ends(p, matrix, at, columns, rows, cols)
-                for c in range(p.channels):
-                    for k in range(starts.size):
-                        line, start = matrix[at : at + p.image_columns], c * size // p.channels + starts[k]
-                        _add(line, window[start : start + p.image_columns])
-                        at += columns
-                start = (image * p.groups + group) * p.channels * p.height * p.width
-                planes = d_x[start : start + p.channels * p.height * p.width]
-                if part == 0:
-                    _clear(planes)
-                _exchange(p, planes, row, col, window, True)
+                start = (image * p.groups + group) * p.channels * plane
+                if piece == 0:
+                    d_x[start : start + p.channels * plane] = 0
+                    part(window, 0, p.window)[:] = 0
+                else:  # what others of its tiles have added there
+                    _to_window(p, d_x, start, row, col, window, 0)
+                _add_matrix(p, matrix, (image - first) * rows * cols * taps, starts, window, rows, cols)
+                _from_window(p, window, row, col, d_x, start)
+    release(taken, slot)
 
 
 @block_kernel
-def _backward_weight(lane, function, wide, g, x, windows, matrices, tiles, sums, starts, numbers, lanes, units):
+def _backward_weight(
+    lane, function, wide, g, x, taken, windows, matrices, tiles, places, sums, starts, tap_places, numbers,
+    columns, lanes, units,
+):  # fmt: skip
     p = _plan(numbers)
-    taps, columns, item = p.channels * p.kernel_h * p.kernel_w, p.images * p.image_columns, g.itemsize
-    size = windows.size // lanes
-    window = windows[lane * size : (lane + 1) * size]
-    matrix = matrices[lane * taps * columns : (lane + 1) * taps * columns]
-    tile = tiles[lane * p.filters * columns : (lane + 1) * p.filters * columns]
-    begin = lane * units // lanes
-    for unit in range(begin, (lane + 1) * units // lanes):
+    taps = p.channels * p.kernel_h * p.kernel_w
+    slot = claim(taken)
+    window = part(windows, windows.size // lanes * slot, windows.size // lanes)
+    matrix = part(matrices, matrices.size // lanes * slot, matrices.size // lanes)
+    tile = part(tiles, tiles.size // lanes * slot, tiles.size // lanes)
+    rows_of_x = part(places, places.size // lanes * slot, places.size // lanes)
+    size = sums.size // (lanes * p.groups)
+    part(sums, lane * p.groups * size, p.groups * size)[:] = 0
+    for unit in range(lane * units // lanes, (lane + 1) * units // lanes):
         first, last, row, col, rows, cols = _tile(p, unit)
-        used = (last - first) * p.image_columns
         for group in range(p.groups):
             for image in range(first, last):
-                at, start = (image - first) * p.image_columns, (image * p.groups + group) * p.channels
-                _clear(window)
-                _exchange(p, x[start * p.height * p.width :], row, col, window, False)
-                _to_matrix(p, window, starts, matrix, at, columns)
-                if not _finite(window):  # 0 times it would not be 0
-                    _clear_ends(p, matrix, at, columns, rows, cols)
-                start = (image * p.groups + group) * p.filters * p.out_h * p.out_w
-                _to_tile(p, g[start:], row, col, rows, cols, tile, at, columns)
-            total = sums.ctypes.data + item * (lane * p.groups + group) * p.filters * taps
-            gemm(
-                function, wide, g, NO_TRANS, TRANS, p.filters, taps, used, 1, tile.ctypes.data, columns,
-                matrix.ctypes.data, columns, 0 if unit == begin else 1, total, taps,
-            )  # fmt: skip
+                at = p.window * (image - first)
+                _to_window(p, x, (image * p.groups + group) * p.channels * p.height * p.width, row, col, window, at)
+                if p.direct:
+                    for r in range(rows):
+                        rows_of_x[(image - first) * rows + r] = at + r * p.stride_h * p.window_w * p.channels
+                else:
+                    _to_matrix(p, window, at, starts, matrix, (image - first) * rows * cols * taps, rows, cols)
+            _to_tile(p, g, group, first, last, row, col, rows, cols, tile)
+            total = part(sums, (lane * p.groups + group) * size, size)
+            if p.direct:
+                lines = (last - first) * rows
+                for line in range(0, lines, max(1, _DEPTH // cols)):
+                    starts_of_lines = part(rows_of_x, line, min(lines - line, max(1, _DEPTH // cols)))
+                    gradients = part(tile, line * cols * p.across, tile.size - line * cols * p.across)
+                    _accumulate(
+                        window, tap_places, taps, starts_of_lines, cols, p.stride_w * p.channels,
+                        gradients, p.across, total, columns,
+                    )  # fmt: skip
+            else:
+                gemm(
+                    function, wide, g, TRANS, NO_TRANS, taps, p.filters, (last - first) * rows * cols, 1,
+                    matrix.ctypes.data, taps, tile.ctypes.data, p.across, 1, total.ctypes.data, p.across,
+                )  # fmt: skip
+    release(taken, slot)
+
+
+@jitable
+def _to_tile(p, g, group, first, last, row, col, rows, cols, tile):
+    """The gradients of a tile, its positions by the filters of a group."""
+    plane = p.out_h * p.out_w
+    count, length = _lines(p, rows, cols)
+    for image in range(first, last):
+        for line in range(count):
+            start = (image * p.groups + group) * p.filters * plane + (row + line) * p.out_w + col
+            at = ((image - first) * rows * cols + line * length) * p.across
+            _transpose(g, start, plane, tile, at, p.across, p.filters, length)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -274,9 +345,14 @@ def _library(p: Plan, dtype: np.dtype) -> tuple[int, int]:
     """Address of the product, and whether its integers are wide."""
     library = blas.find()
     assert library is not None
-    if not library.wide and max(p.taps, p.columns, p.filters) >= 2**31:
+    if not library.wide and max(p.taps, p.positions, p.filters) >= 2**31:
         raise KernelError(f"this {library.name} has 32-bit integers, too few for a filter of {p.taps} elements")
     return library.gemm_address(dtype), int(library.wide)
+
+
+def _channels_last(p: Plan, weight: np.ndarray) -> np.ndarray:
+    """A weight as (groups, filters, kH, kW, channels), a view: the order of a row of the matrix."""
+    return weight.reshape(p.groups, p.filters, p.channels, p.kernel_h, p.kernel_w).transpose(0, 1, 3, 4, 2)
 
 
 def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -287,10 +363,29 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
     if y.size == 0 or p.taps == 0:
         y[...] = bias[:, None, None] if rest else 0
         return
+    taken, *tile, matrix = workspace
+    taken.fill(0)
+    by_filter = _channels_last(p, weight)
+    by_element = matrix.reshape(p.groups, *by_filter.shape[2:], p.across)
+    by_element[..., : p.filters] = np.moveaxis(by_filter, 1, -1)
+    by_element[..., p.filters :] = 0
     units = p.tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _conv2d(lanes, *_library(p, y.dtype), x, weight, bias, y, *workspace, *_numbers(p), lanes, units)
+        _conv2d(
+            lanes,
+            *_library(p, y.dtype),
+            x,
+            matrix,
+            bias,
+            y,
+            taken,
+            *tile,
+            *_numbers(p),
+            columns_of_a_tile(y.itemsize),
+            lanes,
+            units,
+        )
 
 
 def _split(options: Options) -> tuple[Any, Attrs]:
@@ -304,10 +399,14 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
     if d_x.size == 0 or g.size == 0:
         d_x.fill(0)
         return
+    taken, *tile, matrix = workspace
+    taken.fill(0)
+    by_filter = _channels_last(p, weight)
+    matrix.reshape(by_filter.shape)[...] = by_filter
     units = p.image_tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
-        _backward_input(lanes, *_library(p, g.dtype), g, weight, d_x, *workspace, *_numbers(p), lanes, units)
+        _backward_input(lanes, *_library(p, g.dtype), g, matrix, d_x, taken, *tile, *_numbers(p), lanes, units)
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -318,8 +417,14 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     if d_weight.size == 0 or g.size == 0:
         d_weight.fill(0)
         return
-    lanes = p.lanes(p.tiles)
+    lanes = p.sums()
+    workspace[0].fill(0)
     with blas.single_threaded():
-        _backward_weight(lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), lanes, p.tiles)
+        _backward_weight(
+            lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), columns_of_a_tile(g.itemsize), lanes, p.tiles
+        )
+    sums, by_filter = workspace[-1], _channels_last(p, d_weight)
     with np.errstate(all="ignore"):
-        np.add.reduce(workspace[-1], axis=0, out=d_weight.reshape(-1))
+        total = np.add.reduce(sums, axis=0, out=sums[0]).reshape(p.groups, -1, p.across)
+    found = total[:, : p.taps, : p.filters].reshape(p.groups, *by_filter.shape[2:], p.filters)
+    by_filter[...] = np.moveaxis(found, -1, 1)

@@ -92,14 +92,20 @@ def _planes(op: str, arrays: dict[str, Array], attrs: Attrs) -> None:
 # How the CPU's kernels cut the work
 # ---------------------------------------------------------------------------------------------------------
 
-TILE = 1 << 16
+TILE = 1 << 17
 """Elements of the matrix that a block multiplies by the weight: it is made and used within the L2 cache."""
-MIN_COLUMNS, MAX_COLUMNS = 96, 1024
-"""Columns of that matrix: below, the product packs the weight too often; above, nothing is gained."""
+MIN_POSITIONS, MAX_POSITIONS = 96, 1024
+"""Rows of that matrix: below, the product packs the weight too often; above, nothing is gained."""
 LANES = 16
-"""Most blocks of a call, each with a workspace of its own."""
+"""Most blocks of a call."""
+SUM_POSITIONS = 512
+"""Fewest positions for a block that adds up a gradient of the weight."""
 LANE_FLOPS = 1 << 20
 """Work that is worth a block of its own."""
+COLUMNS = 32
+"""Filters go through direct products so many at once: a multiple of what a kernel's tiles are wide in any dtype."""
+SLACK = 8
+"""Elements that a copy of rows in vectors may read or write too far."""
 
 
 class Plan(NamedTuple):
@@ -127,25 +133,20 @@ class Plan(NamedTuple):
     row_tiles: int
     col_tiles: int
     image_tiles: int
-    phases_h: int  # parts of the tile's window on x by (row, column) modulo the stride
-    phases_w: int
-    plane_h: int  # size of each part
-    plane_w: int
-    image_columns: int  # columns of the matrix that an image takes
+    window_h: int  # size of what a tile of one image looks at
+    window_w: int
+    window: int  # elements of that
+    across: int  # columns of the weight as a matrix: `filters`, and some of zeros where the products are direct
+    direct: bool  # whether sums of products are made from the window, and not as a product of matrices by BLAS
 
     @property
     def taps(self) -> int:
-        """Rows of the matrix: elements of a filter."""
+        """Columns of the matrix: elements of a filter."""
         return self.channels * self.kernel_h * self.kernel_w
 
     @property
-    def columns(self) -> int:
-        return self.images * self.image_columns
-
-    @property
-    def window(self) -> int:
-        """Elements of x that a tile of one image looks at."""
-        return self.channels * self.phases_h * self.phases_w * self.plane_h * self.plane_w
+    def positions(self) -> int:
+        return self.images * self.rows * self.cols
 
     @property
     def tiles(self) -> int:
@@ -159,6 +160,10 @@ class Plan(NamedTuple):
         """Number of blocks for so many units of work."""
         return max(1, min(LANES, units, self.flops // LANE_FLOPS))
 
+    def sums(self) -> int:
+        """Number of blocks of the gradient of the weight: each has a sum as large as the weight to write and to add."""
+        return min(self.lanes(self.tiles), max(1, self.batch * self.out_h * self.out_w // SUM_POSITIONS))
+
 
 @functools.lru_cache(1024)
 def plan(x: Shape, weight: Shape, out: Pair, attrs: Attrs) -> Plan:
@@ -166,28 +171,36 @@ def plan(x: Shape, weight: Shape, out: Pair, attrs: Attrs) -> Plan:
     batch, _, height, width = x
     filters, channels, kernel_h, kernel_w = weight
     (out_h, out_w), (stride_h, stride_w), (dilation_h, dilation_w) = out, attrs.stride, attrs.dilation
-    reach_h, reach_w = (kernel_h - 1) * dilation_h, (kernel_w - 1) * dilation_w
-    more_h, more_w = reach_h // stride_h, reach_w // stride_w
-    most = min(MAX_COLUMNS, max(MIN_COLUMNS, TILE // max(1, channels * kernel_h * kernel_w)))
+    most = min(MAX_POSITIONS, max(MIN_POSITIONS, TILE // max(1, channels * kernel_h * kernel_w)))
     rows, cols, images = out_h, out_w, 1
-    if (whole := (out_h - 1) * (out_w + more_w) + out_w) <= most:
-        images = max(1, min(most // whole, -(-batch // LANES)))
+    if out_h * out_w <= most:
+        images = max(1, min(most // (out_h * out_w), -(-batch // LANES)))
     else:
         cols = -(-out_w // -(-out_w // most))
-        rows = min(out_h, max(1, most // (cols + more_w)))
+        rows = min(out_h, max(1, most // cols))
         rows = -(-out_h // -(-out_h // rows))
-    plane_h, plane_w = rows + more_h, cols + more_w
+    window_h = (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1
+    window_w = (cols - 1) * stride_w + (kernel_w - 1) * dilation_w + 1
+    filters //= attrs.groups
+    across = -(-filters // COLUMNS) * COLUMNS
+    direct = 3 * across <= 4 * filters
     return Plan(
-        batch, attrs.groups, channels, filters // attrs.groups, height, width, kernel_h, kernel_w, out_h, out_w,
+        batch, attrs.groups, channels, filters, height, width, kernel_h, kernel_w, out_h, out_w,
         stride_h, stride_w, attrs.padding[0][0], attrs.padding[1][0], dilation_h, dilation_w,
         images, rows, cols, -(-out_h // rows), -(-out_w // cols), -(-batch // images),
-        min(stride_h, reach_h + 1), min(stride_w, reach_w + 1), plane_h, plane_w, (rows - 1) * plane_w + cols,
+        window_h, window_w, channels * window_h * window_w, across if direct else filters, direct,
     )  # fmt: skip
 
 
-def tile_workspace(p: Plan, lanes: int, dtype: Any) -> Layout:
-    """For each lane: the window of a tile on x, the matrix made of it, and the tile of y or its gradient."""
-    return [((lanes, size), dtype) for size in (p.window, p.taps * p.columns, p.filters * p.columns)]
+def _workspace(p: Plan, lanes: int, dtype: Any) -> Layout:
+    """Which workspaces are taken; and in each the window of a tile on x, the matrix made of it, and the tile of y."""
+    sizes = (p.images * p.window + SLACK, p.positions * p.taps + SLACK, (p.positions + SLACK) * p.across)
+    integers = np.dtype(np.int64)
+    return [((lanes,), integers), *[((lanes, size), dtype) for size in sizes], ((lanes, p.positions + SLACK), integers)]
+
+
+def _weight_as_matrix(p: Plan, filters: int, dtype: Any) -> tuple[Shape, Any]:
+    return (p.groups, p.taps * filters), dtype
 
 
 def _cost(p: Plan, *arrays: Array) -> Cost:
@@ -215,7 +228,7 @@ _EXAMPLES: tuple[tuple[Shape, Shape, tuple[Any, ...]], ...] = (
     ((3, 2, 9, 9), (3, 2, 1, 1), ((4, 3), ((0, 0), (1, 0)))),
     ((2, 3, 1, 127), (2, 3, 1, 5), ((1, 3), ((0, 0), (2, 2)), (1, 2))),
     ((129, 3, 14, 13), (7, 3, 4, 4), ((2, 2), ((1, 1), (1, 1)))),
-    ((1, 31, 37, 41), (17, 31, 3, 3), ((1, 1), ((1, 1), (1, 1)))),
+    ((1, 31, 37, 41), (29, 31, 3, 3), ((1, 1), ((1, 1), (1, 1)))),
     ((1, 2, 1, 2503), (3, 2, 1, 9), ((1, 2), ((0, 0), (4, 4)))),
 )
 
@@ -272,7 +285,7 @@ def _conv_infer(x: Array, weight: Array, bias: Array | None = None, **options: A
 
 def _conv_workspace(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> Layout:
     p = forward_plan(x, weight, Attrs(**options))
-    return tile_workspace(p, p.lanes(p.tiles * p.groups), x.dtype)
+    return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, p.across, x.dtype)]
 
 
 CONV2D = KernelSpec(
@@ -317,7 +330,7 @@ def _input_infer(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layo
 
 def _input_workspace(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layout:
     p = input_plan(g, weight, size, Attrs(**options))
-    return tile_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype)
+    return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, p.filters, g.dtype)]
 
 
 CONV2D_BACKWARD_INPUT = KernelSpec(
@@ -357,8 +370,7 @@ def _weight_infer(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
 
 def _weight_workspace(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
     p = weight_plan(g, x, size, Attrs(**options))
-    lanes = p.lanes(p.tiles)
-    return [*tile_workspace(p, lanes, g.dtype), ((lanes, p.groups * p.filters * p.taps), g.dtype)]
+    return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * (p.taps + SLACK) * p.across), g.dtype)]
 
 
 CONV2D_BACKWARD_WEIGHT = KernelSpec(

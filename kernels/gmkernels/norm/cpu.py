@@ -1,8 +1,9 @@
 """Batch normalisation in Numba: a block takes whole channels, which stay in the cache between its passes.
 
-Where a channel's elements lie in runs, (N, C, H, W), the vectors go along them; where they are single, (N, C), the
-vectors go along the channels of a strip. The mean is kept in two parts, the second what the rounding of the first
-leaves, so that nothing is lost where it is far larger than the deviations.
+Where a channel's elements lie in runs, (N, C, H, W), the runs are copied into one line, since loops over runs of 49
+take longer to begin and to end than they last; a channel that fits into a line is copied once. Where the elements are
+single, (N, C), the vectors go along the channels of a strip. The mean is kept in two parts, the second what the
+rounding of the first leaves, so that nothing is lost where it is far larger than the deviations.
 """
 
 from __future__ import annotations
@@ -13,18 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.norm.spec import split
-from gmkernels.pool import block_kernel, jitable, reduction, scratch
+from gmkernels.norm.spec import LINE, channels_of_a_block, split
+from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
+from gmkernels.slots import claim, release
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
 
-_RUN = 1024
-"""Elements added in the arrays' dtype before they go to a float64 sum."""
 _STRIP = 128
 """Channels of a block where their elements are single."""
-_BLOCK = 1 << 14
-"""Elements of a block, at least, where they lie in runs."""
 
 
 @reduction
@@ -57,65 +55,106 @@ def _moments(g, x, center):
 
 
 @jitable
-def _affine(x, center, rest, scale, shift, y):
-    for i in range(y.size):
-        y[i] = ((x[i] - center) - rest) * scale + shift
+def _affine(x, center, rest, scale, shift):
+    for i in range(x.size):
+        x[i] = ((x[i] - center) - rest) * scale + shift
 
 
 @jitable
-def _gradient(g, x, center, rest, scale, shift, slope, d_x):
-    for i in range(d_x.size):
-        d_x[i] = (g[i] - shift - ((x[i] - center) - rest) * slope) * scale
+def _gradient(g, x, center, rest, scale, shift, slope):
+    for i in range(g.size):
+        g[i] = (g[i] - shift - ((x[i] - center) - rest) * slope) * scale
+
+
+@jitable
+def _copy(source, start, step, target, to, apart, runs, length):
+    """Runs of some length, each begun so many elements after the one before, there and here."""
+    long_loop()  # compiled once, and not at each call
+    for n in range(runs):
+        run, place = part(source, start + n * step, length), part(target, to + n * apart, length)
+        for i in range(length):
+            place[i] = run[i]
+
+
+@jitable
+def _pieces(batch, each):
+    """A channel cut into lines: runs of a line, their length, and how many pieces the runs and one run are cut into."""
+    runs, length = max(1, min(batch, LINE // each)), min(each, LINE)
+    return runs, length, -(-batch // runs), -(-each // length)
+
+
+@jitable
+def _piece(number, batch, channels, each, c):
+    """Of a piece of a channel: where it begins, its runs, their length."""
+    long_loop()
+    runs, length, _, across = _pieces(batch, each)
+    first, at = number // across * runs, number % across * length
+    return (first * channels + c) * each + at, min(runs, batch - first), min(length, each - at)
 
 
 @block_kernel
-def _rows(block, x, weight, bias, eps, y, mean, var, batch, each, per_block):
-    channels = mean.size
+def _rows(block, x, weight, bias, eps, y, mean, var, taken, lines, batch, each, per_block):
+    slot = claim(taken)
+    channels, line = mean.size, part(lines, slot * LINE, LINE)
+    _, _, down, across = _pieces(batch, each)
+    pieces, step = down * across, channels * each
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
         first, total = x[c * each], 0.0  # the deviations from any element are small where the elements are not
-        for n in range(batch):
-            start = (n * channels + c) * each
-            for at in range(start, start + each, _RUN):
-                total += _sum(x[at : min(at + _RUN, start + each)], first)
+        for piece in range(pieces):
+            start, runs, length = _piece(piece, batch, channels, each, c)
+            _copy(x, start, step, line, 0, length, runs, length)
+            total += _sum(part(line, 0, runs * length), first)
         total = first + total / (batch * each)
         mean[c] = total
         rest = x.dtype.type(total - mean[c])
         total = 0.0
-        for n in range(batch):
-            start = (n * channels + c) * each
-            for at in range(start, start + each, _RUN):
-                total += _squares(x[at : min(at + _RUN, start + each)], mean[c], rest)
+        for piece in range(pieces):
+            start, runs, length = _piece(piece, batch, channels, each, c)
+            if pieces > 1:
+                _copy(x, start, step, line, 0, length, runs, length)
+            total += _squares(part(line, 0, runs * length), mean[c], rest)
         var[c] = total / (batch * each)
         scale = x.dtype.type(weight[c] / math.sqrt(var[c] + eps[0]))
-        for n in range(batch):
-            start = (n * channels + c) * each
-            _affine(x[start : start + each], mean[c], rest, scale, bias[c], y[start : start + each])
+        for piece in range(pieces):
+            start, runs, length = _piece(piece, batch, channels, each, c)
+            if pieces > 1:
+                _copy(x, start, step, line, 0, length, runs, length)
+            _affine(part(line, 0, runs * length), mean[c], rest, scale, bias[c])
+            _copy(line, 0, length, y, start, step, runs, length)
+    release(taken, slot)
 
 
 @block_kernel
-def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, batch, each, per_block):
-    channels = mean.size
+def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, taken, lines, batch, each, per_block):
+    slot = claim(taken)
+    channels, line, incoming = mean.size, part(lines, 2 * slot * LINE, LINE), part(lines, (2 * slot + 1) * LINE, LINE)
+    _, _, down, across = _pieces(batch, each)
+    pieces, step, real = down * across, channels * each, x.dtype.type
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
         first = second = both = 0.0
-        for n in range(batch):
-            start = (n * channels + c) * each
-            for at in range(start, start + each, _RUN):
-                stop = min(at + _RUN, start + each)
-                sums = _moments(g[at:stop], x[at:stop], mean[c])
-                first += sums[0]
-                second += sums[1]
-                both += sums[2]
+        for piece in range(pieces):
+            start, runs, length = _piece(piece, batch, channels, each, c)
+            _copy(x, start, step, line, 0, length, runs, length)
+            _copy(g, start, step, incoming, 0, length, runs, length)
+            sums = _moments(part(incoming, 0, runs * length), part(line, 0, runs * length), mean[c])
+            first += sums[0]
+            second += sums[1]
+            both += sums[2]
         rstd, rest = 1.0 / math.sqrt(var[c] + eps[0]), second / (batch * each)
         both = (both - rest * first) * rstd
         d_bias[c], d_weight[c] = first, both
-        real = x.dtype.type
         shift, slope = real(first / (batch * each)), real(both * rstd / (batch * each))
-        for n in range(batch):
-            start = (n * channels + c) * each
-            stop = start + each
+        for piece in range(pieces):
+            start, runs, length = _piece(piece, batch, channels, each, c)
+            if pieces > 1:
+                _copy(x, start, step, line, 0, length, runs, length)
+                _copy(g, start, step, incoming, 0, length, runs, length)
             _gradient(
-                g[start:stop], x[start:stop], mean[c], real(rest), real(weight[c] * rstd), shift, slope, d_x[start:stop]
-            )
+                part(incoming, 0, runs * length), part(line, 0, runs * length),
+                mean[c], real(rest), real(weight[c] * rstd), shift, slope,
+            )  # fmt: skip
+            _copy(incoming, 0, length, d_x, start, step, runs, length)
+    release(taken, slot)
 
 
 @block_kernel
@@ -183,20 +222,21 @@ def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias
             out[j] = (incoming[j] - shift[j] - ((row[j] - center[j]) - rest[j]) * slope[j]) * scale[j]
 
 
-def _launch(rows: Any, columns: Any, arrays: Arrays, shape: tuple[int, ...]) -> None:
+def _launch(rows: Any, columns: Any, arrays: Arrays, workspace: Arrays, shape: tuple[int, ...]) -> None:
     batch, channels, each = split(shape)
     if each == 1:
         columns(-(-channels // _STRIP), *arrays, batch)
     else:
-        per_block = max(1, _BLOCK // max(1, batch * each))
-        rows(-(-channels // per_block), *arrays, batch, each, per_block)
+        per_block = channels_of_a_block(shape)
+        workspace[0].fill(0)
+        rows(-(-channels // per_block), *arrays, *workspace, batch, each, per_block)
 
 
 def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     eps = np.array([attrs["eps"]])
-    _launch(_rows, _columns, (*inputs, eps, *outputs), inputs[0].shape)
+    _launch(_rows, _columns, (*inputs, eps, *outputs), workspace, inputs[0].shape)
 
 
 def batch_norm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     eps = np.array([attrs["eps"]])
-    _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), inputs[0].shape)
+    _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), workspace, inputs[0].shape)

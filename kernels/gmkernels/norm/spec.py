@@ -17,6 +17,25 @@ def split(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], math.prod(shape[2:])
 
 
+LINE = 4096
+"""Elements of a line, into which the CPU's kernels gather runs of a channel: added in their dtype, then in float64."""
+_BLOCK = 1 << 14
+"""Elements of a block, at least."""
+
+
+def channels_of_a_block(shape: tuple[int, ...]) -> int:
+    """How many channels that lie in runs a block takes."""
+    batch, _, each = split(shape)
+    return max(1, _BLOCK // max(1, batch * each))
+
+
+def _lines(x: Array, lines: int) -> Layout:
+    """Which workspaces are taken, and in each so many lines: for each block one, where channels lie in runs."""
+    _, channels, each = split(x.shape)
+    blocks = -(-channels // channels_of_a_block(x.shape))
+    return [] if each == 1 else [((blocks,), np.dtype(np.int64)), ((blocks, lines * LINE), x.dtype)]
+
+
 def _check(op: str, x: Array, **arrays: Array) -> None:
     channels = x.shape[1:2]
     fits = x.ndim >= 2 and all(a.shape == (x.shape if name == "g" else channels) for name, a in arrays.items())
@@ -69,6 +88,7 @@ BATCH_NORM = KernelSpec(
     inputs=("x", "weight", "bias"),
     outputs=("y", "mean", "var"),
     infer=_infer,
+    workspace=lambda x, weight, bias, *, eps: _lines(x, 1),
     cost=lambda x, weight, bias, *, eps: Cost(x.itemsize * 2 * x.size, slots=8.0 * x.size),
     examples=_examples,
     formula=(
@@ -105,6 +125,7 @@ BATCH_NORM_BACKWARD = KernelSpec(
     inputs=("g", "x", "weight", "mean", "var"),
     outputs=("d_x", "d_weight", "d_bias"),
     infer=_back_infer,
+    workspace=lambda g, *inputs, eps: _lines(g, 2),
     cost=lambda g, *inputs, eps: Cost(g.itemsize * 3 * g.size, slots=12.0 * g.size),
     examples=_back_examples,
     formula=(

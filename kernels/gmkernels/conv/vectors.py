@@ -1,0 +1,149 @@
+"""What loops over elements do not give: copies of short rows and transpositions in vectors, sums kept in registers.
+
+Loops over rows of a few elements, whose length the compiler does not know, are not vectorised, nor are transpositions;
+and no loop keeps a tile of sums in registers, as a product needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+_intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+
+WIDTH = 8
+"""Elements of a vector: a row of floats is one register wherever there are 256-bit ones."""
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = arrayobj.make_array(array_type)(context, builder, array).data
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), WIDTH)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@_intrinsic
+def move(typing_context: Any, source: Any, start: Any, target: Any, to: Any) -> Any:
+    """target[to : to + WIDTH] = source[start : start + WIDTH], for bounds that are known to be inside."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        align = context.get_abi_sizeof(context.get_data_type(source.dtype))
+        row = builder.load(_address(context, builder, source, args[0], args[1]), align=align)
+        builder.store(row, _address(context, builder, target, args[2], args[3]), align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), generate
+
+
+@_intrinsic
+def transpose_square(typing_context: Any, source: Any, start: Any, step: Any, target: Any, to: Any, apart: Any) -> Any:
+    """target[to + j apart + i] = source[start + i step + j] for i, j < WIDTH."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        align = context.get_abi_sizeof(context.get_data_type(source.dtype))
+
+        def row(array_type: Any, place: Any, i: int) -> Any:
+            array, begin, distance = place
+            index = builder.add(begin, builder.mul(distance, ir.Constant(ir.IntType(64), i)))
+            return _address(context, builder, array_type, array, index)
+
+        rows = [builder.load(row(source, args[:3], i), align=align) for i in range(WIDTH)]
+        # Rows i and i + WIDTH / 2 interleaved: the bits of (i, j) as one number move on by one place. So three times.
+        masks = [
+            ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [half + k // 2 + k % 2 * WIDTH for k in range(WIDTH)])
+            for half in (0, WIDTH // 2)
+        ]
+        for _ in range(WIDTH.bit_length() - 1):
+            pairs = zip(rows[: WIDTH // 2], rows[WIDTH // 2 :])
+            rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        for j, column in enumerate(rows):
+            builder.store(column, row(target, args[3:], j), align=align)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer, integer), generate
+
+
+ROWS, VECTORS = 7, 2
+"""Rows and vectors of a tile of sums. With eight rows their addresses do not fit into the registers: three quarters of
+the speed; with more vectors the sums do not where there are 16."""
+_VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
+
+
+@_intrinsic
+def accumulate(
+    typing_context: Any,
+    a: Any, origins: Any, first: Any, starts: Any, count: Any, length: Any, step: Any,
+    b: Any, at: Any, apart: Any, c: Any, to: Any, between: Any,
+) -> Any:  # fmt: skip
+    """A tile of a product of a matrix that is not there, whose elements lie in `a`, and of rows of b.
+
+    c[to + r between + v] += sum over s < count and t < length, numbered k in this order, of
+    a[origins[first + r] + starts[s] + t step] b[at + k apart + v], for r < ROWS and v < `columns_of_a_tile`.
+    """
+    integer = types.int64
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(a.dtype)
+        size = context.get_abi_sizeof(kind)
+        width = _VECTOR_BYTES // size
+        vector, word = ir.VectorType(kind, width), ir.IntType(32)
+        a_, origins_, first_, starts_, count_, length_, step_, b_, at_, apart_, c_, to_, between_ = args
+        # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
+        ternary = ir.FunctionType(vector, [vector] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, ternary, f"llvm.fmuladd.v{width}f{8 * size}")
+        nothing, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, width), [0] * width)
+
+        def number(n: int) -> Any:
+            return ir.Constant(ir.IntType(64), n)
+
+        def data(array_type: Any, array: Any) -> Any:
+            return arrayobj.make_array(array_type)(context, builder, array).data
+
+        def vectors(pointer: Any) -> list[Any]:
+            places = [builder.gep(pointer, [number(v * width)]) for v in range(VECTORS)]
+            return [builder.bitcast(place, vector.as_pointer()) for place in places]
+
+        a_data, origin_data, start_data = data(a, a_), data(origins, origins_), data(starts, starts_)
+        rows, targets = [], []
+        for r in range(ROWS):
+            origin = builder.load(builder.gep(origin_data, [builder.add(first_, number(r))]))
+            rows.append(builder.gep(a_data, [origin]))
+            place = builder.add(to_, builder.mul(between_, number(r)))
+            targets.append(vectors(builder.gep(data(c, c_), [place])))
+        # Variables that LLVM keeps in registers.
+        sums = [[cgutils.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(ROWS)]
+        for line, target in zip(sums, targets):
+            for total, place in zip(line, target):
+                builder.store(builder.load(place, align=size), total)
+        factor = cgutils.alloca_once_value(builder, builder.gep(data(b, b_), [at_]))
+        with cgutils.for_range(builder, count_) as run:
+            start = builder.load(builder.gep(start_data, [run.index]))
+            with cgutils.for_range(builder, length_) as inner:
+                index = builder.add(start, builder.mul(inner.index, step_))
+                pointer = builder.load(factor)
+                factors = [builder.load(place, align=size) for place in vectors(pointer)]
+                for row, line in zip(rows, sums):
+                    x = builder.insert_element(nothing, builder.load(builder.gep(row, [index])), ir.Constant(word, 0))
+                    x = builder.shuffle_vector(x, nothing, everywhere)
+                    for total, y in zip(line, factors):
+                        builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
+                builder.store(builder.gep(pointer, [apart_]), factor)
+        for line, target in zip(sums, targets):
+            for total, place in zip(line, target):
+                builder.store(builder.load(total), place, align=size)
+        return context.get_dummy_value()
+
+    return types.void(
+        a, origins, integer, starts, integer, integer, integer, b, integer, integer, c, integer, integer
+    ), generate
+
+
+def columns_of_a_tile(itemsize: int) -> int:
+    """Elements of the rows that `accumulate` adds up."""
+    return VECTORS * _VECTOR_BYTES // itemsize
