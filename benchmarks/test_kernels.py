@@ -50,6 +50,12 @@ CALLS: dict[str, Callable[[], Example]] = {
     "average": lambda: _update((0.999,), 0),
     "bernoulli_log_prob": lambda: Example((_normal(50, 20, DATA), _normal(20, DATA)), {}),
     "bernoulli_log_prob_backward": lambda: Example((_normal(50, 20), _normal(50, 20, DATA), _normal(20, DATA)), {}),
+    "linear_bernoulli_log_prob": lambda: Example(
+        (_normal(50, 20, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA), _normal(20, DATA)), {}
+    ),
+    "linear_bernoulli_log_prob_backward": lambda: Example(
+        (_normal(50, 20), _normal(50, 20, DATA), _normal(50, 20, HIDDEN), _normal(DATA, HIDDEN)), {}
+    ),
     "iwae_bound": lambda: Example((_normal(50, 20_000),), {"axis": 0}),
     "iwae_bound_backward": lambda: Example((_normal(20_000), _normal(50, 20_000)), {"axis": 0}),
     "gaussian_sample": lambda: Example((_normal(20_000, 100), _normal(20_000, 100), KEY), {"samples": None}),
