@@ -112,8 +112,8 @@ def _log_prob(block, logits, x, sums, length):
 def _add_parts(block, parts, log_prob, per_row):
     for row in range(log_prob.size):
         total = 0.0
-        for part in range(per_row):
-            total += parts[row * per_row + part]
+        for i in range(per_row):
+            total += parts[row * per_row + i]
         log_prob[row] = total
 
 
