@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from gmcore import ops
 from gmcore.engine import grad
 from gmcore.errors import _PACKAGE, ArgumentError, shown, user_line
 from gmcore.op import OPS, Example, Op, kernel
+from gmcore.ops.elementwise import exp, multiply, tanh
 from gmcore.ops.shape import sum_to
 from gmcore.tensor import Leaf, Tensor, _mode, as_tensor, is_grad_enabled
 from gmkernels import KernelSpec
-from gmkernels.chain import FUNCTIONS, Program, kernel_spec
+from gmkernels.chain import FUNCTIONS, SMALLEST, Program, kernel_spec
 
 _DTYPES = ("float32", "float64")
 
@@ -128,6 +128,10 @@ class _Traced(NDArrayOperatorsMixin):
         return self
 
     def _step(self, function: str, inputs: Sequence[Any], dtype: np.dtype[Any]) -> _Traced:
+        shape = np.broadcast_shapes(*[np.shape(x) if not isinstance(x, _Traced) else x.shape for x in inputs])
+        if function == "where" and not isinstance(inputs[0], _Traced) and not np.ndim(inputs[0]):
+            taken = inputs[1 if inputs[0] else 2]  # a rule that asked about a number
+            return _Traced(self.trace, taken.name if isinstance(taken, _Traced) else float(taken), shape, dtype)
         operands = []
         for x in inputs:
             if not isinstance(x, _Traced):
@@ -136,7 +140,6 @@ class _Traced(NDArrayOperatorsMixin):
                 operands.append(float(x))
             else:
                 operands.append(x.name)
-        shape = np.broadcast_shapes(*[np.shape(x) if not isinstance(x, _Traced) else x.shape for x in inputs])
         return _Traced(self.trace, self.trace.step(function, operands), shape, dtype)
 
 
@@ -192,7 +195,9 @@ class _Chain:
             trace.in_gradient = True
             wanted = [x for x, need in zip(xs, needs, strict=True) if need]
             g = Tensor(_Traced(trace, "x0", shape, y.dtype))
-            found = grad(y, wanted, g, create_graph=True, allow_unused=True) if y.requires_grad else [None] * len(wanted)
+            found = (
+                grad(y, wanted, g, create_graph=True, allow_unused=True) if y.requires_grad else [None] * len(wanted)
+            )
             return trace.program(1 + len(xs), [0.0 if d is None else d._data.name for d in found])
         finally:
             _mode.reset(token)
@@ -229,7 +234,7 @@ def _examples(rng: np.random.Generator) -> Iterator[Example]:
 
 
 def _example(x: Any, y: Any) -> Tensor:
-    return ops.tanh(ops.multiply(x, y)) * x + ops.exp(-y)
+    return tanh(multiply(x, y)) * x + exp(-y)
 
 
 _fused = Op(
@@ -253,24 +258,27 @@ class _Fused:
         self._chains: dict[Any, _Chain] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        tensors = [as_tensor(x) for x in args if isinstance(x, _ARRAYS)]
-        dtypes = {x.dtype for x in tensors}
-        if len(dtypes) != 1 or next(iter(dtypes)).name not in _DTYPES:
+        values = (*args, *kwargs.values())
+        tensors = [as_tensor(x) for x in values if isinstance(x, _ARRAYS)]
+        if len({x.dtype for x in tensors}) != 1 or tensors[0].dtype.name not in _DTYPES:
             return self._function(*args, **kwargs)
-        others = tuple([None if isinstance(x, _ARRAYS) else (x,) for x in args])
-        key = (others, tuple(kwargs.items()), tuple([x.shape for x in tensors]), tensors[0].dtype)
+        if any(type(x._data) is _Traced for x in tensors):  # part of a function that is being fused itself
+            return self._function(*args, **kwargs)
+        others = tuple([None if isinstance(x, _ARRAYS) else (x,) for x in values])
+        key = (others, tuple(kwargs), tuple([x.shape for x in tensors]), tensors[0].dtype)
         try:
             chain = self._chains.get(key)
         except TypeError:
             raise ArgumentError(
                 f"fuse: {self._name}: arguments that are no tensors must be hashable, got "
-                f"{', '.join(map(shown, (*(x for x in others if x), *kwargs.values())))} (called at {user_line()})"
+                f"{', '.join([shown(x[0]) for x in others if x])} (called at {user_line()})"
             ) from None
         if chain is None:
 
             def function(*xs: Tensor) -> Tensor:
                 rest = iter(xs)
-                return self._function(*[next(rest) if other is None else other[0] for other in others], **kwargs)
+                given = [next(rest) if other is None else other[0] for other in others]
+                return self._function(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
 
             chain = self._chains[key] = _Chain(function, self._name, [(x.shape, x.dtype) for x in tensors])
         return _fused(*tensors, chain=chain)
@@ -281,6 +289,19 @@ class _Fused:
 
 
 _ARRAYS = (Tensor, np.ndarray)
+
+
+def fuse_large(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`fuse` for the package's own functions, which fuses where the first argument has enough elements to be compiled
+    for, and elsewhere leaves the operations as they are."""
+    fused = _Fused(function)
+
+    @functools.wraps(function)
+    def chosen(x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        x = as_tensor(x)
+        return (fused if x.size >= SMALLEST else function)(x, *args, **kwargs)
+
+    return chosen
 
 
 def fuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -309,7 +330,7 @@ def fuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Notes
     -----
     For each set of shapes and other arguments the function is run once on stand-ins for arrays; each program that comes
-    out is compiled once, at its first use with 16384 elements or more, in about a second for the forward and another
+    out is compiled once, at its first use with 32768 elements or more, in about a second for the forward and another
     for the backward pass, and kept on disk. Smaller arrays take NumPy's functions, a pass for each step.
 
     The backward pass keeps the arguments only, and computes what it needs anew. Derivatives of order two and more are

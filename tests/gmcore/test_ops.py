@@ -629,6 +629,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_backward_input": _conv2d_backward_input,
     "conv2d_backward_weight": _conv2d_backward_weight,
+    "fused": lambda function, x, y: np.tanh(x * y) * x + np.exp(-y),
     "checkpoint": lambda function, x, y: (np.tanh(x * y) * x, np.exp(y) + x**2),
     "identity": lambda x: x,
     "sigmoid": special.expit,

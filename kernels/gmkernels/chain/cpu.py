@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,8 +33,7 @@ _NAMES: dict[str, Any] = {
      for name in ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "maximum", "select")}  # fmt: skip
 
 
-@functools.lru_cache(None)
-def _compiled(program: Program, dtype: np.dtype[Any], kinds: tuple[str, ...]) -> BlockKernel:
+def _block_kernel(program: Program, dtype: np.dtype[Any], kinds: tuple[str, ...]) -> BlockKernel:
     """The block kernel of a program; `kinds` says of each input whether it is "full", a "row" or a "number"."""
     numbers: dict[float, str] = {}
 
@@ -81,11 +79,19 @@ def _in_place(x: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
 
 
 def chain(
-    program: Program, inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+    program: Program,
+    compiled: dict[Any, BlockKernel],
+    inputs: Arrays,
+    outputs: Arrays,
+    workspace: Arrays,
+    attrs: Mapping[str, Any],
 ) -> None:
-    """Run a program on arrays that are C-contiguous."""
-    size = outputs[0].size
+    """Run a program on arrays that are C-contiguous; `compiled` keeps its block kernels."""
+    size, dtype = outputs[0].size, outputs[0].dtype
     if size:
         read = [_in_place(x, outputs[0].shape) for x in inputs]
-        compiled = _compiled(program, outputs[0].dtype, tuple([kind for _, kind in read]))
-        compiled(-(-size // _BLOCK), *[x for x, _ in read], *outputs)
+        kinds = tuple([kind for _, kind in read])
+        key = dtype, kinds
+        if key not in compiled:
+            compiled[key] = _block_kernel(program, dtype, kinds)
+        compiled[key](-(-size // _BLOCK), *[x for x, _ in read], *outputs)

@@ -12,9 +12,7 @@ from gmkernels.chain.spec import Program
 Arrays = Sequence[np.ndarray]
 
 
-def chain(
-    program: Program, inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
-) -> None:
+def chain(program: Program, inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     """Run a program."""
     dtype = inputs[0].dtype
     values: dict[Any, Any] = {f"x{i}": x for i, x in enumerate(inputs)}

@@ -226,22 +226,6 @@ def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays
 
 
 @jitable
-def _scaled_rows(x, g, out, top, bottom):
-    width = x.size // g.size
-    for r in range(top, bottom):
-        for i in range(r * width, (r + 1) * width):
-            out[i] = g[r] * x[i]
-
-
-@block_kernel
-def _scale_rows(block, d_h, h, g, scaled_h, rows_per_block):
-    """d_h and h with the rows scaled, the one in place."""
-    top, bottom = block * rows_per_block, min(g.size, (block + 1) * rows_per_block)
-    _scaled_rows(d_h, g, d_h, top, bottom)
-    _scaled_rows(h, g, scaled_h, top, bottom)
-
-
-@jitable
 def _add_four_rows(total, rows, stride, g):
     """total += the sum of four rows, scaled, which loads and stores the total once."""
     long_loop()
@@ -253,17 +237,24 @@ def _add_four_rows(total, rows, stride, g):
 
 
 @block_kernel
-def _scaled_sums(block, residual, g, d_bias):
-    """Part of d_bias, the sum of all rows scaled."""
-    n = d_bias.size
-    left, width = block * _TILE, min(_TILE, n - block * _TILE)
+def _scale_and_sum(block, residual, g, d_h, h, scaled_h, d_bias, rows_per_block):
+    """Rows of d_h and h scaled, the former in place; in the last blocks, a strip of d_bias, the sum of scaled rows."""
+    rows, n, k = g.size, d_bias.size, h.size // g.size
+    strip = block + -rows // rows_per_block  # less the number of blocks of rows
+    if strip < 0:
+        for r in range(block * rows_per_block, min(rows, (block + 1) * rows_per_block)):
+            for i in range(r * k, (r + 1) * k):
+                d_h[i] *= g[r]
+                scaled_h[i] = g[r] * h[i]
+        return
+    left, width = strip * _TILE, min(_TILE, n - strip * _TILE)
     sums = scratch(_TILE, np.float64)
     total = part(sums, 0, width)
     total[:] = 0
-    fours = g.size // 4 * 4
+    fours = rows // 4 * 4
     for r in range(0, fours, 4):
         _add_four_rows(total, part(residual, r * n + left, 3 * n + width), n, part(g, r, 4))
-    for r in range(fours, g.size):
+    for r in range(fours, rows):
         for i in range(width):
             total[i] += np.float64(g[r] * residual[r * n + left + i])
     for i in range(width):
@@ -280,8 +271,10 @@ def linear_bernoulli_log_prob_backward(
     rows, (n, k) = g.size, weight.shape
     by_row = residual.reshape(rows, n)
     matmul((by_row, weight), (d_h.reshape(rows, k),), (), {})
-    if d_h.size:
-        rows_per_block = max(1, CHUNK // k)
-        _scale_rows(-(-rows // rows_per_block), d_h, h, g, scaled_h, rows_per_block)
+    if rows:
+        rows_per_block = max(1, CHUNK // max(1, k))
+        blocks = -(-rows // rows_per_block) + -(-n // _TILE)
+        _scale_and_sum(blocks, residual, g, d_h, h, scaled_h, d_bias, rows_per_block)
+    else:
+        d_bias[...] = 0
     matmul((by_row.T, scaled_h.reshape(rows, k)), (d_weight,), (), {})
-    _scaled_sums(-(-n // _TILE), residual, g, d_bias)

@@ -198,7 +198,8 @@ def _linear_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -
     if not fits or h.dtype.kind != "f" or len({a.dtype for a in arrays.values()}) > 1:
         raise KernelError(
             "linear_bernoulli_log_prob_backward: expected floating g (...), residual (..., out), h (..., in) and "
-            "weight (out, in) of one dtype, got " + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+            "weight (out, in) of one dtype, got "
+            + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
         )
     return [(h.shape, h.dtype), (weight.shape, h.dtype), (weight.shape[:1], h.dtype)]
 
