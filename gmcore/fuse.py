@@ -246,7 +246,14 @@ _fused = Op(
     formula="an elementwise function of xs, or its gradients, in one pass",
     examples=_examples,
 )
-_fused.public = lambda function, *xs: fuse(function)(*xs)
+
+
+def _fused_once(function: Callable[..., Tensor], *xs: Any) -> Tensor:
+    """``fuse(function)(*xs)``."""
+    return fuse(function)(*xs)
+
+
+_fused.public = _fused_once
 
 
 class _Fused:
@@ -274,11 +281,12 @@ class _Fused:
                 f"{', '.join([shown(x[0]) for x in others if x])} (called at {user_line()})"
             ) from None
         if chain is None:
+            wrapped, count, names = self._function, len(args), tuple(kwargs)  # not the arguments, which would live on
 
             def function(*xs: Tensor) -> Tensor:
                 rest = iter(xs)
                 given = [next(rest) if other is None else other[0] for other in others]
-                return self._function(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+                return wrapped(*given[:count], **dict(zip(names, given[count:], strict=True)))
 
             chain = self._chains[key] = _Chain(function, self._name, [(x.shape, x.dtype) for x in tensors])
         return _fused(*tensors, chain=chain)
