@@ -248,12 +248,25 @@ _fused = Op(
 )
 
 
-def _fused_once(function: Callable[..., Tensor], *xs: Any) -> Tensor:
-    """``fuse(function)(*xs)``."""
+def fused(function: Callable[..., Tensor], *xs: Any) -> Tensor:
+    """``fuse(function)(*xs)``, for a function that is called once.
+
+    Parameters
+    ----------
+    function, xs : as for `fuse`.
+
+    Returns
+    -------
+    What the function gives.
+
+    Raises
+    ------
+    ArgumentError : as for `fuse`.
+    """
     return fuse(function)(*xs)
 
 
-_fused.public = _fused_once
+_fused.public = fused
 
 
 class _Fused:
@@ -302,12 +315,12 @@ _ARRAYS = (Tensor, np.ndarray)
 def fuse_large(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`fuse` for the package's own functions, which fuses where the first argument has enough elements to be compiled
     for, and elsewhere leaves the operations as they are."""
-    fused = _Fused(function)
+    in_one = _Fused(function)
 
     @functools.wraps(function)
     def chosen(x: Any, *args: Any, **kwargs: Any) -> Tensor:
         x = as_tensor(x)
-        return (fused if x.size >= SMALLEST else function)(x, *args, **kwargs)
+        return (in_one if x.size >= SMALLEST else function)(x, *args, **kwargs)
 
     return chosen
 
