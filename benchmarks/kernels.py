@@ -122,6 +122,12 @@ CASES: dict[str, Callable[[], Example]] = {
     "iwae_bound_backward": lambda: Example((_normal(BOUNDS[1]), _normal(*BOUNDS)), {"axis": 0}),
     "bernoulli_log_prob": lambda: Example((_normal(50, 20, DATA), _bits(20, DATA)), {}),
     "bernoulli_log_prob_backward": lambda: Example((_normal(50, 20), _normal(50, 20, DATA), _bits(20, DATA)), {}),
+    "linear_bernoulli_log_prob": lambda: Example(
+        (_normal(50, 20, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA), _bits(20, DATA)), {}
+    ),
+    "linear_bernoulli_log_prob_backward": lambda: Example(
+        (_normal(50, 20), _normal(50, 20, DATA), _normal(50, 20, HIDDEN), _normal(DATA, HIDDEN)), {}
+    ),
     "solve_triangular": lambda: Example(
         (0.02 * _normal(LATENT, LATENT) + np.eye(LATENT, dtype=np.float32), _normal(LATENT, ROWS)),
         {"upper": False, "unitriangular": False},

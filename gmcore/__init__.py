@@ -20,6 +20,7 @@ from gmcore.anomaly import detect_anomaly
 from gmcore.capture import capture
 from gmcore.dlpack import from_dlpack
 from gmcore.engine import grad
+from gmcore.fuse import fuse
 from gmcore.gradcheck import gradcheck
 from gmcore.memory import peak_memory
 from gmcore.random import Generator, default_generator, manual_seed
@@ -88,6 +89,7 @@ __all__ = [
     "fit",
     "from_dlpack",
     "functional",
+    "fuse",
     "get_num_threads",
     "grad",
     "gradcheck",

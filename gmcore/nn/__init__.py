@@ -35,7 +35,7 @@ from gmcore.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from gmcore.nn.dropout import Dropout, Dropout2d
 from gmcore.nn.embedding import Embedding
 from gmcore.nn.functional import Functional
-from gmcore.nn.linear import Bilinear, Linear
+from gmcore.nn.linear import Bilinear, Linear, bernoulli_log_prob
 from gmcore.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -151,6 +151,7 @@ __all__ = [
     "Tanhshrink",
     "Threshold",
     "Unflatten",
+    "bernoulli_log_prob",
     "init",
     "utils",
 ]

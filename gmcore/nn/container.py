@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from gmcore.nn.activation import Identity, ReLU, Sigmoid, Softplus, Tanh
 from gmcore.nn.linear import Linear
-from gmcore.nn.module import Module
+from gmcore.nn.module import Module, is_hooked
 from gmcore.nn.parameter import Parameter
 
 _FUSED: dict[type[Module], str] = {
@@ -22,15 +22,11 @@ _FUSED: dict[type[Module], str] = {
 
 def _fused_activation(module: Module | None) -> str | None:
     """The activation of `ops.linear` that computes `module`, if there is one and nobody watches it."""
-    if module is None or _hooked(module):
+    if module is None or is_hooked(module):
         return None
     if isinstance(module, Softplus) and module.beta != 1.0:
         return None
     return _FUSED.get(type(module))
-
-
-def _hooked(module: Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _held(owner: Module, kind: type[Any]) -> dict[str, Any]:
@@ -255,7 +251,7 @@ class Sequential(_List):
         while at < len(modules):
             module = modules[at]
             following = modules[at + 1] if at + 1 < len(modules) else None
-            activation = _fused_activation(following) if type(module) is Linear and not _hooked(module) else None
+            activation = _fused_activation(following) if type(module) is Linear and not is_hooked(module) else None
             if activation is not None:
                 x = module.activated(x, activation)
                 at += 2

@@ -11,7 +11,7 @@ from gmcore import ops
 from gmcore.errors import ShapeError
 from gmcore.nn import init
 from gmcore.nn.arguments import floating, positive_integer
-from gmcore.nn.module import Module
+from gmcore.nn.module import Module, is_hooked
 from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
 from gmcore.random import Generator
@@ -76,6 +76,30 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def bernoulli_log_prob(layer: Module, input: Any, x: Any) -> Tensor:
+    """Log-probability of x under Bernoulli variables whose logits are ``layer(input)``, summed over the last axis.
+
+    Of a `Linear` in one pass, `ops.linear_bernoulli_log_prob`, which equals the two steps up to rounding.
+
+    Parameters
+    ----------
+    layer : any module; it is called, unless it is a `Linear` without hooks.
+    input : what the layer takes.
+    x : the shape of the logits or of their last axes, in [0, 1].
+
+    Returns
+    -------
+    The shape of the logits without its last axis.
+
+    Raises
+    ------
+    ShapeError : arguments that do not fit.
+    """
+    if type(layer) is Linear and not is_hooked(layer):
+        return ops.linear_bernoulli_log_prob(input, layer.weight, layer.bias, x)[0]
+    return ops.bernoulli_log_prob(layer(input), x)
 
 
 class Bilinear(Module):

@@ -461,3 +461,8 @@ def _join(prefix: str, name: str) -> str:
 
 def _array(value: Any) -> np.ndarray:
     return value._data if isinstance(value, Tensor) else np.asarray(value)
+
+
+def is_hooked(module: Module) -> bool:
+    """Whether somebody watches the calls of `module`, so that no fused operation may take its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -1,5 +1,7 @@
 """Activations with the names and defaults of torch.nn.functional, most of them made of other operations.
 
+Those that take several passes over memory are one loop where the array is large (`fuse_large`).
+
 `sigmoid`, `tanh`, `relu` and `softplus`, which kernels fuse with products, are in `elementwise`.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, ShapeError
+from gmcore.fuse import fuse_large
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import split
 from gmcore.ops.elementwise import absolute, clip, expm1, greater, real, sigmoid, sign, softplus, tanh, where
@@ -25,6 +28,7 @@ from gmkernels.activation import spec
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
+@fuse_large
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha (e^x - 1).
 
@@ -47,6 +51,7 @@ def elu(x: Any, alpha: float = 1.0) -> Tensor:
     return where(positive, x, alpha * expm1(where(positive, 0.0, x)))
 
 
+@fuse_large
 def selu(x: Any) -> Tensor:
     """1.0507 elu(x, alpha=1.6733), of whose constants mean 0 and variance 1 are a fixed point.
 
@@ -125,6 +130,7 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
 _leaky_relu.public = leaky_relu
 
 
+@fuse_large
 def silu(x: Any) -> Tensor:
     """x sigmoid(x), also called swish.
 
@@ -134,6 +140,11 @@ def silu(x: Any) -> Tensor:
     """
     x = as_tensor(x)
     return x * sigmoid(x)
+
+
+@fuse_large
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -160,7 +171,7 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return 0.5 * x * erfc(-math.sqrt(0.5) * x)
     if approximate == "tanh":
-        return 0.5 * x * (1.0 + tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+        return _gelu_tanh(x)
     raise ArgumentError(f"gelu: approximate={approximate!r}; expected 'none' or 'tanh' (called at {user_line()})")
 
 
@@ -189,6 +200,7 @@ def logsigmoid(x: Any) -> Tensor:
     return -softplus(-as_tensor(x))
 
 
+@fuse_large
 def softsign(x: Any) -> Tensor:
     """x / (1 + |x|).
 
@@ -200,6 +212,7 @@ def softsign(x: Any) -> Tensor:
     return x / (1.0 + absolute(x))
 
 
+@fuse_large
 def celu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha (e^(x / alpha) - 1), whose derivative is continuous for every alpha.
 
@@ -227,6 +240,7 @@ def celu(x: Any, alpha: float = 1.0) -> Tensor:
     return where(above, x, alpha * expm1(where(above, 0.0, x) / alpha))
 
 
+@fuse_large
 def mish(x: Any) -> Tensor:
     """x tanh(softplus(x)).
 
@@ -252,6 +266,7 @@ def relu6(x: Any) -> Tensor:
     return clip(x, 0.0, 6.0)
 
 
+@fuse_large
 def hardsigmoid(x: Any) -> Tensor:
     """min(max(x / 6 + 1 / 2, 0), 1): sigmoid's three straight pieces.
 
@@ -262,6 +277,7 @@ def hardsigmoid(x: Any) -> Tensor:
     return relu6(as_tensor(x) + 3.0) / 6.0
 
 
+@fuse_large
 def hardswish(x: Any) -> Tensor:
     """x hardsigmoid(x).
 
@@ -277,6 +293,7 @@ def hardswish(x: Any) -> Tensor:
     return x * hardsigmoid(x)
 
 
+@fuse_large
 def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
     """x where |x| > lambd, else 0.
 
@@ -293,6 +310,7 @@ def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
     return where(greater(absolute(x), lambd), x, 0.0)
 
 
+@fuse_large
 def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
     """x moved towards 0 by lambd, or to it: sign(x) max(|x| - lambd, 0), the proximal operator of lambd |x|.
 

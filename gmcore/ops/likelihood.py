@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real, sigmoid
+from gmcore.ops.product import linear, matmul
 from gmcore.ops.reduce import sum
-from gmcore.ops.shape import expand_dims, sum_to
+from gmcore.ops.shape import expand_dims, reshape, sum_to, transpose
 from gmcore.tensor import Tensor, as_tensor
 from gmkernels.iwae import spec as iwae
 from gmkernels.likelihood import spec as likelihood
@@ -50,6 +52,117 @@ bernoulli_log_prob = Op(
     source="logits (..., D); x of that shape or of its last axes, in [0, 1] -> (...)",
     examples=_bernoulli_examples,
 )
+
+
+# -- last layer of a decoder, with its Bernoulli log-probability ---------------------------------------------
+def _linear_gradients(
+    d_logits: Tensor, h: Tensor, weight: Tensor, needs: Sequence[bool] = (True, True, True)
+) -> list[Tensor | None]:
+    """Gradients of h, weight and bias from that of logits = h weight^T + bias."""
+    by_row = reshape(d_logits, (math.prod(h.shape[:-1]), weight.shape[0]))
+    return [
+        matmul(d_logits, weight) if needs[0] else None,
+        matmul(transpose(by_row), reshape(h, (by_row.shape[0], weight.shape[1]))) if needs[1] else None,
+        sum(by_row, axis=0) if needs[2] else None,
+    ]
+
+
+def _linear_bernoulli_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, n in (((3,), 2), ((4, 3), 2), ((3, 2, 2), 3), ((0, 3), 2), ((2, 3), 0)):
+        yield (real(rng, shape[:-1]), real(rng, (*shape[:-1], n)), real(rng, shape), real(rng, (n, shape[-1]))), {}
+
+
+_linear_bernoulli_log_prob_backward = Op(
+    "linear_bernoulli_log_prob_backward",
+    "g_out residual h weight",
+    "d_h d_weight d_bias",
+    forward=kernel(likelihood.LINEAR_BERNOULLI_LOG_PROB_BACKWARD),
+    vjp=by_decomposition(
+        "g_out residual h weight",
+        lambda g, residual, h, weight: tuple(_linear_gradients(expand_dims(g, -1) * residual, h, weight)),
+    ),
+    formula="of logits = h weight^T + bias with the gradient g_out residual: those of h, weight and bias",
+    examples=_linear_bernoulli_backward_examples,
+)
+
+
+def _linear_bernoulli_rule(
+    g_log_prob: Tensor | None,
+    g_residual: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    x_shape: tuple[int, ...],
+    needs: tuple[bool, ...],
+) -> list[Tensor | None]:
+    if g_residual is None and all(needs[:3]) and not needs[3]:  # training
+        return [*_linear_bernoulli_log_prob_backward(g_log_prob, residual, h, weight), None]
+    d_logits, d_x = None, None
+    if g_log_prob is not None:
+        d_logits = expand_dims(g_log_prob, -1) * residual
+        d_x = expand_dims(g_log_prob, -1) * linear(h, weight, bias) if needs[3] else None
+    if g_residual is not None:  # x - sigmoid(logits)
+        p = sigmoid(linear(h, weight, bias))
+        through = -(g_residual * p * (1.0 - p))
+        d_logits = through if d_logits is None else d_logits + through
+        d_x = g_residual if d_x is None else d_x + g_residual
+    assert d_logits is not None
+    return [*_linear_gradients(d_logits, h, weight, needs), sum_to(d_x, x_shape) if needs[3] else None]
+
+
+def _linear_bernoulli_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, data in (((5,), (2,)), ((2, 3), (2, 4)), ((3, 2, 2), (2, 3)), ((0, 3), (2,)), ((2, 3), (2, 0))):
+        n, k = data[-1], shape[-1]
+        yield (real(rng, shape), real(rng, (n, k)), real(rng, (n,)), rng.uniform(0.0, 1.0, data)), {}
+
+
+_linear_bernoulli_log_prob = Op(
+    "linear_bernoulli_log_prob",
+    "h weight bias x",
+    "log_prob residual",
+    forward=kernel(likelihood.LINEAR_BERNOULLI_LOG_PROB),
+    vjp=_linear_bernoulli_rule,
+    partial=True,
+    formula="log_prob = bernoulli_log_prob(l, x) with l = h weight^T + bias; residual = x - sigmoid(l)",
+    examples=_linear_bernoulli_examples,
+)
+
+
+def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> tuple[Tensor, Tensor]:
+    """Bernoulli log-probability of x whose logits are a fully connected layer's output, in one pass.
+
+        log p(x | h) = sum_i x_i l_i - log(1 + e^l_i),   l = h weight^T + bias
+
+    The same as ``bernoulli_log_prob(linear(h, weight, bias), x)``, up to rounding. The backward pass needs no
+    exponentials and no pass over the logits.
+
+    Parameters
+    ----------
+    h : (..., in_features).
+    weight : (out_features, in_features), as for `linear`.
+    bias : (out_features,), or None.
+    x : (..., out_features), or of the last axes of that, in [0, 1]; h (k, batch, in) goes with x (batch, out).
+
+    Returns
+    -------
+    log_prob : (...);  residual : (..., out_features), x - sigmoid(l), the gradient of log_prob with respect to l.
+
+    Raises
+    ------
+    ShapeError, DtypeError : arguments that do not fit.
+
+    References
+    ----------
+    Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014, appendix C.1.
+    """
+    h, weight = as_tensor(h), as_tensor(weight)
+    if bias is None:
+        bias = Tensor(np.zeros(weight.shape[:1], weight.dtype))
+    return _linear_bernoulli_log_prob(h, weight, bias, x)
+
+
+_linear_bernoulli_log_prob.public = linear_bernoulli_log_prob
 
 
 # -- importance-weighted bound -------------------------------------------------------------------------------

@@ -387,9 +387,10 @@ def _linear_rule(
         d_pre, d_bias = g, sum(g, axis=tuple(range(g.ndim - 1))) if needs[2] else None
     else:
         d_pre, d_bias = _activation_backward(g, out, activation=activation)
-    rows = reshape(d_pre, (-1, weight.shape[0])) if d_pre.size else reshape(d_pre, (0, weight.shape[0]))
+    count = math.prod(x.shape[:-1])
+    rows = reshape(d_pre, (count, weight.shape[0]))
     d_x = reshape(_matmul(rows, weight), x.shape) if needs[0] else None
-    d_weight = _matmul(transpose(rows), reshape(x, (rows.shape[0], weight.shape[1]))) if needs[1] else None
+    d_weight = _matmul(transpose(rows), reshape(x, (count, weight.shape[1]))) if needs[1] else None
     return [d_x, d_weight, d_bias]
 
 

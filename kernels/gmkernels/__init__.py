@@ -20,7 +20,12 @@ from gmkernels.gibbs import (
 )
 from gmkernels.indexing import scatter_add_rows
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
-from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
+from gmkernels.likelihood import (
+    bernoulli_log_prob,
+    bernoulli_log_prob_backward,
+    linear_bernoulli_log_prob,
+    linear_bernoulli_log_prob_backward,
+)
 from gmkernels.linalg import solve_triangular
 from gmkernels.norm import batch_norm, batch_norm_backward
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
@@ -102,6 +107,8 @@ __all__ = [
     "leaky_relu_backward",
     "lgamma",
     "linear",
+    "linear_bernoulli_log_prob",
+    "linear_bernoulli_log_prob_backward",
     "lstm",
     "lstm_backward",
     "matmul",

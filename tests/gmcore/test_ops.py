@@ -177,6 +177,16 @@ def _bernoulli_sample(probs: np.ndarray, samples: int | None, key: np.ndarray) -
     return (words < np.floor(probs * 2.0**32)).astype(np.float64)
 
 
+def _linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> Any:
+    logits = h @ weight.T + bias
+    return (x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)).sum(-1), x - special.expit(logits)
+
+
+def _linear_bernoulli_log_prob_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
+    d_logits, leading = g[..., None] * residual, list(range(g.ndim))
+    return d_logits @ weight, np.tensordot(d_logits, h, (leading, leading)), d_logits.sum(tuple(leading))
+
+
 def _iwae_bound(log_w: np.ndarray, axis: int) -> Any:
     bound = special.logsumexp(log_w, axis) - np.log(log_w.shape[axis])
     weights = special.softmax(log_w, axis)
@@ -619,6 +629,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_backward_input": _conv2d_backward_input,
     "conv2d_backward_weight": _conv2d_backward_weight,
+    "fused": lambda function, x, y: np.tanh(x * y) * x + np.exp(-y),
     "checkpoint": lambda function, x, y: (np.tanh(x * y) * x, np.exp(y) + x**2),
     "identity": lambda x: x,
     "sigmoid": special.expit,
@@ -679,6 +690,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "bernoulli_sample_logits": lambda logits, **how: _bernoulli_sample(special.expit(logits), **how),
     "bernoulli_log_prob": lambda a, x: (x * special.log_expit(a) + (1 - x) * special.log_expit(-a)).sum(-1),
     "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - special.expit(logits)),
+    "linear_bernoulli_log_prob": _linear_bernoulli_log_prob,
+    "linear_bernoulli_log_prob_backward": _linear_bernoulli_log_prob_backward,
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, weights, axis: np.expand_dims(g, axis) * weights,
     "standard_gamma": _standard_gamma,

@@ -90,6 +90,17 @@ def _bernoulli_log_prob_backward(g: Any, logits: Any, x: Any) -> Any:
     return torch.autograd.grad(_bernoulli_log_prob(logits, x), logits, g, create_graph=True)[0]
 
 
+def _linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> Any:
+    logits = torch.nn.functional.linear(h, weight, bias)
+    return _bernoulli_log_prob(logits, x), x - torch.sigmoid(logits)
+
+
+def _linear_bernoulli_log_prob_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
+    bias = torch.zeros(len(weight), dtype=h.dtype, requires_grad=True)
+    logits = torch.nn.functional.linear(h, weight, bias)
+    return torch.autograd.grad(logits, (h, weight, bias), g[..., None] * residual, create_graph=True)
+
+
 def _iwae_bound(log_w: Any, axis: int) -> Any:
     weights = torch.softmax(log_w, axis)
     return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
@@ -301,6 +312,7 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "power": torch.pow,
     "softplus": torch.nn.functional.softplus,
     "identity": lambda x: x.clone(),
+    "fused": lambda function, x, y: torch.tanh(x * y) * x + torch.exp(-y),
     "checkpoint": lambda function, x, y: (torch.tanh(x * y) * x, torch.exp(y) + x * x),
     "cast": lambda x, dtype: x.to(getattr(torch, dtype)),
     "transpose": lambda x, axes: x.permute(axes or tuple(range(x.ndim))[::-1]),
@@ -352,6 +364,8 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "gaussian_sample_backward": _gaussian_sample_backward,
     "bernoulli_log_prob": _bernoulli_log_prob,
     "bernoulli_log_prob_backward": _bernoulli_log_prob_backward,
+    "linear_bernoulli_log_prob": _linear_bernoulli_log_prob,
+    "linear_bernoulli_log_prob_backward": _linear_bernoulli_log_prob_backward,
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
     "gibbs_half_step": _gibbs_half_step,

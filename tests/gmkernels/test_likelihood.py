@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmkernels import KernelError
-from gmkernels.likelihood import bernoulli_log_prob, bernoulli_log_prob_backward
+from gmkernels.likelihood import (
+    bernoulli_log_prob,
+    bernoulli_log_prob_backward,
+    linear_bernoulli_log_prob,
+    linear_bernoulli_log_prob_backward,
+)
 
 BACKENDS = ("reference", "cpu")
 
@@ -122,3 +127,19 @@ def test_refusals(logits, x):
 def test_backward_refuses_a_gradient_that_does_not_fit():
     with pytest.raises(KernelError, match=r"log_prob_backward: expected g float64\[2\].*got float64\[3\]"):
         bernoulli_log_prob_backward(np.ones(3), np.ones((2, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("shape, n", [((7, 5, 16), 40), ((64, 130), 523)])  # one tile; two column tiles
+def test_of_a_linear_layer_is_that_of_its_output(shape, n):
+    rng = np.random.default_rng(4)
+    h, weight, bias = rng.standard_normal(shape), rng.standard_normal((n, shape[-1])) / 9, rng.standard_normal(n)
+    x, g = rng.random((*shape[1:-1], n)), rng.standard_normal(shape[:-1])
+    logits = h @ weight.T + bias
+    log_p, residual = linear_bernoulli_log_prob(h, weight, bias, x, backend="cpu")
+    np.testing.assert_allclose(log_p, bernoulli_log_prob(logits, x, backend="cpu"), rtol=1e-13)
+    np.testing.assert_allclose(residual, bernoulli_log_prob_backward(np.ones_like(g), logits, x), atol=1e-14)
+    d_logits = bernoulli_log_prob_backward(g, logits, x).reshape(g.size, n)
+    expected = (d_logits @ weight).reshape(h.shape), d_logits.T @ h.reshape(g.size, -1), d_logits.sum(0)
+    found = linear_bernoulli_log_prob_backward(g, residual, h, weight, backend="cpu")
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)  # 523 products below 1

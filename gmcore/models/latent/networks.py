@@ -97,7 +97,7 @@ class BernoulliDecoder(nn.Module):
         self.logits = linear([latent_size, *hidden_sizes][-1], data_size, generator)
 
     def log_prob(self, z: Tensor, x: Tensor) -> Tensor:
-        return ops.bernoulli_log_prob(self.logits(self.trunk(z)), x)
+        return nn.bernoulli_log_prob(self.logits, self.trunk(z), x)
 
     def mean(self, z: Tensor) -> Tensor:
         return ops.sigmoid(self.logits(self.trunk(z)))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from gmkernels import blas
 from gmkernels.likelihood import reference, spec
-from gmkernels.registry import Array, register, run
+from gmkernels.registry import Array, Signature, register, run
 
 for _spec in (spec.BERNOULLI_LOG_PROB, spec.BERNOULLI_LOG_PROB_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6)
+
+
+def _needs_blas(signature: Signature) -> str | None:
+    return blas.available()
+
+
+for _spec in (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD):
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
+    register(
+        _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}",
+        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.describe,
+    )  # fmt: skip
 
 
 def bernoulli_log_prob(logits: Array, x: Array, *, backend: str | None = None) -> Array:
@@ -54,3 +67,54 @@ def bernoulli_log_prob_backward(g: Array, logits: Array, x: Array, *, backend: s
     KernelError : shapes or dtypes that do not fit.
     """
     return run(spec.BERNOULLI_LOG_PROB_BACKWARD, (g, logits, x), backend=backend)[0]
+
+
+def linear_bernoulli_log_prob(
+    h: Array, weight: Array, bias: Array, x: Array, *, backend: str | None = None
+) -> tuple[Array, Array]:
+    """`bernoulli_log_prob` of the logits ``h @ weight.T + bias``, and its gradient with respect to them.
+
+        log p(x) = sum_i x_i l_i - log(1 + exp(l_i))
+
+    Parameters
+    ----------
+    h : (..., in) float32 or float64
+    weight : (out, in), as in ``torch.nn.functional.linear``
+    bias : (out,)
+    x : values in [0, 1], (..., out) or of the trailing axes of that: h (k, batch, in) goes with x (batch, out)
+
+    Returns
+    -------
+    log_prob : (...,)
+    residual : (..., out), x - sigmoid(l)
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    log_prob, residual = run(spec.LINEAR_BERNOULLI_LOG_PROB, (h, weight, bias, x), backend=backend)
+    return log_prob, residual
+
+
+def linear_bernoulli_log_prob_backward(
+    g: Array, residual: Array, h: Array, weight: Array, *, backend: str | None = None
+) -> tuple[Array, Array, Array]:
+    """Gradients of the log-probability that `linear_bernoulli_log_prob` gives.
+
+    Parameters
+    ----------
+    g : (...,) gradient with respect to the log-probabilities
+    residual : (..., out), of the forward pass
+    h : (..., in)
+    weight : (out, in)
+
+    Returns
+    -------
+    d_h : (..., in);  d_weight : (out, in);  d_bias : (out,)
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    d_h, d_weight, d_bias = run(spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, (g, residual, h, weight), backend=backend)
+    return d_h, d_weight, d_bias

@@ -3,6 +3,10 @@
 A block is a range of elements in C order: whole short rows, or a part of a long one. It goes through tiles
 that stay in the cache, first element by element without regard to rows, then row by row: so short rows
 vectorise too.
+
+A linear layer's block makes a tile of the logits by BLAS, and takes its likelihood while the tile is in cache. The
+one exponential of an element gives its term of the sum and, over the logit, the residual x - sigmoid(l): so the
+gradients of the layer are products of the residual and need no pass over its outputs any more.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels import blas
+from gmkernels.dense.cpu import edge, matmul, operands, product_tile
 from gmkernels.elementary import exp, log1p_unit, select
-from gmkernels.likelihood.spec import CHUNK, chunks
-from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
+from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
+from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
 
 Arrays = Sequence[np.ndarray]
 
@@ -106,8 +112,8 @@ def _log_prob(block, logits, x, sums, length):
 def _add_parts(block, parts, log_prob, per_row):
     for row in range(log_prob.size):
         total = 0.0
-        for part in range(per_row):
-            total += parts[row * per_row + part]
+        for i in range(per_row):
+            total += parts[row * per_row + i]
         log_prob[row] = total
 
 
@@ -152,3 +158,123 @@ def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arra
     length = inputs[1].shape[-1]
     if logits.size:
         _log_prob_backward(_blocks(logits.size, length), g, logits, x, outputs[0].reshape(-1), length)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Of a linear layer
+# ---------------------------------------------------------------------------------------------------------
+
+
+@jitable
+def _costs_and_slopes(logits, bias, x, cost):
+    """-log p of each element; over the logit, less the bias yet, its slope x - sigmoid(logit)."""
+    long_loop()
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        logit = logits[i] + bias[i]
+        size = abs(logit)
+        z = exp(-size)
+        not_x = one - x[i]
+        missed = select(logit > zero, not_x, x[i])
+        cost[i] = select(missed == zero, zero, missed * size) + log1p_unit(z)
+        logits[i] = select(logit > zero, x[i] * z - not_x, x[i] - not_x * z) / (one + z)
+
+
+@block_kernel
+def _linear_log_prob(
+    block, function, wide, h, trans_h, ldh, w, trans_w, ldw, logits, bias, x, sums, m, k, n, row_tiles, column_tiles
+):
+    row, column = block // column_tiles, block % column_tiles
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
+    if k > 0:
+        product_tile(function, wide, h, trans_h, ldh, w, trans_w, ldw, logits, k, top, bottom, left, right, n)
+    else:
+        logits[top * n : bottom * n] = 0  # there is one column tile
+    cost = scratch(_TILE, logits.dtype)
+    for r in range(top, bottom):
+        total = 0.0
+        for at in range(left, right, _TILE):
+            width = min(_TILE, right - at)
+            _costs_and_slopes(
+                part(logits, r * n + at, width),
+                part(bias, at, width),
+                part(x, (r * n + at) % x.size, width),
+                part(cost, 0, width),
+            )
+            total += _sum(part(cost, 0, width))
+        sums[r * column_tiles + column] = -total
+
+
+def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    """The tiles are those of the product; the sums over the columns of each are added in order."""
+    h, weight, bias, x = inputs
+    log_prob, residual = outputs
+    (sums,) = workspace
+    n, k = weight.shape
+    m = len(sums)
+    if residual.size == 0:
+        log_prob[...] = 0
+        return
+    row_tiles, column_tiles = linear_tiles(h, weight)
+    arguments, alive = operands(h.reshape(m, k), weight.T)
+    with blas.single_threaded():
+        _linear_log_prob(
+            row_tiles * column_tiles, *arguments, residual, bias, x, sums, m, k, n, row_tiles, column_tiles
+        )
+    np.add.reduce(sums, axis=1, dtype=np.float64, out=log_prob.reshape(m))
+
+
+@jitable
+def _add_four_rows(total, rows, stride, g):
+    """total += the sum of four rows, scaled, which loads and stores the total once."""
+    long_loop()
+    a, b = part(rows, 0, total.size), part(rows, stride, total.size)
+    c, d = part(rows, 2 * stride, total.size), part(rows, 3 * stride, total.size)
+    g0, g1, g2, g3 = g[0], g[1], g[2], g[3]
+    for i in range(total.size):
+        total[i] += np.float64(g0 * a[i] + g1 * b[i]) + np.float64(g2 * c[i] + g3 * d[i])
+
+
+@block_kernel
+def _scale_and_sum(block, residual, g, d_h, h, scaled_h, d_bias, rows_per_block):
+    """Rows of d_h and h scaled, the former in place; in the last blocks, a strip of d_bias, the sum of scaled rows."""
+    rows, n, k = g.size, d_bias.size, h.size // g.size
+    strip = block + -rows // rows_per_block  # less the number of blocks of rows
+    if strip < 0:
+        for r in range(block * rows_per_block, min(rows, (block + 1) * rows_per_block)):
+            for i in range(r * k, (r + 1) * k):
+                d_h[i] *= g[r]
+                scaled_h[i] = g[r] * h[i]
+        return
+    left, width = strip * _TILE, min(_TILE, n - strip * _TILE)
+    sums = scratch(_TILE, np.float64)
+    total = part(sums, 0, width)
+    total[:] = 0
+    fours = rows // 4 * 4
+    for r in range(0, fours, 4):
+        _add_four_rows(total, part(residual, r * n + left, 3 * n + width), n, part(g, r, 4))
+    for r in range(fours, rows):
+        for i in range(width):
+            total[i] += np.float64(g[r] * residual[r * n + left + i])
+    for i in range(width):
+        d_bias[left + i] = total[i]
+
+
+def linear_bernoulli_log_prob_backward(
+    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+) -> None:
+    """The rows of h and of its gradient are scaled, as they are narrower than those of the residual."""
+    g, residual, h, weight = inputs
+    d_h, d_weight, d_bias = outputs
+    (scaled_h,) = workspace
+    rows, (n, k) = g.size, weight.shape
+    by_row = residual.reshape(rows, n)
+    matmul((by_row, weight), (d_h.reshape(rows, k),), (), {})
+    if rows:
+        rows_per_block = max(1, CHUNK // max(1, k))
+        blocks = -(-rows // rows_per_block) + -(-n // _TILE)
+        _scale_and_sum(blocks, residual, g, d_h, h, scaled_h, d_bias, rows_per_block)
+    else:
+        d_bias[...] = 0
+    matmul((by_row.T, scaled_h.reshape(rows, k)), (d_weight,), (), {})

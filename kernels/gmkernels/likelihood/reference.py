@@ -30,3 +30,23 @@ def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arra
     # sigmoid(l) is 1 / (1 + z) where l > 0 and z / (1 + z) elsewhere
     slope = np.where(logits > 0, x * z - (1 - x), x - (1 - x) * z) / (1 + z)
     np.multiply(g[..., None], slope, out=outputs[0])
+
+
+def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    h, weight, bias, x = inputs
+    log_prob, residual = outputs
+    logits = h @ weight.T + bias
+    bernoulli_log_prob((logits, x), (log_prob,), workspace, attrs)
+    bernoulli_log_prob_backward((np.ones_like(log_prob), logits, x), (residual,), workspace, attrs)
+
+
+def linear_bernoulli_log_prob_backward(
+    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+) -> None:
+    g, residual, h, weight = inputs
+    d_h, d_weight, d_bias = outputs
+    rows, (n, k) = g.size, weight.shape
+    by_row, column = residual.reshape(rows, n), g.reshape(rows, 1)
+    np.multiply(column, by_row @ weight, out=d_h.reshape(rows, k))
+    np.matmul(by_row.T, column * h.reshape(rows, k), out=d_weight)
+    np.matmul(g.reshape(rows), by_row, out=d_bias)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gmkernels.cost import Cost
+from gmkernels.dense.tiles import tiles
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
 
 CHUNK = 16384
@@ -115,4 +117,125 @@ BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
     # About 8 u relative where x is 0 or 1; between them x - sigmoid(l) may cancel: 4 u absolute,
     # times |g| < 5 in the examples.
     tolerance={"float32": (5e-7, 1.2e-6), "float64": (1e-15, 2.5e-15)},
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# linear_bernoulli_log_prob
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _linear_infer(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    layer = h.ndim >= 1 and weight.ndim == 2 and h.shape[-1] == weight.shape[1] and bias.shape == weight.shape[:1]
+    logits = (*h.shape[:-1], *bias.shape)
+    data = 1 <= x.ndim <= len(logits) and x.shape == logits[len(logits) - x.ndim :]
+    arrays = {"h": h, "weight": weight, "bias": bias, "x": x}
+    if not (layer and data) or h.dtype.kind != "f" or len({a.dtype for a in arrays.values()}) > 1:
+        raise KernelError(
+            "linear_bernoulli_log_prob: expected floating h (..., in), weight (out, in), bias (out,) and x (..., out) "
+            "or of the trailing axes of that, all of one dtype, got "
+            + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+        )
+    return [(logits[:-1], h.dtype), (logits, h.dtype)]
+
+
+def linear_tiles(h: Array, weight: Array) -> tuple[int, int]:
+    """Numbers of row tiles and of column tiles of the logits."""
+    n, k = weight.shape
+    return tiles(math.prod(h.shape[:-1]), k, n)
+
+
+def _linear_workspace(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    return [((math.prod(h.shape[:-1]), linear_tiles(h, weight)[1]), np.float64)]
+
+
+def _linear_cost(h: Array, weight: Array, bias: Array, x: Array) -> Cost:
+    rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
+    return Cost(
+        bytes=h.itemsize * (h.size + weight.size + x.size + rows * n), flops=2.0 * rows * n * k, slots=44 * rows * n
+    )
+
+
+def _linear_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for i, (shape, n, x_ndim) in enumerate([
+        ((3, 5), 7, 2), ((4,), 1, 1), ((0, 3), 2, 2), ((3, 2), 0, 1), ((5, 3, 43), 129, 2), ((3, 5, 4), 2, 3),
+        ((523, 97), 131, 2), ((67, 97), 523, 2), ((3, 1), 2053, 2),
+    ]):  # fmt: skip
+        *leading, k = shape
+        h, bias = rng.standard_normal(shape), rng.standard_normal(n)
+        weight = rng.standard_normal((n, k)) / math.sqrt(k)  # the tolerance relies on logits of variance 2
+        x = rng.random((*leading, n)[len(shape) - x_ndim :])
+        yield Example(tuple(a.astype(dtype) for a in (h, weight, bias, np.round(x) if i % 2 else x)), {})
+    inf, nan = np.inf, np.nan
+    limits = [(inf, 1), (-inf, 0), (inf, 0), (-inf, 1), (nan, 1), (nan, 0), (80, 1), (-80, 0), (1e30, 0.5)]
+    logits, x = np.split(np.array(limits, dtype), 2, axis=1)
+    yield Example((logits, np.ones((1, 1), dtype), np.zeros(1, dtype), x.copy()), {})
+    yield Example((np.empty((3, 0), dtype), np.empty((5, 0), dtype), np.arange(5, dtype=dtype), np.ones(5, dtype)), {})
+
+
+LINEAR_BERNOULLI_LOG_PROB = KernelSpec(
+    name="linear_bernoulli_log_prob",
+    family="likelihood",
+    inputs=("h", "weight", "bias", "x"),
+    outputs=("log_prob", "residual"),
+    infer=_linear_infer,
+    cost=_linear_cost,
+    examples=_linear_examples,
+    formula="l = h weight^T + bias; log_prob = sum_i x_i l_i - log(1 + exp(l_i)); residual = x - sigmoid(l)",
+    source="bernoulli_log_prob of a linear layer; the residual is the gradient with respect to its output",
+    # A logit of k <= 97 products is off by 0.64 k u = 4e-6 (see dense.spec), and each term and each residual with it,
+    # whose slopes are at most 1: relative to terms that are above a half in the mean, 8e-6. A residual also rounds by
+    # 4 u. u = 6e-8 (1.1e-16).
+    tolerance={"float32": (1e-5, 5e-6), "float64": (2e-14, 1e-14)},
+    workspace=_linear_workspace,
+)
+
+
+def _linear_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -> Layout:
+    layer = h.ndim >= 1 and weight.ndim == 2 and h.shape[-1] == weight.shape[1]
+    fits = layer and residual.shape == (*h.shape[:-1], weight.shape[0]) and g.shape == h.shape[:-1]
+    arrays = {"g": g, "residual": residual, "h": h, "weight": weight}
+    if not fits or h.dtype.kind != "f" or len({a.dtype for a in arrays.values()}) > 1:
+        raise KernelError(
+            "linear_bernoulli_log_prob_backward: expected floating g (...), residual (..., out), h (..., in) and "
+            "weight (out, in) of one dtype, got "
+            + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+        )
+    return [(h.shape, h.dtype), (weight.shape, h.dtype), (weight.shape[:1], h.dtype)]
+
+
+def _linear_backward_cost(g: Array, residual: Array, h: Array, weight: Array) -> Cost:
+    return Cost(
+        bytes=h.itemsize * (3 * residual.size + 4 * h.size + 2 * weight.size),
+        flops=4.0 * residual.size * weight.shape[1],
+        slots=2 * (residual.size + 2 * h.size),
+    )
+
+
+def _linear_backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for shape, n in (
+        ((3, 5), 7), ((4,), 1), ((0, 3), 2), ((3, 2), 0), ((3, 0), 2), ((3, 43, 29), 131), ((67, 97), 1031),
+    ):  # fmt: skip
+        rows = math.prod(shape[:-1])
+        g, h = rng.standard_normal(shape[:-1]), rng.standard_normal(shape)
+        residual = rng.uniform(-1.0, 1.0, (*shape[:-1], n)) / math.sqrt(max(rows, n, 1))
+        yield Example(tuple(np.asarray(a, dtype) for a in (g, residual, h, rng.standard_normal((n, shape[-1])))), {})
+
+
+LINEAR_BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
+    name="linear_bernoulli_log_prob_backward",
+    family="likelihood",
+    inputs=("g", "residual", "h", "weight"),
+    outputs=("d_h", "d_weight", "d_bias"),
+    infer=_linear_backward_infer,
+    cost=_linear_backward_cost,
+    examples=_linear_backward_examples,
+    formula=(
+        "d_h = g (residual weight); d_weight = residual^T (g h); d_bias = the column sums of g residual, "
+        "with g a number for each row"
+    ),
+    source="the derivative of linear_bernoulli_log_prob, whose logits have the gradient g residual",
+    # Sums of at most 1031 products that add up to about 1 in the mean square: as for dense.spec.MATMUL, times |g| < 4.
+    tolerance={"float32": (0.0, 3.2e-4), "float64": (0.0, 6e-13)},
+    workspace=lambda g, residual, h, weight: [(h.shape, h.dtype)],
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmcore import Generator, gradcheck, manual_seed, nn, ops
+from gmcore import Generator, grad, gradcheck, manual_seed, nn, ops
 from gmcore.errors import ArgumentError, ShapeError
 
 
@@ -23,6 +23,29 @@ def test_gradients_of_order_two():
 
     x = np.random.default_rng(0).standard_normal((4, 3))
     assert gradcheck(f, [x, layer.weight, layer.bias], order=2)
+
+
+def test_bernoulli_log_prob_fuses_a_linear_layer_and_calls_any_other():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2.0 * super().forward(input)
+
+    rng = np.random.default_rng(0)
+    h, x, seen = rng.standard_normal((4, 2, 3)), rng.random((2, 5)), []
+    layer, bare = nn.Linear(3, 5, dtype="float64"), nn.Linear(3, 5, bias=False, dtype="float64")
+    hooked, doubled = nn.Linear(3, 5, dtype="float64"), Doubled(3, 5, dtype="float64")
+    hooked.register_forward_hook(lambda *_: seen.append(1))
+    for module in (layer, bare, hooked, doubled):
+        found, expected = nn.bernoulli_log_prob(module, h, x), ops.bernoulli_log_prob(module(h), x)
+        np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=1e-13)
+        fused = found._node.op.name == "linear_bernoulli_log_prob"
+        assert fused == (module in (layer, bare))
+        parameters = list(module.parameters())
+        for a, b in zip(grad(found.sum(), parameters), grad(expected.sum(), parameters), strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-13)  # eight terms below 3
+    assert len(seen) == 2
+    with pytest.raises(ShapeError, match="linear_bernoulli_log_prob"):
+        nn.bernoulli_log_prob(layer, h, x[:, :4])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

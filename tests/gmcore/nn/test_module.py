@@ -250,6 +250,11 @@ def test_a_hook_keeps_layers_from_being_fused(hooked):
     model[hooked].register_forward_hook(lambda module, args, output: seen.append(module))
     model(np.ones((1, 2), np.float32))
     assert seen == [model[hooked]]
+    seen.clear()
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    model[hooked].register_full_backward_hook(lambda module, before, after: seen.append(module))
+    model(np.ones((1, 2), np.float32)).sum().backward()
+    assert seen == [model[hooked]]
 
 
 # -- conversion --------------------------------------------------------------------------------------------------
