@@ -46,10 +46,14 @@ class Workload(NamedTuple):
     """What each of the first two steps draws."""
     parameters: Mapping[str, gmcore.Tensor] = {}
     """Of a step that returns nothing: what is compared in place of a loss."""
+    leaves: tuple[gmcore.Tensor, ...] = ()
+    """Whose gradients are compared beside what the step returns."""
 
     def __call__(self, *noise: np.ndarray) -> Any:
         """One step; what to compare with the peers. The noise is what the step draws anyway."""
         returned = self.step(*self.arguments)
+        if self.leaves:
+            return returned, *[leaf.grad for leaf in self.leaves]
         return self.parameters if returned is None else returned
 
 
@@ -109,12 +113,14 @@ def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
     """The bound of every column of log weights, spread like those of a trained model, and the gradient of their sum."""
     log_w = 3.0 * np.random.default_rng(0).standard_normal((samples, rows), np.float32) - 90.0
 
-    def step(log_w: gmcore.Tensor) -> tuple[gmcore.Tensor, gmcore.Tensor]:
+    def step(log_w: gmcore.Tensor) -> gmcore.Tensor:
+        log_w.grad = None
         total = ops.sum(ops.iwae_bound(log_w, axis=0)[0])
-        return total, gmcore.grad(total, log_w)
+        total.backward()
+        return total
 
     leaf = gmcore.tensor(log_w, requires_grad=True)
-    return Workload(step, (leaf,), (log_w,))
+    return Workload(step, (leaf,), (log_w,), leaves=(leaf,))
 
 
 # -- training steps ------------------------------------------------------------------------------------------
