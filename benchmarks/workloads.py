@@ -53,7 +53,8 @@ class Workload(NamedTuple):
         """One step; what to compare with the peers. The noise is what the step draws anyway."""
         returned = self.step(*self.arguments)
         if self.leaves:
-            return returned, *[leaf.grad for leaf in self.leaves]
+            gradients = tuple([leaf.grad for leaf in self.leaves])
+            return gradients if returned is None else (returned, *gradients)
         return self.parameters if returned is None else returned
 
 
@@ -101,12 +102,12 @@ def gaussian_sample(rows: int = 20_000, size: int = 100) -> Workload:
     generator = Generator(NOISE_SEED)
     incoming = [gmcore.tensor(g) for g in (d_z, d_kl)]
 
-    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> tuple[gmcore.Tensor, ...]:
+    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> None:
         z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
-        return gmcore.grad((z, kl), (mu, logvar), incoming)
+        mu.grad, logvar.grad = gmcore.grad((z, kl), (mu, logvar), incoming)
 
     leaves = tuple(gmcore.tensor(a, requires_grad=True) for a in (mu, logvar))
-    return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape))
+    return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape), leaves=leaves)
 
 
 def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
