@@ -46,10 +46,15 @@ class Workload(NamedTuple):
     """What each of the first two steps draws."""
     parameters: Mapping[str, gmcore.Tensor] = {}
     """Of a step that returns nothing: what is compared in place of a loss."""
+    leaves: tuple[gmcore.Tensor, ...] = ()
+    """Whose gradients are compared beside what the step returns."""
 
     def __call__(self, *noise: np.ndarray) -> Any:
         """One step; what to compare with the peers. The noise is what the step draws anyway."""
         returned = self.step(*self.arguments)
+        if self.leaves:
+            gradients = tuple([leaf.grad for leaf in self.leaves])
+            return gradients if returned is None else (returned, *gradients)
         return self.parameters if returned is None else returned
 
 
@@ -97,24 +102,26 @@ def gaussian_sample(rows: int = 20_000, size: int = 100) -> Workload:
     generator = Generator(NOISE_SEED)
     incoming = [gmcore.tensor(g) for g in (d_z, d_kl)]
 
-    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> tuple[gmcore.Tensor, ...]:
+    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> None:
         z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
-        return gmcore.grad((z, kl), (mu, logvar), incoming)
+        mu.grad, logvar.grad = gmcore.grad((z, kl), (mu, logvar), incoming)
 
     leaves = tuple(gmcore.tensor(a, requires_grad=True) for a in (mu, logvar))
-    return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape))
+    return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape), leaves=leaves)
 
 
 def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
     """The bound of every column of log weights, spread like those of a trained model, and the gradient of their sum."""
     log_w = 3.0 * np.random.default_rng(0).standard_normal((samples, rows), np.float32) - 90.0
 
-    def step(log_w: gmcore.Tensor) -> tuple[gmcore.Tensor, gmcore.Tensor]:
+    def step(log_w: gmcore.Tensor) -> gmcore.Tensor:
+        log_w.grad = None
         total = ops.sum(ops.iwae_bound(log_w, axis=0)[0])
-        return total, gmcore.grad(total, log_w)
+        total.backward()
+        return total
 
     leaf = gmcore.tensor(log_w, requires_grad=True)
-    return Workload(step, (leaf,), (log_w,))
+    return Workload(step, (leaf,), (log_w,), leaves=(leaf,))
 
 
 # -- training steps ------------------------------------------------------------------------------------------
