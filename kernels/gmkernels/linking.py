@@ -1,7 +1,7 @@
 """Kernels are compiled whole: what only other compiled code calls is linked, and becomes machine code with its caller.
 
 Numba makes a library of every function that a kernel calls, and of each one machine code that nobody runs, and it finds
-the types of every `a + b` anew, by asking some thirty templates. That is a third of the time to compile a kernel.
+the types of every `a + b` anew, by asking some thirty templates. That is a sixth of the time to compile a kernel.
 """
 
 from __future__ import annotations
