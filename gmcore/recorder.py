@@ -14,7 +14,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from gmcore.op import Node, Op
 from gmcore.tensor import Array, Tensor
 from gmcore.watch import Watch, watch
 from gmkernels import KernelSpec, pool, registry
-from gmkernels.blas import single_threaded
 
 
 @dataclass(eq=False)
@@ -452,30 +451,29 @@ def _pack(a: Array) -> Array:
 def _run_noting(
     kernel: Any, inputs: Any, outputs: Any, workspace: Any, attrs: Mapping[str, Any], updates: bool
 ) -> list[pool.Launch] | None:
-    """Run a kernel; the block kernels it launches, if launching them is all that it does.
+    """Run a kernel; the block kernels it launches, if launching them is all that it does to its memory.
 
-    To know that, they are launched once more, on memory filled with nonsense, and must give the same bits.
+    What it does by itself, before, between and after the launches, shows as a change of that memory, which is filled
+    with nonsense first.
     """
-    flat = list(registry._flat(outputs))
-    before = [a.copy() for a in flat] if updates else None
-    with pool.noting() as launches:
+    memory = [*workspace, *registry._flat(outputs)]
+    for a in workspace if updates else memory:
+        a.reshape(-1).view(np.uint8)[...] = 0xFF
+    launches: list[pool.Launch] = []
+    state = [_digest(a) for a in memory]
+    launches_only = True
+
+    @contextmanager
+    def noted(launch: pool.Launch) -> Iterator[None]:
+        nonlocal state, launches_only
+        launches.append(launch)
+        launches_only = launches_only and state == [_digest(a) for a in memory]
+        yield
+        state = [_digest(a) for a in memory]
+
+    with pool.watched(noted):
         kernel(inputs, outputs, workspace, attrs)
-    if not launches:
-        return None
-    after = [a.copy() for a in flat]
-    for i, a in enumerate([*flat, *workspace]):
-        if before is not None and i < len(flat):
-            a[...] = before[i]
-        else:
-            a.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN
-    for launch in launches:
-        with single_threaded() if launch.alone else nullcontext():
-            launch.kernel(launch.blocks, *launch.arguments)
-    same = all(a.tobytes() == b.tobytes() for a, b in zip(flat, after, strict=True))
-    if not same:
-        for a, b in zip(flat, after, strict=True):
-            a[...] = b
-    return launches if same else None
+    return launches if launches and launches_only and state == [_digest(a) for a in memory] else None
 
 
 # -- two recordings ----------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -426,19 +426,19 @@ class Launch(NamedTuple):
     """Whether it calls BLAS, whose own threads have to rest."""
 
 
-_recorders: dict[int, list[Launch]] = {}
-"""By thread, where its launches are noted."""
+_watchers: dict[int, Callable[[Launch], AbstractContextManager[None]]] = {}
+"""By thread, what its launches run in."""
 
 
 @contextmanager
-def noting() -> Iterator[list[Launch]]:
-    """Note the launches that this thread makes inside the block."""
+def watched(by: Callable[[Launch], AbstractContextManager[None]]) -> Iterator[None]:
+    """Run the launches that this thread makes inside the block in the context that ``by(launch)`` gives."""
     thread = threading.get_ident()
-    found = _recorders[thread] = []
+    _watchers[thread] = by
     try:
-        yield found
+        yield
     finally:
-        del _recorders[thread]
+        del _watchers[thread]
 
 
 class BlockKernel:
@@ -453,9 +453,12 @@ class BlockKernel:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
         if blocks:
             kinds, record = self.record(arguments)
-            launch(self.address(kinds), blocks, record.buffer_info()[0])
-            if _recorders and (seen := _recorders.get(threading.get_ident())) is not None:
-                seen.append(Launch(self, blocks, arguments, single_threaded.is_entered()))
+            function = (self._compiled.get(kinds) or self._compile(kinds))[0]
+            if _watchers and (watcher := _watchers.get(threading.get_ident())) is not None:
+                with watcher(Launch(self, blocks, arguments, single_threaded.is_entered())):
+                    launch(function, blocks, record.buffer_info()[0])
+            else:
+                launch(function, blocks, record.buffer_info()[0])
 
     def address(self, kinds: tuple[str, ...]) -> int:
         """Address of the C function for these dtypes, compiled if it is not yet."""
