@@ -18,9 +18,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from gmcore.engine import grad
 from gmcore.errors import _PACKAGE, ArgumentError, shown, user_line
 from gmcore.op import OPS, Example, Op, kernel
-from gmcore.ops.elementwise import exp, multiply, tanh
+from gmcore.ops.elementwise import cast, exp, multiply, tanh
 from gmcore.ops.shape import sum_to
-from gmcore.tensor import Leaf, Tensor, _mode, as_tensor, is_grad_enabled
+from gmcore.tensor import Leaf, Tensor, _mode, as_tensor, is_floating, is_grad_enabled
 from gmkernels import KernelSpec
 from gmkernels.chain import FUNCTIONS, SMALLEST, Program, kernel_spec
 
@@ -280,8 +280,13 @@ class _Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         values = (*args, *kwargs.values())
         tensors = [as_tensor(x) for x in values if isinstance(x, _ARRAYS)]
-        if len({x.dtype for x in tensors}) != 1 or tensors[0].dtype.name not in _DTYPES:
-            return self._function(*args, **kwargs)
+        dtypes = {x.dtype for x in tensors}
+        if len(dtypes) == 1 and tensors[0].dtype.itemsize == 2 and is_floating(tensors[0].dtype):
+            singles = [cast(x, np.float32) if isinstance(x, _ARRAYS) else x for x in values]
+            found = self(*singles[: len(args)], **dict(zip(kwargs, singles[len(args) :], strict=True)))
+            return cast(found, tensors[0].dtype)  # rounded once, as operations on half types are
+        if len(dtypes) != 1 or tensors[0].dtype.name not in _DTYPES:
+            return self._function(*map(_tensor, args), **{name: _tensor(x) for name, x in kwargs.items()})
         if any(type(x._data) is _Traced for x in tensors):  # part of a function that is being fused itself
             return self._function(*args, **kwargs)
         others = tuple([None if isinstance(x, _ARRAYS) else (x,) for x in values])
@@ -312,6 +317,11 @@ class _Fused:
 _ARRAYS = (Tensor, np.ndarray)
 
 
+def _tensor(x: Any) -> Any:
+    """An array as a tensor; anything else as it is."""
+    return as_tensor(x) if isinstance(x, _ARRAYS) else x
+
+
 def fuse_large(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`fuse` for the package's own functions, which fuses where the first argument has enough elements to be compiled
     for, and elsewhere leaves the operations as they are."""
@@ -322,6 +332,8 @@ def fuse_large(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         x = as_tensor(x)
         return (in_one if x.size >= SMALLEST else function)(x, *args, **kwargs)
 
+    code: Any = chosen
+    code.__code__ = code.__code__.replace(co_qualname=function.__qualname__)  # what errors name as the function
     return chosen
 
 

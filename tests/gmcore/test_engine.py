@@ -642,9 +642,9 @@ def fused(declare: Callable[..., Op]) -> Callable[..., Any]:
         e = np.exp(x * y)
         return g * (np.sin(y) + e * y), g * (x * np.cos(y) + e * x)
 
-    gradient = declare("fused_backward", "g x y", "d_x d_y", forward=backward, vjp=by_decomposition("g x y", plain))
+    gradient = declare("sine_backward", "g x y", "d_x d_y", forward=backward, vjp=by_decomposition("g x y", plain))
     return declare(
-        "fused", "x y", forward=lambda x, y: x * np.sin(y) + np.exp(x * y), vjp=lambda g, x, y: list(gradient(g, x, y))
+        "sine", "x y", forward=lambda x, y: x * np.sin(y) + np.exp(x * y), vjp=lambda g, x, y: list(gradient(g, x, y))
     )
 
 
