@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -498,13 +498,14 @@ class Launches:
         ]
         self._table = np.array(rows, np.int64)
         self._alone = any(launch.alone for launch in launches)
+        self._in_one_block = all(launch.blocks == 1 for launch in launches)
 
     def __call__(self) -> None:
-        if self._alone:
-            with single_threaded():
+        with single_threaded() if self._alone else nullcontext():
+            if self._in_one_block:
+                _run_table_serial(self._table)
+            else:
                 _in_pool(_run_table, _run_table_serial, self._table)
-        else:
-            _in_pool(_run_table, _run_table_serial, self._table)
 
 
 class _EntryPoint(_CFunc):

@@ -16,9 +16,9 @@ def _needs_blas(signature: Signature) -> str | None:
 # the pool must take over, so that the two do not fight for the cores. The efficiencies say so to the cost model.
 _ONE_CORE = 40e9 / nominal_cpu().product_rate
 for _spec, _reference, _cpu in (
-    (spec.MATMUL, (2e-6, _ONE_CORE), (9e-6, 0.6)),
-    (spec.LINEAR, (6e-6, _ONE_CORE), (12e-6, 0.6)),
-    (spec.ACTIVATION_BACKWARD, (8e-6, 0.25), (11e-6, 0.7)),
+    (spec.MATMUL, (9e-6, _ONE_CORE), (9e-6, 0.6)),
+    (spec.LINEAR, (12e-6, _ONE_CORE), (12e-6, 0.6)),
+    (spec.ACTIVATION_BACKWARD, (11e-6, 0.25), (11e-6, 0.7)),
 ):
     register(
         _spec, "reference", getattr(reference, _spec.name),

@@ -185,7 +185,7 @@ def _add_rows(total, rows, features):
 
 
 @block_kernel
-def _activation_backward(block, g, y, d_pre, partial, rows, features, rows_per_block, strips, activation):
+def _activation_backward(block, g, y, d_pre, partial, d_bias, rows, features, rows_per_block, strips, activation):
     row_block, strip = block // strips, block % strips
     top, bottom = row_block * rows_per_block, min(rows, (row_block + 1) * rows_per_block)
     left, right = strip * spec.STRIP, min(features, (strip + 1) * spec.STRIP)
@@ -199,10 +199,13 @@ def _activation_backward(block, g, y, d_pre, partial, rows, features, rows_per_b
         _add_rows(total, d_pre[(top + 4 * four) * features + left :], features)
     for r in range(top + 4 * fours, bottom):
         _add(total, d_pre[r * features + left : r * features + right])
+    if rows_per_block >= rows:
+        for i in range(right - left):
+            d_bias[left + i] = total[i]
 
 
 def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    """A block makes its part of d_pre and its column sums; the sums of the row blocks are added in order."""
+    """A block makes its part of d_pre and its column sums; those of several row blocks are added in order."""
     g, y = inputs
     d_pre, d_bias = outputs
     (partial,) = workspace
@@ -210,6 +213,8 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
     rows = math.prod(g.shape[:-1])
     rows_per_block, row_blocks, strips = spec.backward_blocks(rows, features)
     code = _CODES[attrs["activation"]]
-    _activation_backward(row_blocks * strips, g, y, d_pre, partial, rows, features, rows_per_block, strips, code)
-    with np.errstate(all="ignore"):
-        np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
+    sizes = (rows, features, rows_per_block, strips, code)
+    _activation_backward(row_blocks * strips, g, y, d_pre, partial, d_bias, *sizes)
+    if not 0 < rows <= rows_per_block:
+        with np.errstate(all="ignore"):
+            np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
