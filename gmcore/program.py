@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.op import Op
-from gmcore.recorder import Block, Instruction, Place, Recorder, mapped
+from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
 from gmcore.tensor import Array, Tensor
 from gmkernels import KernelSpec, pool
 
@@ -42,7 +42,7 @@ class Program:
         self.recorder = recorder
         self._result = mapped(result, self._returned)
         self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in recorder.tensors.values()]
-        kept = {place.block for place in _places_in((self._result, [place for _, place in self._gradients]))}
+        kept = {place.block for place in places((self._result, [place for _, place in self._gradients]))}
         self.instructions = _needed(recorder.instructions, kept)
         self.lifetimes = _lifetimes(self.instructions, kept)
         self.offsets, self.size = _planned(self.instructions, self.lifetimes)
@@ -174,12 +174,6 @@ def _aligned(size: int) -> Array:
     return room[start : start + size]
 
 
-def _places_in(value: Any) -> list[Place]:
-    found: list[Place] = []
-    mapped(value, lambda part: found.append(part) if isinstance(part, Place) else None)
-    return found
-
-
 # -- what is needed, for how long, and where ----------------------------------------------------------------------
 def _needed(instructions: Sequence[Instruction], kept: set[Block | None]) -> list[Instruction]:
     """Those that lead to what is kept, or to memory outside, or that check something."""
@@ -223,21 +217,21 @@ def _planned(
                     home[out.block] = taken
                     spans[taken] = (spans[taken][0], spans.pop(out.block)[1])
                     break
-    places: dict[Block, int] = {}
+    starts: dict[Block, int] = {}
     total = 0
     for block in sorted(spans, key=lambda b: (-b.size, b.number)):
         first, last = spans[block]
         beside = [
-            (places[b], places[b] + _rounded(b.size)) for b in places if spans[b][0] <= last and first <= spans[b][1]
+            (starts[b], starts[b] + _rounded(b.size)) for b in starts if spans[b][0] <= last and first <= spans[b][1]
         ]
         at = 0
         for start, end in sorted(beside):
             if start - at >= block.size:
                 break
             at = max(at, end)
-        places[block] = at
+        starts[block] = at
         total = max(total, at + _rounded(block.size))
-    return {block: places[taken] for block, taken in home.items()}, total
+    return {block: starts[taken] for block, taken in home.items()}, total
 
 
 def _rounded(size: int) -> int:

@@ -42,8 +42,6 @@ class Block:
     size: int
     digest: bytes | None = None
     """Of the numbers in memory outside, when the step first saw it."""
-    what: str = ""
-    """Where it was first seen, for error messages."""
 
     def __repr__(self) -> str:
         return f"{self.kind}{self.number}"
@@ -109,7 +107,7 @@ class Instruction:
 
     @property
     def reads(self) -> list[Place]:
-        return list(_places((self.inputs, self.attrs)))
+        return places((self.inputs, self.attrs))
 
     @property
     def writes(self) -> list[Place]:
@@ -133,10 +131,11 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _places(value: Any) -> Iterator[Place]:
+def places(value: Any) -> list[Place]:
+    """The places in `value`, in order."""
     found: list[Place] = []
     mapped(value, lambda part: found.append(part) if isinstance(part, Place) else None)
-    return iter(found)
+    return found
 
 
 def _owner(array: Array) -> Array:
@@ -193,7 +192,7 @@ class Recorder(Watch):
         """Why the step cannot be repeated without Python."""
         self.made: list[weakref.ref[Tensor]] = []
         """The tensors of the step, after it those that outlive it and were not returned."""
-        self.counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
+        self._counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
         self._starts: list[int] = []
         self._blocks: list[Block] = []
         self._looked_at: list[tuple[Tensor, str]] = []
@@ -209,13 +208,13 @@ class Recorder(Watch):
             yield
 
     # -- memory ----------------------------------------------------------------------------------------------
-    def _new_block(self, kind: str, array: Array, what: str = "") -> Block:
+    def _new_block(self, kind: str, array: Array) -> Block:
         owner = _owner(array)
         start, end = _bounds(owner)
-        block = Block(kind, self.counts[kind], owner, start, end - start, what=what)
+        block = Block(kind, self._counts[kind], owner, start, end - start)
         if kind == "outside":
             block.digest = _digest(owner)
-        self.counts[kind] += 1
+        self._counts[kind] += 1
         at = bisect.bisect(self._starts, start)
         self._starts.insert(at, start)
         self._blocks.insert(at, block)
@@ -234,20 +233,16 @@ class Recorder(Watch):
             return None
         return self._blocks[at]
 
-    def place(self, array: Array, kind: str = "outside", what: str = "") -> Place:
+    def place(self, array: Array, kind: str = "outside") -> Place:
         """Where an array lies; memory not seen so far is of `kind`."""
         found = self.known(array)
         if found is None:
-            found = Place(self._new_block(kind, array, what), array)
+            found = Place(self._new_block(kind, array), array)
         return found
 
-    def _argument(self, value: Any, name: str, line: str) -> Any:
+    def _argument(self, value: Any) -> Any:
         """`value` with its arrays as places."""
-
-        def placed(part: Any) -> Any:
-            return self.place(part._data if isinstance(part, Tensor) else part, what=f"{name} ({line})")
-
-        return mapped(value, placed)
+        return mapped(value, lambda part: self.place(part._data if isinstance(part, Tensor) else part))
 
     # -- what the engine tells -------------------------------------------------------------------------------
     def call(
@@ -286,8 +281,8 @@ class Recorder(Watch):
         results: tuple[Array, ...],
         line: str,
     ) -> None:
-        places = self._argument(inputs, name, line)
-        options = self._argument(dict(attrs), name, line)
+        given = self._argument(inputs)
+        options = self._argument(dict(attrs))
         into = options.get("out")
         outputs: list[Place | None] = []
         for array in results:
@@ -298,7 +293,7 @@ class Recorder(Watch):
             else:
                 outputs.append(self.place(array, "computed"))
         if not results or any(place is not None for place in outputs):
-            self.instructions.append(Instruction(name, call, places, options, outputs, line))
+            self.instructions.append(Instruction(name, call, given, options, outputs, line))
 
     def hosted(self, function: Callable[[], Any], result: Any) -> None:
         self.hosts.append((function, None if result is None else self.place(result, "host")))
@@ -356,7 +351,7 @@ class Recorder(Watch):
         inputs = mapped(tuple(inputs), packed)
         workspace = [np.empty(shape, dtype) for shape, dtype in plan.workspace]
         # Memory outside is looked at before the kernel writes into it.
-        given, _ = (None, None) if outside else self._argument((inputs, outputs), spec.name, line)
+        given, _ = (None, None) if outside else self._argument((inputs, outputs))
         outputs = tuple([np.empty(*each) for each in plan.outputs]) if outputs is None else tuple(outputs)
         if outside:
             plan.kernel(inputs, outputs, workspace, attrs)
@@ -370,7 +365,7 @@ class Recorder(Watch):
         scratch = tuple([self.place(a, "computed") for a in workspace])
         if launches is not None:
             launches = self._movable(launches)
-        results = self._argument(outputs, spec.name, line)
+        results = self._argument(outputs)
         instruction = Instruction(
             spec.name, spec, (given, results), dict(attrs), [*written], line, plan, scratch, launches
         )
@@ -564,4 +559,4 @@ def _same_values(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-__all__ = ["Block", "Instruction", "Place", "Recorder", "difference", "mapped"]
+__all__ = ["Block", "Instruction", "Place", "Recorder", "difference", "mapped", "places"]
