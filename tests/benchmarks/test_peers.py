@@ -35,7 +35,7 @@ def test_torch(tiny, torch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what PyTorch itself uses
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of what it does itself
 @compiled_steps
 def test_compiled_torch(tiny, torch, name):
     agrees("torch.compile", name)
