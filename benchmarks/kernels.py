@@ -194,7 +194,7 @@ def prepare(name: str) -> tuple[KernelSpec, Example, Callable[[], object]]:
 
 def _shapes(example: Example) -> str:
     """The shapes of the inputs, as many as 20 columns hold."""
-    arrays = [a for a in registry._flat(example.inputs) if a.ndim and a is not KEY]
+    arrays = [a for a in registry.flat(example.inputs) if a.ndim and a is not KEY]
     text = " ".join("x".join(map(str, a.shape)) for a in arrays) or "x".join(map(str, example.attrs["shape"]))
     while len(text) > 20:
         text = text.rpartition(" ")[0]
@@ -230,7 +230,7 @@ def measure(names: Iterable[str], *, seconds: float = 0.3) -> dict[str, Any]:
             flush=True,
         )
         figures[name] = {
-            "shapes": [list(a.shape) for a in registry._flat(example.inputs)], "backend": report.backend,
+            "shapes": [list(a.shape) for a in registry.flat(example.inputs)], "backend": report.backend,
             "seconds": report.seconds, "bytes": cost.bytes, "flops": cost.flops, "slots": cost.slots,
             "floor": report.floor, "share": report.share, "bound": report.bound,
         }  # fmt: skip

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gmcore.errors import AnomalyError, shown
 from gmcore.tensor import Tensor, is_floating
-from gmcore.watch import Watch, watch
+from gmcore.watch import Call, Watch, watch
 
 if TYPE_CHECKING:
-    from gmcore.op import Node, Op
+    from gmcore.op import Node
 
 
 def detect_anomaly() -> AbstractContextManager[None]:
@@ -45,27 +45,20 @@ class _Anomalies(Watch):
         self.inside: str | None = None
         """The operation that first made one inside the rule that is running."""
 
-    def call(
-        self,
-        op: Op,
-        inputs: Sequence[Tensor],
-        attrs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        line: str,
-        rule: Node | None,
-    ) -> None:
-        given = [_flaw(x) for x in inputs]
-        for name, y in zip(op.outputs * len(outputs), outputs, strict=False):
+    def call(self, call: Call) -> None:
+        op = call.op
+        given = [_flaw(x) for x in call.inputs]
+        for name, y in zip(op.outputs * len(call.outputs), call.outputs, strict=False):
             flaw = _flaw(y, infinities=not any(given))
             if flaw is None:
                 continue
-            if rule is not None:
+            if call.rule is not None:
                 self.inside = self.inside or op.name
                 return
-            arguments = ", ".join(f"{op.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
+            arguments = ", ".join(f"{op.input_name(i)}: {shown(x)}" for i, x in enumerate(call.inputs))
             at = next((i for i, flawed in enumerate(given) if flawed == flaw), None)
             origin = "" if at is None else f"; it was given {flaw} in its {op.input_name(at)}, made outside the block"
-            raise AnomalyError(f"{op.name}({arguments}) made {flaw} in its {name}{origin} (called at {line})")
+            raise AnomalyError(f"{op.name}({arguments}) made {flaw} in its {name}{origin} (called at {call.line})")
 
     def before_rule(self, node: Node, grads: Sequence[Tensor | None]) -> None:
         self.inside = None

@@ -52,7 +52,6 @@ class Captured(Generic[P, R]):
         self._programs: dict[Any, Program] = {}
         self._recordings: dict[Any, list[Recorder]] = {}
         self._lock = threading.RLock()
-        self._running = False
         self.refusal: str | None = None
 
     @property
@@ -80,18 +79,12 @@ class Captured(Generic[P, R]):
         arrays: list[Array] = []
         key = (_signature((args, kwargs), arrays), _mode.get(), registry.preferred())
         with self._lock:
-            if self._running:
-                raise CaptureError("a captured step calls itself; let it call the function that was captured")
-            self._running = True
-            try:
-                program = self._programs.get(key)
-                if program is not None:
-                    if program.holds():
-                        return program.run(arrays)
-                    del self._programs[key]
-                return self._record(key, args, kwargs)
-            finally:
-                self._running = False
+            program = self._programs.get(key)
+            if program is not None:
+                if program.holds():
+                    return program.run(arrays)
+                del self._programs[key]
+            return self._record(key, args, kwargs)
 
     def _record(self, key: Any, args: Any, kwargs: Any) -> R:
         """Run the step eagerly, and record it."""

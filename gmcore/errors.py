@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -80,12 +81,12 @@ def shown(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else repr(value)
 
 
-def user_line(models: bool = False) -> str:
+def user_line(models: bool = False, since: FrameType | None = None) -> str:
     """``file:line`` of the innermost frame outside this package, for error messages.
 
-    `models`: the package's own models count as user code.
+    `models`: the package's own models count as user code. `since`: a frame to begin at, in place of the caller's.
     """
-    frame = sys._getframe(1)
+    frame = since or sys._getframe(1)
     while frame is not None and (name := frame.f_code.co_filename).startswith(_PACKAGE):
         if models and name.startswith(_PACKAGE + "models"):
             break

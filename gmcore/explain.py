@@ -23,7 +23,7 @@ from gmcore.engine import _root_gradient, _sweep
 from gmcore.hooks import Retain
 from gmcore.op import Edge, Meta, Node, Op
 from gmcore.tensor import Array, Leaf, Tensor
-from gmcore.watch import Watch, watch
+from gmcore.watch import Call, Watch, watch
 from gmkernels.registry import entries
 
 if TYPE_CHECKING:
@@ -260,16 +260,8 @@ class _Passes(Watch):
         self.awaited = {entry.node for entry in found.entries}
         self.passes.append(Pass(found, Program(found._names.get(edge, "x1"), [])))
 
-    def call(
-        self,
-        op: Op,
-        inputs: Sequence[Tensor],
-        attrs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        line: str,
-        rule: Node | None,
-    ) -> None:
-        self.ran.append(op.name)
+    def call(self, call: Call) -> None:
+        self.ran.append(call.op.name)
 
     def before_rule(self, node: Node, grads: Sequence[Any]) -> None:
         if node in self.awaited:

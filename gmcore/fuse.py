@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from gmcore.engine import grad
-from gmcore.errors import _PACKAGE, ArgumentError, shown, user_line
+from gmcore.errors import ArgumentError, shown, user_line
 from gmcore.op import OPS, Example, Op, kernel
 from gmcore.ops.elementwise import cast, exp, multiply, tanh
 from gmcore.ops.shape import sum_to
@@ -47,7 +48,7 @@ class _Trace:
     def program(self, inputs: int, outputs: Sequence[Any]) -> Program:
         """What leads to the outputs, numbered anew."""
         needed: set[int] = set()
-        stack = [y for y in outputs]
+        stack = list(outputs)
         while stack:
             y = stack.pop()
             if isinstance(y, str) and y[0] == "t" and int(y[1:]) not in needed:
@@ -62,17 +63,16 @@ class _Trace:
 
     def not_elementwise(self) -> ArgumentError:
         """The refusal of the operation that is running; it may have called a kernel, whose lines are not the user's."""
-        frame = sys._getframe(1)
-        while frame is not None and not isinstance(op := frame.f_locals.get("self"), Op):
-            frame = frame.f_back  # type: ignore[assignment]
-        if frame is None:
-            return self.refusal("uses a tensor for something else than elementwise operations")
-        while frame.f_code.co_filename.startswith(_PACKAGE):
-            frame = frame.f_back  # type: ignore[assignment]
-        line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        return ArgumentError(
-            f"fuse: {self.name}: {op.name} is not an elementwise operation that can be fused (called at {line})"
-        )
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            op = frame.f_locals.get("self")
+            if isinstance(op, Op):
+                return ArgumentError(
+                    f"fuse: {self.name}: {op.name} is not an elementwise operation that can be fused (called at "
+                    f"{user_line(since=frame)})"
+                )
+            frame = frame.f_back
+        return self.refusal("uses a tensor for something else than elementwise operations")
 
 
 class _Traced(NDArrayOperatorsMixin):

@@ -155,6 +155,11 @@ def shift_key(key: Tensor, elements: int) -> Tensor:
 _default: ContextVar[Generator] = ContextVar("gmcore.generator")
 
 
+def is_default(generator: object) -> bool:
+    """Whether it is the generator of this context."""
+    return generator is _default.get(None)
+
+
 def default_generator() -> Generator:
     """The generator of this context, made from entropy at its first use; each thread has its own."""
     try:

@@ -9,6 +9,7 @@ no address means two things.
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import sys
 import types
@@ -22,9 +23,11 @@ import numpy as np
 
 from gmcore.errors import user_line
 from gmcore.op import Node, Op
+from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor
-from gmcore.watch import Watch, watch
+from gmcore.watch import Call, Watch, watch
 from gmkernels import KernelSpec, pool, registry
+from gmkernels.buffers import is_loan
 
 
 @dataclass(eq=False)
@@ -140,8 +143,8 @@ def places(value: Any) -> list[Place]:
 
 def _owner(array: Array) -> Array:
     """The array that holds the memory of a view: all arrays on that memory lead to it."""
-    # A loan (`gmkernels.buffers`) is the whole of what one array was lent; behind it is memory of many.
-    while isinstance(array.base, np.ndarray) and type(array).__name__ != "_Loan":
+    # A loan is the whole of what one array was lent; behind it is memory of many.
+    while isinstance(array.base, np.ndarray) and not is_loan(array):
         array = array.base
     return array
 
@@ -245,26 +248,18 @@ class Recorder(Watch):
         return mapped(value, lambda part: self.place(part._data if isinstance(part, Tensor) else part))
 
     # -- what the engine tells -------------------------------------------------------------------------------
-    def call(
-        self,
-        op: Op,
-        inputs: Sequence[Tensor],
-        attrs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        line: str,
-        rule: Node | None,
-    ) -> None:
+    def call(self, call: Call) -> None:
         kernel, self._kernel = self._kernel, None
-        if kernel is not None and kernel[0] is outputs[0]._data:
-            kernel[1].line = line  # a kernel, which was seen as it ran, is all that the operation does
+        if kernel is not None and kernel[0] is call.outputs[0]._data:
+            kernel[1].line = call.line  # a kernel, which was seen as it ran, is all that the operation does
         else:
             if kernel is not None and kernel[1] is self.instructions[-1]:
                 self.instructions.pop()
-            arrays = tuple([x._data for x in inputs])
-            self._add(op, op.name, arrays, attrs, tuple([y._data for y in outputs]), line)
-        for x in inputs:
+            arrays, results = (tuple([x._data for x in tensors]) for tensors in (call.inputs, call.outputs))
+            self._add(call.op, call.op.name, arrays, call.attrs, results, call.line)
+        for x in call.inputs:
             self._use(x)
-        self.made += [weakref.ref(y) for y in outputs]
+        self.made += [weakref.ref(y) for y in call.outputs]
 
     def computed(
         self, function: Callable[..., Any], arrays: Sequence[Array], options: Mapping[str, Any], result: Any
@@ -337,7 +332,7 @@ class Recorder(Watch):
         operation = _operation()
         # A kernel on arrays that its operation has made itself is a part of it.
         outside = self._running or (
-            operation is not None and not all(any(a is b for b in operation) for a in registry._flat(inputs))
+            operation is not None and not all(any(a is b for b in operation) for a in registry.flat(inputs))
         )
 
         def packed(a: Array) -> Array:
@@ -361,7 +356,7 @@ class Recorder(Watch):
             launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
         finally:
             self._running = False
-        written = [self.place(a, "computed") for a in registry._flat(outputs)]
+        written = [self.place(a, "computed") for a in registry.flat(outputs)]
         scratch = tuple([self.place(a, "computed") for a in workspace])
         if launches is not None:
             launches = self._movable(launches)
@@ -419,7 +414,12 @@ class Recorder(Watch):
 
     # -- the end ---------------------------------------------------------------------------------------------
     def finish(self, result: Any) -> None:
-        """After the step, which has returned `result`."""
+        """After the step, which has returned `result`, in the context that called it."""
+        for function, _ in self.hosts:
+            generator = getattr(function, "__self__", None)
+            if generator is not None and is_default(generator):
+                self.conditions.append(functools.partial(is_default, generator))
+                break
         keep = {id(t.grad) for t in self.tensors.values() if t.grad is not None}
         mapped(result, lambda part: keep.add(id(part)))
         self.made = [each for each in self.made if (t := each()) is not None and id(t) not in keep]
@@ -451,7 +451,7 @@ def _run_noting(
     What it does by itself, before, between and after the launches, shows as a change of that memory, which is filled
     with nonsense first.
     """
-    memory = [*workspace, *registry._flat(outputs)]
+    memory = [*workspace, *registry.flat(outputs)]
     for a in workspace if updates else memory:
         a.reshape(-1).view(np.uint8)[...] = 0xFF
     launches: list[pool.Launch] = []
@@ -485,8 +485,8 @@ def difference(first: Recorder, second: Recorder) -> str | None:
         _same_function(_unbound(f), _unbound(g)) for (f, _), (g, _) in zip(first.hosts, second.hosts, strict=True)
     ):
         return "it draws random numbers, or counts steps, differently from call to call"
-    if difference_ := _first_difference(first, second):
-        return difference_
+    if (other := _first_difference(first, second)) is not None:
+        return other
     written = {p.block for i in second.instructions for p in i.writes if p.block and p.block.kind == "outside"}
     pairs: dict[Block, Block] = {}
     for a, b in zip(first.instructions, second.instructions, strict=True):

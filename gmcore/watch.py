@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gmcore.errors import user_line
 from gmcore.tensor import Array, Tensor, _mode
@@ -34,22 +34,26 @@ class Note:
     """``"name: backend"`` of the kernels that ran."""
 
 
+class Call(NamedTuple):
+    """A call of an operation, as watches are told of it."""
+
+    op: Op
+    inputs: Sequence[Tensor]
+    attrs: Mapping[str, Any]
+    outputs: Sequence[Tensor]
+    line: str
+    rule: Node | None
+    """The node whose derivative rule made the call; None where the user did."""
+
+
 class Watch:
     """Base of the watches: told of every operation and every derivative rule in its context.
 
     And of what happens outside operations, which a recording of a step needs: `computed` and the methods after it.
     """
 
-    def call(
-        self,
-        op: Op,
-        inputs: Sequence[Tensor],
-        attrs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-        line: str,
-        rule: Node | None,
-    ) -> None:
-        """`op` was called at `line`; by the derivative rule of the node `rule`, if not None."""
+    def call(self, call: Call) -> None:
+        """An operation was called."""
 
     def before_pass(self, y: Tensor) -> None:
         """A backward pass comes next: `y` has the place on the tape, the shape and the dtype of what it begins at."""
@@ -125,7 +129,7 @@ class Watched:
                 y._edge[0].note = Note(line, metas[0], metas[1], kernels)
                 break
         for each in self._watches:
-            each.call(op, inputs, attrs, outputs, line, rule)
+            each.call(Call(op, inputs, attrs, outputs, line, rule))
 
     def kernel_ran(self, spec: KernelSpec, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> None:
         """Keep which kernel an operation has just run, for the note on its node."""

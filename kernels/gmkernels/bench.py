@@ -20,7 +20,7 @@ import numpy as np
 from gmkernels import pool
 from gmkernels.cost import Cost, Device
 from gmkernels.elementary import fma
-from gmkernels.registry import KernelError, KernelSpec, _flat, run, select
+from gmkernels.registry import KernelError, KernelSpec, flat, run, select
 
 Call = Callable[[], object]
 
@@ -86,13 +86,13 @@ _POLYNOMIAL_TILE, _POLYNOMIAL_PASSES, _POLYNOMIAL_SLOTS = 2048, 64, 18
 
 
 @pool.block_kernel
-def _copy(block, x, y):  # type: ignore[no-untyped-def]
+def _copy(block: Any, x: Any, y: Any) -> None:
     low = block * _COPY_BLOCK
     y[low : low + _COPY_BLOCK] = x[low : low + _COPY_BLOCK]
 
 
 @pool.jitable
-def _four_polynomials(tile, a, b):  # type: ignore[no-untyped-def]
+def _four_polynomials(tile: Any, a: Any, b: Any) -> None:
     # Enough independent arithmetic on an element to hide its load, its store and the latency.
     pool.long_loop()
     for i in range(tile.size):
@@ -105,7 +105,7 @@ def _four_polynomials(tile, a, b):  # type: ignore[no-untyped-def]
 
 
 @pool.block_kernel
-def _polynomial(block, factors, x):  # type: ignore[no-untyped-def]
+def _polynomial(block: Any, factors: Any, x: Any) -> None:
     tile = x[block * _POLYNOMIAL_TILE : (block + 1) * _POLYNOMIAL_TILE]  # stays in the L1 cache
     for _ in range(_POLYNOMIAL_PASSES):
         _four_polynomials(tile, factors[0], factors[1])
@@ -298,7 +298,7 @@ class KernelReport:
         seconds: float,
     ) -> KernelReport:
         """The report of a call that took `seconds`."""
-        arrays = list(_flat(inputs))
+        arrays = list(flat(inputs))
         itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
         device = measure_cpu()
         cost = spec.cost(*inputs, **attrs)

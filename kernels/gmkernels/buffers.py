@@ -48,6 +48,11 @@ class _Loan(np.ndarray):
             _lock.release()
 
 
+def is_loan(array: np.ndarray) -> bool:
+    """Whether it is what a lent array has as its base: no view, but all of the memory that was lent."""
+    return type(array) is _Loan
+
+
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     """An uninitialised array; a large one may lie where one that is gone has lain.
 

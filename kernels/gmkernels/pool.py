@@ -453,7 +453,7 @@ class BlockKernel:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
         if blocks:
             kinds, record = self.record(arguments)
-            function = (self._compiled.get(kinds) or self._compile(kinds))[0]
+            function = self.address(kinds)
             if _watchers and (watcher := _watchers.get(threading.get_ident())) is not None:
                 with watcher(Launch(self, blocks, arguments, single_threaded.is_entered())):
                     launch(function, blocks, record.buffer_info()[0])

@@ -339,7 +339,17 @@ def use(backend: str) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def _flat(arrays: Sequence[Any]) -> Iterator[Array]:
+def flat(arrays: Sequence[Any]) -> Iterator[Array]:
+    """The arrays of a call's inputs or outputs, also those inside tuples.
+
+    Parameters
+    ----------
+    arrays : arrays, and tuples of arrays.
+
+    Yields
+    ------
+    The arrays, in order.
+    """
     for a in arrays:
         if type(a) is tuple:
             yield from a
@@ -362,7 +372,7 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 def signature(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Signature:
     """The `Signature` of a call."""
     device, dtypes, contiguous, largest = "cpu", [], True, 0
-    for a in _flat(inputs):
+    for a in flat(inputs):
         if type(a) is not np.ndarray:
             device = _device(a)
         if a.dtype not in dtypes:
@@ -393,7 +403,7 @@ def _preference() -> tuple[str | None, str]:
 
 def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
     """Predicted seconds of a call: overhead + floor / efficiency."""
-    itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
+    itemsize = max((a.dtype.itemsize for a in flat(inputs) if a.dtype.kind == "f"), default=4)
     floor = nominal_cpu().floor(entry.spec.cost(*inputs, **attrs), itemsize)
     return entry.overhead + floor / entry.efficiency
 
@@ -467,7 +477,7 @@ def run(
     wanted = backend if backend is not None else _preference()[0]
     key = (
         spec, wanted, backend is None, tuple(attrs.items()),
-        tuple([(type(a), a.shape, a.dtype, a.flags.c_contiguous) for a in _flat(inputs)]),
+        tuple([(type(a), a.shape, a.dtype, a.flags.c_contiguous) for a in flat(inputs)]),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -528,7 +538,7 @@ class Plan(NamedTuple):
 def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> Plan:
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
-    pack = not entry.strided and not all(a.flags.c_contiguous for a in _flat(inputs))
+    pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))
     workspace = spec.workspace(*inputs, **attrs)
     return Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
 
@@ -622,6 +632,6 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "cheapest by the cost model"
     if chosen.note is not None:
         why += f"; {chosen.note()}"
-    itemsize = max((a.dtype.itemsize for a in _flat(inputs) if a.dtype.kind == "f"), default=4)
+    itemsize = max((a.dtype.itemsize for a in flat(inputs) if a.dtype.kind == "f"), default=4)
     floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
     return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)

@@ -241,6 +241,17 @@ def test_each_repetition_draws_anew_and_the_generator_goes_on():
     assert bits([captured()]) == bits([ops.normal((3,), generator=Generator(4))])
 
 
+def test_a_default_generator_that_is_exchanged_is_drawn_from():
+    captured = gmcore.capture(lambda: ops.normal((2,)))
+    for seed in (5, 5, 6):
+        gmcore.manual_seed(seed)
+        expected = [ops.normal((2,)) for _ in range(4)]
+        gmcore.manual_seed(seed)
+        assert bits([captured() for _ in range(4)]) == bits(expected)
+        assert gmcore.default_generator().state == (seed, 4)
+    assert len(captured.programs) == 1
+
+
 def test_checkpointed_parts_draw_the_same_noise_again():
     def runs(wrap):
         generator = Generator(1)

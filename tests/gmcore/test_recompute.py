@@ -33,7 +33,8 @@ def run(use: Callable[..., Any]) -> tuple[list[np.ndarray], tuple[int, int]]:
 
     y = use(block, use(block, x * w))
     ops.sum(y * y + noisy(x)).backward()
-    return [t.detach().numpy() for t in (y, x.grad, w.grad)], generator.state  # type: ignore[union-attr]
+    assert x.grad is not None and w.grad is not None
+    return [t.detach().numpy() for t in (y, x.grad, w.grad)], generator.state
 
 
 def test_nested_with_noise_and_captured_leaves() -> None:

@@ -35,7 +35,7 @@ def each(function, arrays):
 
 
 def flat(arrays):
-    return list(registry._flat(arrays))
+    return list(registry.flat(arrays))
 
 
 @functools.cache

@@ -13,7 +13,9 @@ def _needs_blas(signature: Signature) -> str | None:
 
 
 # NumPy runs products below about 5e5 flops on one core at half its peak, and on threads of its own above: there
-# the pool must take over, so that the two do not fight for the cores. The efficiencies say so to the cost model.
+# the pool must take over, so that the two do not fight for the cores. The efficiencies say so to the cost model. For
+# the smallest products NumPy is quicker by some microseconds of Python, which a captured step does not spend: there the
+# overheads of both are given as equal, and the pool takes them.
 _ONE_CORE = 40e9 / nominal_cpu().product_rate
 for _spec, _reference, _cpu in (
     (spec.MATMUL, (9e-6, _ONE_CORE), (9e-6, 0.6)),
