@@ -379,6 +379,58 @@ def test_classes_out_of_range_are_refused_in_a_repetition_too():
         captured(x, np.array([0, 3]))
 
 
+def test_an_index_out_of_range_is_refused_in_a_repetition_too():
+    """By a check that computes nothing."""
+    table = nn.Embedding(3, 2)
+    captured = gmcore.capture(lambda i: table(i))
+    for _ in range(3):
+        captured(np.array([0, 2]))
+    with pytest.raises(ArgumentError, match="Embedding: expected integers from 0 to 2"):
+        captured(np.array([0, 3]))
+
+
+def test_parameters_in_other_memory_are_used():
+    """Converting a module and back puts its parameters elsewhere."""
+    net = nn.Linear(2, 1)
+    captured = gmcore.capture(lambda x: net(x))
+    x = gmcore.tensor(np.ones((1, 2), np.float32))
+    for _ in range(3):
+        captured(x)
+    net.to("float64").to("float32")
+    net.weight.copy_(np.full((1, 2), 3.0, np.float32))
+    net.bias.copy_(np.zeros(1, np.float32))
+    assert [captured(x).item() for _ in range(4)] == [6.0] * 4
+
+
+def test_a_norm_that_exceeds_its_bound_only_later_is_clipped():
+    w = gmcore.tensor(np.zeros(2), requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        ops.sum(w * x).backward()
+        return optim.clip_grad_norm_([w], 1.0)
+
+    captured = gmcore.capture(step)
+    for size in (0.1, 0.2, 0.3, 30.0, 0.4):
+        x = np.array([size, 0.0])
+        assert captured(gmcore.tensor(x)).item() == size
+        np.testing.assert_allclose(w.grad.numpy(), x / max(1.0, size), rtol=1e-6)
+
+
+def test_kernels_that_draw_in_several_steps_draw_anew():
+    """Their keys are made of the draw's by the kernel's Python."""
+    rng = np.random.default_rng(0)
+    v, w = (gmcore.tensor(rng.random(shape).round()) for shape in ((6, 5), (4, 5)))
+    biases = [gmcore.tensor(np.zeros(n)) for n in (5, 4)]
+
+    def runs(wrap):
+        generator = Generator(2)
+        step = wrap(lambda: ops.gibbs_chain(v, w, *biases, steps=3, generator=generator))
+        return [bits(found if isinstance(found := step(), tuple) else [found]) for _ in range(6)]
+
+    assert runs(lambda f: f) == runs(gmcore.capture)
+
+
 def test_gradients_stay_where_the_step_leaves_them():
     w = gmcore.tensor(np.ones(2), requires_grad=True)
 
