@@ -12,7 +12,6 @@ The assembly differs from one processor to the next and with the versions of Num
 from __future__ import annotations
 
 import contextlib
-import gc
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -137,7 +136,7 @@ def counting() -> Iterator[Callable[[Call], int]]:
         call()
         return int(counter[0])
 
-    originals = {kernel: kernel._compiled for kernel in _block_kernels()}
+    originals = {kernel: kernel._compiled for kernel in pool.BlockKernel.everyone}
     for kernel in originals:
         kernel._compiled = {}
     pool._entry_point = lambda *arguments: _counted(compile_block(*arguments), counter.ctypes.data)
@@ -147,9 +146,5 @@ def counting() -> Iterator[Callable[[Call], int]]:
     finally:
         pool._entry_point = compile_block
         pool.set_num_threads(threads)
-        for kernel in _block_kernels():  # more than before: modules are imported at their first call
+        for kernel in pool.BlockKernel.everyone:  # more than before: modules are imported at their first call
             kernel._compiled = originals.get(kernel, {})
-
-
-def _block_kernels() -> list[pool.BlockKernel]:
-    return [thing for thing in gc.get_objects() if type(thing) is pool.BlockKernel]

@@ -37,6 +37,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -444,10 +445,14 @@ def watched(by: Callable[[Launch], AbstractContextManager[None]]) -> Iterator[No
 class BlockKernel:
     """A function of (block, *arguments), compiled per combination of argument dtypes at its first use."""
 
+    everyone: weakref.WeakSet[BlockKernel] = weakref.WeakSet()
+    """All there are, for those who compile them in another way for a time."""
+
     def __init__(self, function: Callable[..., None]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._compiled: dict[tuple[str, ...], tuple[int, Any]] = {}
+        BlockKernel.everyone.add(self)
 
     def __call__(self, blocks: int, *arguments: Any) -> None:
         """Run blocks 0..blocks-1. `arguments` are C-contiguous NumPy arrays and ints."""
