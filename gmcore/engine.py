@@ -19,11 +19,11 @@ from gmcore import tensor as _tensor
 from gmcore.errors import DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
 from gmcore.tensor import (
-    Array,
     Leaf,
     Tensor,
     _mode,
     as_tensor,
+    copied,
     enable_grad,
     is_grad_enabled,
     no_grad,
@@ -183,10 +183,6 @@ def _sum(a: Tensor, b: Tensor) -> Tensor:
     return Tensor(total if type(total) is np.ndarray else np.asarray(total))
 
 
-def _own(array: Array) -> Array:
-    return array.copy()
-
-
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
     """Add the gradients of `y` to the `grad` of the leaves it came from; see `Tensor.backward`."""
     start = _root_gradient(y, gradient)
@@ -214,7 +210,7 @@ def _accumulate(found: Sums, start: Tensor) -> None:
             array = g._data
             owner = array if array.base is None else array.base
             if id(owner) in taken or (owner is not array and not array.flags.c_contiguous) or node.hooks:
-                g = Tensor(computed(_own, array))
+                g = Tensor(computed(copied, array))
             taken.add(id(owner))
             leaf.grad = g
         if node.accumulated is not None:

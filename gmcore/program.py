@@ -14,8 +14,8 @@ import numpy as np
 
 from gmcore.op import Op
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
-from gmcore.tensor import Array, Tensor
-from gmkernels import KernelSpec, pool
+from gmcore.tensor import Array, Tensor, copied
+from gmkernels import KernelSpec, arithmetic, pool
 
 ALIGNMENT = 64  # bytes of a cache line, and of the widest vectors
 
@@ -112,18 +112,54 @@ class Program:
         return Tensor(array) if value.wraps else array
 
     def _bound(self) -> list[Callable[[], Any]]:
-        """The instructions as calls without arguments; launches that follow each other are one."""
+        """The instructions as calls without arguments; launches with no other call between them are one."""
         calls: list[Callable[[], Any]] = []
-        launches: list[pool.Launch] = []
+        together: list[tuple[Instruction, Sequence[pool.Launch]]] = []
         for instruction in self.instructions:
-            if instruction.launches is not None:
-                launches += [self._moved(launch) for launch in instruction.launches]
+            if (launches := self._launches(instruction)) is not None:
+                together.append((instruction, launches))
                 continue
-            if launches:
-                calls.append(pool.Launches(launches))
-                launches = []
+            if together:
+                calls.append(pool.Launches(self._stages(together)))
+                together = []
             calls.append(self._bind(instruction))
-        return [*calls, pool.Launches(launches)] if launches else calls
+        return [*calls, pool.Launches(self._stages(together))] if together else calls
+
+    def _launches(self, instruction: Instruction) -> Sequence[pool.Launch] | None:
+        """The launches on the program's memory that an instruction is; None if it is more."""
+        if instruction.launches is not None:
+            return [self._moved(launch) for launch in instruction.launches]
+        call = instruction.call
+        function = call.forward if isinstance(call, Op) else call
+        out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
+        if out is None or set(instruction.attrs) - {"out"}:
+            return None
+        inputs = tuple(self.array(place) for place in instruction.inputs if isinstance(place, Place))
+        if len(inputs) < len(instruction.inputs):
+            return None
+        launch = arithmetic.launch(np.positive if function is copied else function, inputs, self.array(out))
+        return None if launch is None else [launch]
+
+    def _stages(self, together: Sequence[tuple[Instruction, Sequence[pool.Launch]]]) -> list[list[pool.Launch]]:
+        """The launches of instructions, each in the first stage in which all that it needs is there."""
+        stages: list[list[pool.Launch]] = []
+        before: list[tuple[int, list[tuple[int, int]], list[tuple[int, int]]]] = []
+        for instruction, launches in together:
+            reads = self._extents(instruction.reads)
+            writes = self._extents([*instruction.writes, *instruction.workspace])
+            first = 0
+            for end, its_reads, its_writes in before:
+                if end > first and (_meet(its_writes, [*reads, *writes]) or _meet(its_reads, writes)):
+                    first = end
+            stages += [[] for _ in range(first + len(launches) - len(stages))]
+            for stage, launch in enumerate(launches, first):
+                stages[stage].append(launch)
+            before.append((first + len(launches), reads, writes))
+        return stages
+
+    def _extents(self, some: Sequence[Place]) -> list[tuple[int, int]]:
+        """First and last byte of the memory of some places."""
+        return [np.lib.array_utils.byte_bounds(self.array(place)) for place in some if place.block is not None]
 
     def _moved(self, launch: pool.Launch) -> pool.Launch:
         """A launch on the program's memory."""
@@ -232,6 +268,11 @@ def _planned(
         starts[block] = at
         total = max(total, at + _rounded(block.size))
     return {block: starts[taken] for block, taken in home.items()}, total
+
+
+def _meet(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
+    """Whether a byte is in the extents of both."""
+    return any(start < its_end and its_start < end for start, end in some for its_start, its_end in others)
 
 
 def _rounded(size: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from gmcore.errors import user_line
 from gmcore.op import Node, Op
 from gmcore.random import is_default
-from gmcore.tensor import Array, Tensor
+from gmcore.tensor import Array, Tensor, copied
 from gmcore.watch import Call, Watch, watch
 from gmkernels import KernelSpec, pool, registry
 from gmkernels.buffers import is_loan
@@ -340,7 +340,7 @@ class Recorder(Watch):
                 return a
             copy = a.copy()
             if not outside:
-                self._add(_pack, "pack", (a,), {}, (copy,), line)
+                self._add(copied, "pack", (a,), {}, (copy,), line)
             return copy
 
         inputs = mapped(tuple(inputs), packed)
@@ -437,10 +437,6 @@ class Recorder(Watch):
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
-
-
-def _pack(a: Array) -> Array:
-    return a.copy()
 
 
 def _run_noting(

@@ -430,7 +430,7 @@ class Tensor:
                 f"copy_: the memory of this tensor, {shown(self)}, is read-only; write into a tensor "
                 f"of a copy of it, gmcore.tensor(array) (called at {user_line()})"
             )
-        _computed(_copy, value, out=self._data)
+        _computed(copied, value, out=self._data)
         self._written()
         return self
 
@@ -684,7 +684,10 @@ class Tensor:
         return _ops.not_equal(self, other)
 
 
-def _copy(value: Array, out: Array) -> Array:
+def copied(value: Array, out: Array | None = None) -> Array:
+    """The numbers of an array in memory of their own, or in that of `out`."""
+    if out is None:
+        return value.copy()
     np.copyto(out, value, casting="same_kind")
     return out
 

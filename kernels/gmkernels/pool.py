@@ -157,7 +157,8 @@ def _read_state(builder: Any) -> Any:
         builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [pointer])
         return builder.zext(builder.load(slot), ir.IntType(64))
     if _FLUSH_BITS:
-        return builder.asm(ir.FunctionType(ir.IntType(64), []), "mrs $0, fpcr", "=r", [], True)
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.get.fpcr"), [])
     return ir.Constant(ir.IntType(64), 0)
 
 
@@ -169,23 +170,37 @@ def _write_state(builder: Any, state: Any) -> None:
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
         builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [pointer])
     elif _FLUSH_BITS:
-        builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)]), "msr fpcr, $0", "r", [state], True)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.set.fpcr"), [state])
+
+
+def _with_bits(change: Callable[[Any, Any], Any]) -> Any:
+    """What compiles to a change of the state of this thread and gives the state as it was."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        state = _read_state(builder)
+        _write_state(builder, change(builder, state))
+        return state
+
+    return generate
 
 
 @_intrinsic
 def _flush_denormals(typing_context: Any) -> Any:
     """Set flush-to-zero on this thread; returns the state to restore."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        state = _read_state(builder)
-        _write_state(builder, builder.or_(state, ir.Constant(ir.IntType(64), _FLUSH_BITS)))
-        return state
-
-    return types.int64(), generate
+    return types.int64(), _with_bits(lambda builder, state: builder.or_(state, state.type(_FLUSH_BITS)))
 
 
 @_intrinsic
-def _restore_state(typing_context: Any, state: Any) -> Any:
+def keep_denormals(typing_context: Any) -> Any:
+    """Clear flush-to-zero on this thread, for a block kernel that does as NumPy does; returns the state to restore."""
+    return types.int64(), _with_bits(lambda builder, state: builder.and_(state, state.type(~_FLUSH_BITS)))
+
+
+@_intrinsic
+def restore_state(typing_context: Any, state: Any) -> Any:
+    """Set the floating-point state of this thread to what one of the others returned."""
+
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _write_state(builder, args[0])
         return context.get_dummy_value()
@@ -286,7 +301,7 @@ def _run_serial(function, blocks, record):
     state = _flush_denormals()
     for block in range(blocks):
         _call_block(function, block, record)
-    _restore_state(state)
+    restore_state(state)
 
 
 @_cached_jit(parallel=True)
@@ -294,30 +309,88 @@ def _run_parallel(function, blocks, record):
     for block in numba.prange(blocks):
         state = _flush_denormals()
         _call_block(function, block, record)
-        _restore_state(state)
+        restore_state(state)
+
+
+# A table of tasks has a row for each block of each launch: function, block, record, and the number of tasks that must
+# have ended before. Threads take the rows in order, so whoever waits, waits for tasks that others are at; and where one
+# thread comes late, or there is only one, the first does them all.
+
+
+@_intrinsic
+def _add_to(typing_context: Any, counters: Any, index: Any) -> Any:
+    """The counter at an index, before one is added to it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = arrayobj.make_array(counters)(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), ir.Constant(ir.IntType(64), 1), "acq_rel")
+
+    return types.int64(counters, types.int64), generate
+
+
+@_intrinsic
+def _look_at(typing_context: Any, counters: Any, index: Any) -> Any:
+    """The counter at an index; what was written before it was added to has been written."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = arrayobj.make_array(counters)(context, builder, args[0]).data
+        if _MACHINE in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@_intrinsic
+def _call_plain(typing_context: Any, function: Any) -> Any:
+    """Call the C function without arguments at address `function`."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+try:
+    _YIELD = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+except (AttributeError, OSError, TypeError):  # Windows
+    _YIELD = 0
+_PATIENCE = 500
+"""Looks at a counter, some 20 us, before a thread that waits lets others have its core."""
+_TAKEN, _ENDED = 0, 8  # places of the two counters, a cache line apart
 
 
 @_cached_jit()
-def _run_table_serial(table):
+def _work(tasks, counters, let_others):
     state = _flush_denormals()
-    for i in range(table.shape[0]):
-        for block in range(table[i, 1]):
-            _call_block(table[i, 0], block, table[i, 2])
-    _restore_state(state)
+    while True:
+        task = _add_to(counters, _TAKEN)
+        if task >= tasks.shape[0]:
+            break
+        looks = 0
+        while _look_at(counters, _ENDED) < tasks[task, 3]:
+            looks += 1
+            if looks > _PATIENCE and let_others != 0:
+                _call_plain(let_others)
+        _call_block(tasks[task, 0], tasks[task, 1], tasks[task, 2])
+        _add_to(counters, _ENDED)
+    restore_state(state)
+
+
+@_cached_jit()
+def _run_tasks_serial(threads, tasks, counters, let_others):
+    counters[:] = 0
+    _work(tasks, counters, let_others)
 
 
 @_cached_jit(parallel=True)
-def _run_table(table):
-    for i in range(table.shape[0]):
-        if table[i, 1] == 1:
-            state = _flush_denormals()
-            _call_block(table[i, 0], 0, table[i, 2])
-            _restore_state(state)
-        else:
-            for block in numba.prange(table[i, 1]):
-                state = _flush_denormals()
-                _call_block(table[i, 0], block, table[i, 2])
-                _restore_state(state)
+def _run_tasks(threads, tasks, counters, let_others):
+    counters[:] = 0
+    for _ in numba.prange(threads):
+        _work(tasks, counters, let_others)
 
 
 def _default_threads() -> int:
@@ -493,24 +566,35 @@ class BlockKernel:
 
 
 class Launches:
-    """Launches, one after the other, as one call without arguments."""
+    """Launches as one call without arguments.
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
-        self._kept = [(launch.kernel.record(launch.arguments), launch.arguments) for launch in launches]
-        rows = [
-            (launch.kernel.address(kinds), launch.blocks, record.buffer_info()[0])
-            for launch, ((kinds, record), _) in zip(launches, self._kept, strict=True)
-        ]
-        self._table = np.array(rows, np.int64)
-        self._alone = any(launch.alone for launch in launches)
-        self._in_one_block = all(launch.blocks == 1 for launch in launches)
+    Parameters
+    ----------
+    stages : launches that come one stage after the other; those of a stage may run at once.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Launch]]) -> None:
+        self._kept = []
+        rows: list[tuple[int, int, int, int]] = []
+        for stage in stages:
+            before = len(rows)
+            for launch in stage:
+                kinds, record = launch.kernel.record(launch.arguments)
+                self._kept.append((record, launch.arguments))
+                task = launch.kernel.address(kinds), record.buffer_info()[0]
+                rows += [(task[0], block, task[1], before) for block in range(launch.blocks)]
+        self._tasks = np.array(rows, np.int64).reshape(-1, 4)
+        self._counters = np.zeros(16, np.int64)
+        self._alone = any(launch.alone for stage in stages for launch in stage)
+        self._in_pool = any(launch.blocks > 1 for stage in stages for launch in stage)
 
     def __call__(self) -> None:
+        arguments = _threads, self._tasks, self._counters, _YIELD
         with single_threaded() if self._alone else nullcontext():
-            if self._in_one_block:
-                _run_table_serial(self._table)
+            if self._in_pool:
+                _in_pool(_run_tasks, _run_tasks_serial, *arguments)
             else:
-                _in_pool(_run_table, _run_table_serial, self._table)
+                _run_tasks_serial(*arguments)
 
 
 class _EntryPoint(_CFunc):
