@@ -77,7 +77,10 @@ class Captured(Generic[P, R]):
         if self.refusal is not None or type(_mode.get()) is not bool:
             return self._step(*args, **kwargs)
         arrays: list[Array] = []
-        key = (_signature((args, kwargs), arrays), _mode.get(), registry.preferred())
+        given = [_signature(value, arrays) for value in args]
+        if kwargs:
+            given.append(("keywords", _signature(kwargs, arrays)))
+        key = (tuple(given), _mode.get(), registry.preferred())
         with self._lock:
             program = self._programs.get(key)
             if program is not None:
@@ -140,17 +143,18 @@ class Captured(Generic[P, R]):
 
 
 def _signature(value: Any, arrays: list[Array]) -> Any:
-    """What of the arguments must be the same for a program to fit them; the arrays that may differ go to `arrays`."""
+    """What of an argument must be the same for a program to fit it; the arrays that may differ go to `arrays`."""
     if isinstance(value, Tensor):
-        if value.requires_grad:
-            if not value.is_leaf:
-                raise GraphError(
-                    "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
-                    f"Compute it inside the step, or detach() it (called at {user_line()})"
-                )
-            return _Same(value)
-        arrays.append(value._data)
-        return ("tensor", value._data.shape, value._data.dtype)
+        array = value._data
+        if value._edge is None:
+            arrays.append(array)
+            return ("tensor", array.shape, array.dtype)
+        if not value.is_leaf:
+            raise GraphError(
+                "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
+                f"Compute it inside the step, or detach() it (called at {user_line()})"
+            )
+        return _Same(value)
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return ("array", value.shape, value.dtype)

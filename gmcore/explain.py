@@ -353,7 +353,8 @@ def captured(step: Captured[..., Any]) -> str:
     -------
     str: for each program its instructions in order. Memory is ``argument<i>`` of the step, ``host<i>``, which Python
         writes before each repetition (draws, hyperparameters), ``outside<i>`` (parameters, constants), or
-        ``computed<i>``, with its place in the program's memory and the last instruction that uses it.
+        ``computed<i>``, with its place in the program's memory and the last stage that uses it. What runs in one stage
+        runs at once.
     """
     if step.refusal is not None:
         return f"eager: {step.refusal}"
@@ -364,17 +365,18 @@ def captured(step: Captured[..., Any]) -> str:
 
 def _program_text(program: steps.Program) -> str:
     blocks = program.offsets
+    stages = max(last for _, last in program.stages) + 1
     lines = [
-        f"{len(program.instructions)} instructions; {_bytes(program.size)} for {len(blocks)} results of "
-        f"{_bytes(sum(block.size for block in blocks))}",
+        f"{len(program.instructions)} instructions in {stages} stages; {_bytes(program.size)} for {len(blocks)} "
+        f"results of {_bytes(sum(block.size for block in blocks))}",
         f"before each repetition: {len(program.recorder.arguments)} arguments copied, "
         f"{len(program.recorder.hosts)} calls of Python",
     ]
-    for number, instruction in enumerate(program.instructions):
+    for instruction, (stage, _) in zip(program.instructions, program.stages, strict=True):
         results = [f"{place.block} {place}{_whereabouts(program, place.block)}" for place in instruction.writes]
         mine = {place.block for place in instruction.writes}
         reads = {str(place.block): place for place in instruction.reads if place.block not in mine}
-        text = f"{number:>3} {instruction.name} -> {', '.join(results) or 'nothing'}"
+        text = f"{stage:>3} {instruction.name} -> {', '.join(results) or 'nothing'}"
         if reads:
             text += f" <- {', '.join(f'{name} {place}' for name, place in reads.items())}"
         lines += textwrap.wrap(text, 100, subsequent_indent="      ")
@@ -385,7 +387,7 @@ def _whereabouts(program: steps.Program, block: Any) -> str:
     if block not in program.offsets:
         return ""
     last = program.lifetimes[block][1]
-    until = "the end" if last == len(program.instructions) else last
+    until = last if last <= max(end for _, end in program.stages) else "the end"
     return f" at {program.offsets[block]}, {_bytes(block.size)}, until {until}"
 
 

@@ -34,7 +34,9 @@ class Program:
     instructions : list of `gmcore.recorder.Instruction`, those whose results matter.
     offsets : block -> its place in the memory that the program keeps, in bytes; blocks that are never in use at once
         may lie in one place.
-    lifetimes : block -> the numbers of the first and the last instruction that use it.
+    stages : of each instruction, the first and the last stage of the step at which it runs. Launches that need nothing
+        of each other share a stage; a call of Python has one of its own.
+    lifetimes : block -> the first and the last stage that uses it.
     size : bytes of that memory.
     """
 
@@ -44,8 +46,9 @@ class Program:
         self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in recorder.tensors.values()]
         kept = {place.block for place in places((self._result, [place for _, place in self._gradients]))}
         self.instructions = _needed(recorder.instructions, kept)
-        self.lifetimes = _lifetimes(self.instructions, kept)
-        self.offsets, self.size = _planned(self.instructions, self.lifetimes)
+        self.stages = _staged(self.instructions)
+        self.lifetimes = _lifetimes(self.instructions, self.stages, kept)
+        self.offsets, self.size = _planned(self.instructions, self.stages, self.lifetimes)
         self._memory: dict[Block, Array] = {}
         self._allocate()
         self._body = self._bound()
@@ -54,6 +57,7 @@ class Program:
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
         self._counters = [t._counter() for t in recorder.written]
         self._final = [(t, Tensor(self.array(g)) if isinstance(g, Place) else g) for t, g in self._gradients]
+        self._results = {place: self.array(place) for place in places(self._result)}
 
     # -- memory ----------------------------------------------------------------------------------------------
     def _returned(self, value: Any) -> Any:
@@ -108,58 +112,35 @@ class Program:
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Place):
             return value
-        array = self.array(value).copy()
+        array = self._results[value].copy()
         return Tensor(array) if value.wraps else array
 
     def _bound(self) -> list[Callable[[], Any]]:
-        """The instructions as calls without arguments; launches with no other call between them are one."""
+        """The instructions as calls without arguments; the stages of launches between two other calls are one."""
         calls: list[Callable[[], Any]] = []
-        together: list[tuple[Instruction, Sequence[pool.Launch]]] = []
-        for instruction in self.instructions:
-            if (launches := self._launches(instruction)) is not None:
-                together.append((instruction, launches))
-                continue
-            if together:
-                calls.append(pool.Launches(self._stages(together)))
-                together = []
-            calls.append(self._bind(instruction))
-        return [*calls, pool.Launches(self._stages(together))] if together else calls
+        launches: dict[int, list[pool.Launch]] = {}
 
-    def _launches(self, instruction: Instruction) -> Sequence[pool.Launch] | None:
-        """The launches on the program's memory that an instruction is; None if it is more."""
+        def launch() -> None:
+            if launches:
+                calls.append(pool.Launches([launches[stage] for stage in sorted(launches)]))
+                launches.clear()
+
+        for instruction, (first, _) in zip(self.instructions, self.stages, strict=True):
+            if _launches(instruction):
+                for stage, each in enumerate(self._launched(instruction), first):
+                    launches.setdefault(stage, []).append(each)
+            else:
+                launch()
+                calls.append(self._bind(instruction))
+        launch()
+        return calls
+
+    def _launched(self, instruction: Instruction) -> Sequence[pool.Launch]:
+        """An instruction as launches on the program's memory."""
         if instruction.launches is not None:
             return [self._moved(launch) for launch in instruction.launches]
-        call = instruction.call
-        function = call.forward if isinstance(call, Op) else call
-        out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
-        if out is None or set(instruction.attrs) - {"out"}:
-            return None
-        inputs = tuple(self.array(place) for place in instruction.inputs if isinstance(place, Place))
-        if len(inputs) < len(instruction.inputs):
-            return None
-        launch = arithmetic.launch(np.positive if function is copied else function, inputs, self.array(out))
-        return None if launch is None else [launch]
-
-    def _stages(self, together: Sequence[tuple[Instruction, Sequence[pool.Launch]]]) -> list[list[pool.Launch]]:
-        """The launches of instructions, each in the first stage in which all that it needs is there."""
-        stages: list[list[pool.Launch]] = []
-        before: list[tuple[int, list[tuple[int, int]], list[tuple[int, int]]]] = []
-        for instruction, launches in together:
-            reads = self._extents(instruction.reads)
-            writes = self._extents([*instruction.writes, *instruction.workspace])
-            first = 0
-            for end, its_reads, its_writes in before:
-                if end > first and (_meet(its_writes, [*reads, *writes]) or _meet(its_reads, writes)):
-                    first = end
-            stages += [[] for _ in range(first + len(launches) - len(stages))]
-            for stage, launch in enumerate(launches, first):
-                stages[stage].append(launch)
-            before.append((first + len(launches), reads, writes))
-        return stages
-
-    def _extents(self, some: Sequence[Place]) -> list[tuple[int, int]]:
-        """First and last byte of the memory of some places."""
-        return [np.lib.array_utils.byte_bounds(self.array(place)) for place in some if place.block is not None]
+        inputs, out = mapped((instruction.inputs, instruction.outputs[0]), self.array)
+        return [arithmetic.launch(_function(instruction), inputs, out)]
 
     def _moved(self, launch: pool.Launch) -> pool.Launch:
         """A launch on the program's memory."""
@@ -223,33 +204,85 @@ def _needed(instructions: Sequence[Instruction], kept: set[Block | None]) -> lis
     return found[::-1]
 
 
-def _lifetimes(instructions: Sequence[Instruction], kept: set[Block | None]) -> dict[Block, tuple[int, int]]:
-    """The first and the last instruction that use each block of computed memory."""
+def _function(instruction: Instruction) -> Any:
+    """What is called with the inputs of an instruction; of a copy, the NumPy function that copies."""
+    call = instruction.call
+    return call.forward if isinstance(call, Op) else np.positive if call is copied else call
+
+
+def _launches(instruction: Instruction) -> int:
+    """How many launches an instruction is; 0 for a call of Python."""
+    if instruction.launches is not None:
+        return len(instruction.launches)
+    inputs, out = instruction.inputs, instruction.outputs[0] if len(instruction.outputs) == 1 else None
+    if out is None or set(instruction.attrs) - {"out"} or not all(isinstance(each, Place) for each in inputs):
+        return 0
+    return int(arithmetic.is_launched(_function(instruction), inputs, out))
+
+
+def _staged(instructions: Sequence[Instruction]) -> list[tuple[int, int]]:
+    """The stages of each instruction: as early as what it reads is there, and as nobody uses what it writes; and after
+    the last call of Python."""
+    stages: list[tuple[int, int]] = []
+    last = began = 0
+    for instruction in instructions:
+        launches = _launches(instruction)
+        first = last if launches == 0 else began
+        reads, writes = _blocks(instruction.reads), _blocks([*instruction.writes, *instruction.workspace])
+        for other, (_, end) in zip(instructions, stages, strict=False):
+            written = _blocks([*other.writes, *other.workspace])
+            if end >= first and (written & (reads | writes) or _blocks(other.reads) & writes):
+                first = end + 1
+        stages.append((first, first + max(1, launches) - 1))
+        last = max(last, stages[-1][1] + 1)
+        began = began if launches else last
+    return stages
+
+
+def _blocks(some: Sequence[Place]) -> set[Block]:
+    return {place.block for place in some if place.block is not None}
+
+
+def _lifetimes(
+    instructions: Sequence[Instruction], stages: Sequence[tuple[int, int]], kept: set[Block | None]
+) -> dict[Block, tuple[int, int]]:
+    """The first and the last stage that uses each block of computed memory; of what is `kept`, the one after all."""
     spans: dict[Block, tuple[int, int]] = {}
-    for i, instruction in enumerate(instructions):
-        for place in (*instruction.reads, *instruction.writes, *instruction.workspace):
-            if (block := place.block) is not None and block.kind == "computed":
-                spans[block] = (spans[block][0] if block in spans else i, i)
-    return {block: (first, len(instructions) if block in kept else last) for block, (first, last) in spans.items()}
+    for instruction, (first, last) in zip(instructions, stages, strict=True):
+        for block in _blocks([*instruction.reads, *instruction.writes, *instruction.workspace]):
+            if block.kind == "computed":
+                before = spans.get(block, (first, last))
+                spans[block] = min(first, before[0]), max(last, before[1])
+    end = max((last for _, last in stages), default=-1) + 1
+    return {block: (first, end if block in kept else last) for block, (first, last) in spans.items()}
 
 
 def _planned(
-    instructions: Sequence[Instruction], lifetimes: dict[Block, tuple[int, int]]
+    instructions: Sequence[Instruction],
+    stages: Sequence[tuple[int, int]],
+    lifetimes: dict[Block, tuple[int, int]],
 ) -> tuple[dict[Block, int], int]:
     """Offsets of the blocks, and the size of the whole: largest first, each as low as fits beside those alive with it.
 
-    An elementwise NumPy function whose input is used for the last time writes its result there.
+    An elementwise NumPy function whose input is used for the last time, and by nobody else in that stage, writes its
+    result there.
     """
     spans = dict(lifetimes)
     home: dict[Block, Block] = {block: block for block in spans}
-    for i, instruction in enumerate(instructions):
+    for instruction, (stage, _) in zip(instructions, stages, strict=True):
         if not (isinstance(instruction.call, Op) and isinstance(instruction.call.forward, np.ufunc)):
             continue
         out = instruction.writes[0]
         for place in instruction.reads:
             if place.block in home and out.block in spans and place.key[2:] == out.key[2:]:
                 taken = home[place.block]
-                if taken.size == out.block.size and spans[taken][1] == spans[out.block][0] == i:
+                here = [
+                    other
+                    for other, (first, last) in zip(instructions, stages, strict=True)
+                    if first <= stage <= last and any(p.block in home and home[p.block] is taken for p in other.reads)
+                ]
+                alone = here == [instruction]
+                if alone and taken.size == out.block.size and spans[taken][1] == spans[out.block][0] == stage:
                     home[out.block] = taken
                     spans[taken] = (spans[taken][0], spans.pop(out.block)[1])
                     break
@@ -268,11 +301,6 @@ def _planned(
         starts[block] = at
         total = max(total, at + _rounded(block.size))
     return {block: starts[taken] for block, taken in home.items()}, total
-
-
-def _meet(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
-    """Whether a byte is in the extents of both."""
-    return any(start < its_end and its_start < end for start, end in some for its_start, its_end in others)
 
 
 def _rounded(size: int) -> int:

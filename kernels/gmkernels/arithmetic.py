@@ -5,7 +5,8 @@ A step that is repeated as a table of launches (`pool.Launches`) needs no Python
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -69,31 +70,66 @@ def _arithmetic(block, code, a, b, y, columns, a_row, a_column, b_row, b_column)
     restore_state(before)
 
 
-def _flat(a: np.ndarray) -> np.ndarray:
-    """The memory from the first element of `a` to its last."""
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)) // a.itemsize
-    return np.lib.stride_tricks.as_strided(a, (extent,), (a.itemsize,))
+class Array(Protocol):
+    """What is looked at before there are numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
 
-def _rows(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[int, list[tuple[int, int]]] | None:
-    """An array of `shape` as rows: the number of columns and for each operand the strides of rows and columns, in
-    elements; None if it takes more than two."""
+def _broadcast_strides(x: Array, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of `x` in elements, as an array of `shape`."""
+    along = [0 if n == 1 else stride // x.dtype.itemsize for n, stride in zip(x.shape, x.strides, strict=True)]
+    return (0,) * (len(shape) - len(along)) + tuple(along)
+
+
+def _rows(inputs: Sequence[Array], out: Array) -> tuple[int, list[tuple[int, int]]] | None:
+    """The output as rows: the number of columns and for each array the strides of rows and columns, in elements; None
+    if it takes more than two axes, or others than the kernel has."""
     axes: list[tuple[int, tuple[int, ...]]] = []
-    for n, along in zip(shape, zip(*strides, strict=True), strict=True):
+    every = [_broadcast_strides(x, out.shape) for x in (*inputs, out)]
+    for n, along in zip(out.shape, zip(*every, strict=True), strict=True):
         if n == 1:
             continue
         if axes and all(outer == inner * n for outer, inner in zip(axes[-1][1], along, strict=True)):
             axes[-1] = axes[-1][0] * n, along
         else:
             axes.append((n, along))
-    still = (0,) * len(strides)
+    still = (0,) * len(every)
     (_, by_row), (columns, by_column) = [(1, still)] * (2 - len(axes)) + axes[-2:]
-    if len(axes) > 2 or not all(stride in (0, 1) for stride in by_column) or min(by_row) < 0:
+    contiguous = by_row[-1] in (0, columns) and by_column[-1] == (columns > 1)
+    if len(axes) > 2 or not contiguous or not all(stride in (0, 1) for stride in by_column) or min(by_row) < 0:
         return None
     return columns, list(zip(by_row, by_column, strict=True))
 
 
-def launch(function: Any, inputs: tuple[np.ndarray, ...], out: np.ndarray) -> Launch | None:
+def is_launched(function: Any, inputs: Sequence[Array], out: Array) -> bool:
+    """Whether `launch` has a launch that does what ``function(*inputs, out=out)`` does.
+
+    Parameters
+    ----------
+    function : anything that can be called.
+    inputs : arrays, or what has their shape, strides and dtype, that broadcast to the shape of `out`.
+    out : likewise.
+    """
+    if function not in _CODES or out.dtype.char not in "fd" or 0 in out.shape:
+        return False
+    if any(a.dtype != out.dtype or any(stride % a.dtype.itemsize for stride in a.strides) for a in inputs):
+        return False
+    return _rows(inputs, out) is not None
+
+
+def _flat(a: np.ndarray) -> np.ndarray:
+    """The memory from the first element of `a` to its last."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)) // a.itemsize
+    return np.lib.stride_tricks.as_strided(a, (extent,), (a.itemsize,))
+
+
+def launch(function: Any, inputs: Sequence[np.ndarray], out: np.ndarray) -> Launch:
     """The launch that does what ``function(*inputs, out=out)`` does.
 
     Parameters
@@ -101,20 +137,11 @@ def launch(function: Any, inputs: tuple[np.ndarray, ...], out: np.ndarray) -> La
     function : `numpy.add`, `subtract`, `multiply`, `divide`, `negative`, or `positive`, which copies.
     inputs : float32 or float64 arrays that broadcast to the shape of `out`. One that shares memory with `out` lies
         where `out` does.
-    out : of their dtype.
-
-    Returns
-    -------
-    None where there is no such launch: another function, dtype or layout.
+    out : of their dtype. `is_launched` says whether functions, dtypes and layouts fit.
     """
-    code = _CODES.get(function)
-    if code is None or out.dtype.char not in "fd" or not out.size or not out.flags.c_contiguous:
-        return None
-    if any(a.dtype != out.dtype or any(stride % a.itemsize for stride in a.strides) for a in inputs):
-        return None
-    a, b = (np.broadcast_to(x, out.shape) for x in (inputs[0], inputs[-1]))
-    if (rows := _rows(out.shape, [tuple(s // x.itemsize for s in x.strides) for x in (a, b)])) is None:
-        return None
-    columns, ((a_row, a_column), (b_row, b_column)) = rows
-    arguments = (code, _flat(a), _flat(b), out.reshape(-1), columns, a_row, a_column, b_row, b_column)
+    rows = _rows((inputs[0], inputs[-1]), out)
+    assert rows is not None
+    columns, ((a_row, a_column), (b_row, b_column), _) = rows
+    memory = _flat(inputs[0]), _flat(inputs[-1]), _flat(out)
+    arguments = (_CODES[function], *memory, columns, a_row, a_column, b_row, b_column)
     return Launch(_arithmetic, -(-out.size // _BLOCK), arguments, False)

@@ -614,7 +614,7 @@ def test_explain_prints_the_program():
     for _ in range(3):
         captured(x, gmcore.tensor(np.ones((3, 4))))
     text = gmcore.explain.captured(captured)
-    assert "4 instructions; 128 B for 4 results of 200 B" in text
+    assert "4 instructions in 4 stages; 128 B for 4 results of 200 B" in text
     assert [line.split()[1] for line in text.splitlines()[2:] if line[3] == " " and line[2] != " "] == [
         "matmul",
         "tanh",
@@ -630,3 +630,26 @@ def test_bad_arguments_of_capture():
     with pytest.raises(ArgumentError, match="capture: limit must be"):
         gmcore.capture(len, limit=0)
     assert isinstance(gmcore.capture(len), Captured)
+
+
+# -- how it runs ------------------------------------------------------------------------------------------------------
+def test_what_needs_nothing_of_each_other_runs_at_once():
+    def step(x):
+        twice, thrice = x * 2.0, x * 3.0
+        return twice + thrice, twice - thrice, x - 1.0
+
+    captured = gmcore.capture(step)
+    x = gmcore.tensor([1.0, 4.0])
+    for _ in range(3):
+        results = [y.numpy().tolist() for y in captured(x)]
+    assert results == [[5.0, 20.0], [-1.0, -4.0], [0.0, 3.0]]
+    (launches,) = captured.programs[0]._body
+    # Before a task of the second stage the three of the first have ended.
+    assert launches._tasks[:, 3].tolist() == [0, 0, 0, 3, 3]
+
+
+def test_a_dictionary_is_not_taken_for_keywords():
+    captured = gmcore.capture(lambda given=None, x=None: (x + 1.0) if given is None else given["x"] * 10.0)
+    for _ in range(3):
+        assert captured({"x": gmcore.tensor([2.0])}).item() == 20.0
+        assert captured(x=gmcore.tensor([2.0])).item() == 3.0

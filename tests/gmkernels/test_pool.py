@@ -271,3 +271,44 @@ def test_memory_mapped_arrays_are_arrays(tmp_path):
     y = np.full(3, np.nan)
     multiply(1, x, np.array([3.0]), y, 3)
     assert y.tolist() == [6.0, 6.0, 6.0]
+
+
+# -- launches as a table --------------------------------------------------------------------------------------
+@block_kernel
+def _neighbours(block, x, y):
+    """y = the mean of x and its mirror image: every block reads what other blocks wrote in the stage before."""
+    for i in range(block * 8, min((block + 1) * 8, x.size)):
+        y[i] = 0.5 * (x[i] + x[x.size - 1 - i]) + 0.25 * i
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stage_begins_when_the_one_before_has_ended(threads):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(803) for _ in range(30)]
+    expected = arrays[0]
+    for _ in arrays[1:]:
+        expected = 0.5 * (expected + expected[::-1]) + 0.25 * np.arange(803)
+    stages = [[pool.Launch(_neighbours, 101, pair, False)] for pair in zip(arrays, arrays[1:], strict=False)]
+    run = pool.Launches(stages)
+    before = pool.get_num_threads()
+    pool.set_num_threads(min(threads, before))
+    try:
+        for _ in range(50):
+            for array in arrays[1:]:
+                array.fill(np.nan)
+            run()
+            np.testing.assert_array_equal(arrays[-1], expected)
+    finally:
+        pool.set_num_threads(before)
+
+
+def test_launches_of_a_stage_all_run():
+    x, out = np.arange(16.0), [np.zeros(16) for _ in range(5)]
+    pool.Launches([[pool.Launch(_neighbours, 2, (x, y), False) for y in out]])()
+    for y in out:
+        np.testing.assert_array_equal(y, 7.5 + 0.25 * x)
+
+
+def test_no_launches_are_a_call_too():
+    pool.Launches([])()
+    pool.Launches([[], []])()
