@@ -15,7 +15,7 @@ from gmkernels.dense.tiles import tiles
 from gmkernels.elementary import exp, log1p_unit, select, sigmoid
 from gmkernels.gemm import gemm
 from gmkernels.gibbs.spec import STEP_BITS, step_key
-from gmkernels.pool import block_kernel, jitable, reduction, scratch
+from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.registry import FLOATS, Array
 from gmkernels.rng import cpu as rng
 from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
@@ -62,16 +62,48 @@ def _sigmoids(x, bias, beta):
 
 
 @reduction
-def _sigmoids_and_sum(x, bias):
-    """x = sigmoid(x + bias); returns the sum of softplus(x + bias)."""
-    bias = bias[: x.size]
-    zero, one = x.dtype.type(0), x.dtype.type(1)
+def _sum(x):
     total = 0.0
     for i in range(x.size):
+        total += np.float64(x[i])
+    return total
+
+
+@jitable
+def _exponentials(x, bias, z):
+    """x += bias, z = exp(-|x|)."""
+    long_loop()
+    bias, z = bias[: x.size], z[: x.size]
+    for i in range(x.size):
         a = x[i] + bias[i]
-        z = exp(-abs(a))
-        x[i] = select(a < zero, z, one) / (one + z)
-        total += np.float64(select(a < zero, zero, a) + log1p_unit(z))
+        x[i] = a
+        z[i] = exp(-abs(a))
+
+
+@jitable
+def _sigmoids_and_softplus(x, z):
+    """x -> sigmoid(x), and z = exp(-|x|) -> softplus(x)."""
+    long_loop()
+    z = z[: x.size]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        a, e = x[i], z[i]
+        z[i] = select(a < zero, zero, a) + log1p_unit(e)
+        x[i] = select(a < zero, e, one) / (one + e)
+
+
+@jitable
+def _sigmoids_and_sum(x, bias, z):
+    """x = sigmoid(x + bias); returns the sum of softplus(x + bias).
+
+    Two loops over a tile, since one with both would be a chain too long to overlap with the next element's.
+    """
+    total = 0.0
+    for start in range(0, x.size, TILE):
+        stop = min(start + TILE, x.size)
+        _exponentials(x[start:stop], bias[start:stop], z)
+        _sigmoids_and_softplus(x[start:stop], z)
+        total += _sum(z[: stop - start])
     return total
 
 
@@ -130,9 +162,8 @@ def _keep(sample, kept):
 
 
 @jitable
-def _bernoulli_run(mean, key, sample, kept, begin, end):
-    """The elements `begin` to `end` of the sample."""
-    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
+def _bernoulli_run(mean, key, sample, kept, begin, end, words, tile):
+    """The elements `begin` to `end` of the sample; `words` and `tile` are scratch."""
     for start in range(begin, end, TILE):
         stop = min(start + TILE, end)
         lane, groups = word_tile(key, start, stop - start, words)
@@ -143,10 +174,8 @@ def _bernoulli_run(mean, key, sample, kept, begin, end):
 
 
 @jitable
-def _normal_run(mean, key, sample, begin, end):
-    """The elements `begin` to `end` of the sample."""
-    words = scratch(SCRATCH, np.uint32)
-    lanes, noise = scratch(SCRATCH, sample.dtype), scratch(SCRATCH, sample.dtype)
+def _normal_run(mean, key, sample, begin, end, words, lanes, noise):
+    """The elements `begin` to `end` of the sample; the last three are scratch."""
     for start in range(begin, end, TILE):
         stop = min(start + TILE, end)
         lane = normal_tile(key, start, stop - start, words, lanes, noise)
@@ -193,6 +222,7 @@ def _bernoulli(
     real = mean.dtype.type
     tempered = betas.size > 0
     before, beta = real(betas[temperature] if tempered else 0), real(betas[temperature + 1] if tempered else 1)
+    terms = scratch(TILE, mean.dtype)
     for r in range(top, bottom):
         begin, end = r * n + left, r * n + right
         here, its_bias = mean[begin:end], bias[left:right]
@@ -201,14 +231,14 @@ def _bernoulli(
         elif tempered:
             sums[r * column_tiles + block % column_tiles] = _sigmoids_and_rise(here, its_bias, beta, before)
         else:
-            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_sum(here, its_bias)
+            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_sum(here, its_bias, terms)
     if sample.size > 0:
-        key_of_step = scratch(3, np.uint64)
+        key_of_step, words, tile = scratch(3, np.uint64), scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
         _set_step_key(key, step, units, key_of_step)
         runs, length = _runs(top, bottom, left, right, n)
         for r in range(top, top + runs):
             begin = r * n + left
-            _bernoulli_run(mean, key_of_step, sample, kept, begin, begin + length)
+            _bernoulli_run(mean, key_of_step, sample, kept, begin, begin + length, words, tile)
 
 
 @block_kernel
@@ -223,12 +253,13 @@ def _gaussian(
     beta = mean.dtype.type(betas[temperature + 1] if betas.size > 0 else 1)
     for r in range(top, bottom):
         _inputs(mean[r * n + left : r * n + right], bias[left:right], beta)
-    key_of_step = scratch(3, np.uint64)
+    key_of_step, words = scratch(3, np.uint64), scratch(SCRATCH, np.uint32)
+    lanes, noise = scratch(SCRATCH, mean.dtype), scratch(SCRATCH, mean.dtype)
     _set_step_key(key, step, units, key_of_step)
     runs, length = _runs(top, bottom, left, right, n)
     for r in range(top, top + runs):
         begin = r * n + left
-        _normal_run(mean, key_of_step, sample, begin, begin + length)
+        _normal_run(mean, key_of_step, sample, begin, begin + length, words, lanes, noise)
 
 
 # Of no elements: a kernel that gets one of them leaves that part of its work.
@@ -322,14 +353,6 @@ def _squared_distance(x, y):
     total = 0.0
     for i in range(x.size):
         total += np.float64(x[i] - y[i]) * np.float64(x[i] - y[i])
-    return total
-
-
-@reduction
-def _sum(x):
-    total = 0.0
-    for i in range(x.size):
-        total += x[i]
     return total
 
 
