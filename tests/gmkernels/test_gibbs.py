@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
 import pytest
 from scipy import special, stats
 
-from gmkernels import KernelError
+from gmkernels import KernelError, pool
 from gmkernels.dense import linear
 from gmkernels.gibbs import (
     annealed_importance_sampling,
@@ -19,6 +20,7 @@ from gmkernels.gibbs import (
     gibbs_half_step,
 )
 from gmkernels.gibbs.spec import step_key
+from gmkernels.registry import entries, run, specs
 from gmkernels.rng import key_array, normal
 from gmkernels.sampling import bernoulli_sample
 
@@ -188,6 +190,49 @@ def test_nan_stays_where_it_is(backend):
     assert np.isnan(mean[:, 1]).all() and (narrow == np.nan_to_num(sample)).all()
     f, _ = free_energy(states(5).astype(np.float32), weight, c, b, backend=backend)
     assert np.isnan(f).all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Captured steps
+# ---------------------------------------------------------------------------------------------------------
+
+
+def calls(seed, narrow):
+    """Arguments of kernels whose arrays have the same shapes whatever the seed."""
+    weight, c, b = machine(37, 29, 0.5, seed=seed, dtype="float32")
+    v = np.random.default_rng(seed).integers(0, 2, (11, 37)).astype(np.uint8 if narrow else np.float32)
+    key, betas = key_array(seed, 5, 3), np.array([0, 0.3, 1]) ** (1 + seed)
+    annealed = (v, weight, c, b, c[::-1].copy(), betas, key)
+    yield "gibbs_half_step", (v, weight, b, key), {"units": "bernoulli", "dtype": v.dtype.name}
+    for units in ("bernoulli", "gaussian"):
+        yield "gibbs_chain", (v, weight, c, b, key), {"steps": 2, "units": units}
+        yield "free_energy", (v, weight, c, b), {"units": units}
+        yield "contrastive_divergence", (v, v, weight, c, b, key), {"steps": 1, "units": units}
+        yield "annealed_importance_sampling", annealed, {"units": units}
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_is_launched_makes_the_whole_result(narrow):
+    """From whatever numbers are in the arrays when it is launched again, as a captured step does without Python."""
+    for (name, given, attrs), (_, later, _) in zip(calls(0, narrow), calls(1, narrow), strict=True):
+        spec, launches = specs()[name], []
+
+        @contextlib.contextmanager
+        def noted(launch):
+            launches.append(launch)
+            yield
+
+        layouts = spec.infer(*given, **attrs), spec.workspace(*given, **attrs)
+        outputs, workspace = ([np.empty(shape, dtype) for shape, dtype in layout] for layout in layouts)
+        with pool.watched(noted):
+            entries(spec)["cpu"].kernel()(given, outputs, workspace, attrs)
+        for a, b in zip(given, later, strict=True):
+            a[...] = b
+        for a in (*outputs, *workspace):
+            a.reshape(-1).view(np.uint8)[...] = 0xFF
+        pool.Launches([[launch] for launch in launches])()
+        for a, b in zip(outputs, run(spec, later, attrs, backend="cpu"), strict=True):
+            assert a.tobytes() == b.tobytes(), name
 
 
 # ---------------------------------------------------------------------------------------------------------

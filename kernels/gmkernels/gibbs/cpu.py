@@ -14,11 +14,11 @@ from gmkernels.dense.cpu import edge, product_tile
 from gmkernels.dense.tiles import tiles
 from gmkernels.elementary import exp, log1p_unit, select, sigmoid
 from gmkernels.gemm import gemm
-from gmkernels.gibbs.spec import step_key
-from gmkernels.pool import address, block_kernel, jitable, reduction, scratch
+from gmkernels.gibbs.spec import STEP_BITS, step_key
+from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.registry import FLOATS, Array
 from gmkernels.rng import cpu as rng
-from gmkernels.rng.cpu import SCRATCH, TILE, interleave, word_tile
+from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -29,18 +29,23 @@ Attrs = Mapping[str, Any]
 # Products want states in the dtype of the weight, and samples are made in it; uint8 is for keeping them.
 
 
+@block_kernel
+def _widen(block, states, room, per_block):
+    for i in range(block * per_block, min((block + 1) * per_block, room.size)):
+        room[i] = states[i]
+
+
 def _load(states: Array, room: Array) -> Array:
     """The states in the dtype of the scratch array `room`: themselves, or copied there."""
     if states.dtype == room.dtype:
         return states
-    np.copyto(room, states)
+    _widen(-(-room.size // BLOCK), np.ascontiguousarray(states), room, BLOCK)
     return room
 
 
-def _store(sample: Array, out: Array) -> None:
-    """A sample into an output that is not itself; NaN is 0 in uint8."""
-    if out is not sample:
-        np.equal(sample, 1, out=out.view(np.bool_))
+def _rooms(out: Array, room: Array) -> tuple[Array, Array]:
+    """Where a sample is made, and where it is kept in uint8 besides: `out`, or the scratch array and `out`."""
+    return (out, _NOT_KEPT) if out.dtype != np.uint8 else (room, out)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -57,16 +62,48 @@ def _sigmoids(x, bias, beta):
 
 
 @reduction
-def _sigmoids_and_sum(x, bias):
-    """x = sigmoid(x + bias); returns the sum of softplus(x + bias)."""
-    bias = bias[: x.size]
-    zero, one = x.dtype.type(0), x.dtype.type(1)
+def _sum(x):
     total = 0.0
     for i in range(x.size):
+        total += np.float64(x[i])
+    return total
+
+
+@jitable
+def _exponentials(x, bias, z):
+    """x += bias, z = exp(-|x|)."""
+    long_loop()
+    bias, z = bias[: x.size], z[: x.size]
+    for i in range(x.size):
         a = x[i] + bias[i]
-        z = exp(-abs(a))
-        x[i] = select(a < zero, z, one) / (one + z)
-        total += np.float64(select(a < zero, zero, a) + log1p_unit(z))
+        x[i] = a
+        z[i] = exp(-abs(a))
+
+
+@jitable
+def _sigmoids_and_softplus(x, z):
+    """x -> sigmoid(x), and z = exp(-|x|) -> softplus(x)."""
+    long_loop()
+    z = z[: x.size]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        a, e = x[i], z[i]
+        z[i] = select(a < zero, zero, a) + log1p_unit(e)
+        x[i] = select(a < zero, e, one) / (one + e)
+
+
+@jitable
+def _sigmoids_and_sum(x, bias, z):
+    """x = sigmoid(x + bias); returns the sum of softplus(x + bias).
+
+    Two loops over a tile, since one with both would be a chain too long to overlap with the next element's.
+    """
+    total = 0.0
+    for start in range(0, x.size, TILE):
+        stop = min(start + TILE, x.size)
+        _exponentials(x[start:stop], bias[start:stop], z)
+        _sigmoids_and_softplus(x[start:stop], z)
+        total += _sum(z[: stop - start])
     return total
 
 
@@ -90,6 +127,21 @@ def _sigmoids_and_rise(x, bias, beta, before):
 
 
 @jitable
+def _inputs(x, bias, beta):
+    """x = beta (x + bias)."""
+    bias = bias[: x.size]
+    for i in range(x.size):
+        x[i] = beta * (x[i] + bias[i])
+
+
+@jitable
+def _set_step_key(key, step, units, out):
+    """`spec.step_key`."""
+    out[0], out[1] = key[0], key[1]
+    out[2] = key[2] * np.uint64(units) + (np.uint64(step) << np.uint64(STEP_BITS))
+
+
+@jitable
 def _fire(mean, words, sample):
     """1 where word < floor(mean 2^32), as word + 1 <= mean 2^32 in float64, where both sides are exact."""
     mean, words = mean[: sample.size], words[: sample.size]
@@ -102,50 +154,117 @@ def _fire(mean, words, sample):
 
 
 @jitable
-def _bernoulli_run(mean, key, sample, begin, end):
-    """The elements `begin` to `end` of the sample."""
-    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
+def _keep(sample, kept):
+    """A sample in uint8, NaN as 0."""
+    sample = sample[: kept.size]
+    for i in range(kept.size):
+        kept[i] = sample[i] == 1
+
+
+@jitable
+def _bernoulli_run(mean, key, sample, kept, begin, end, words, tile):
+    """The elements `begin` to `end` of the sample; `words` and `tile` are scratch."""
     for start in range(begin, end, TILE):
         stop = min(start + TILE, end)
         lane, groups = word_tile(key, start, stop - start, words)
         interleave(words, groups, tile)
         _fire(mean[start:stop], tile[lane : lane + stop - start], sample[start:stop])
+        if kept.size > 0:
+            _keep(sample[start:stop], kept[start:stop])
+
+
+@jitable
+def _normal_run(mean, key, sample, begin, end, words, lanes, noise):
+    """The elements `begin` to `end` of the sample; the last three are scratch."""
+    for start in range(begin, end, TILE):
+        stop = min(start + TILE, end)
+        lane = normal_tile(key, start, stop - start, words, lanes, noise)
+        for i in range(stop - start):
+            sample[start + i] = noise[lane + i] + mean[start + i]
+
+
+@jitable
+def _tile(block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles):
+    """mean = x w in one tile; returns its bounds: top, bottom, left, right."""
+    row, column = block // column_tiles, block % column_tiles
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
+    if k > 0 and bottom > top and right > left:
+        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
+    else:
+        mean[top * n : bottom * n] = 0  # there is one column tile
+    return top, bottom, left, right
+
+
+@jitable
+def _runs(top, bottom, left, right, n):
+    """Numbers of runs of elements that lie together in a tile, and their length.
+
+    Whole rows are one run: they share tiles of the random stream.
+    """
+    runs = bottom - top if right - left < n else 1
+    return runs, (bottom - top) * (right - left) // max(runs, 1)
 
 
 @block_kernel
 def _bernoulli(
-    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, sums, betas, key, m, k, n, row_tiles,
-    column_tiles,
+    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, kept, sums, betas, temperature, key,
+    step, units, m, k, n, row_tiles, column_tiles,
 ):  # fmt: skip
-    """mean = sigmoid(betas[1] (x w + bias)) and, where there is room, its sample, and sums by row and tile: how much
-    softplus rises from betas[0] (x w + bias) to betas[1] (x w + bias), or without a betas[0] softplus(x w + bias)."""
-    row, column = block // column_tiles, block % column_tiles
-    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
-    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
-    if k > 0:
-        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
-    else:
-        mean[top * n : bottom * n] = 0  # there is one column tile
+    """mean = sigmoid(beta (x w + bias)) and, where there is room, its sample, and sums by row and tile: how much
+    softplus rises from before (x w + bias) to beta (x w + bias), or without temperatures softplus(x w + bias).
+
+    `before` and `beta` are the numbers `temperature` and `temperature` + 1 of `betas`.
+    """
+    top, bottom, left, right = _tile(
+        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
+    )
+    real = mean.dtype.type
+    tempered = betas.size > 0
+    before, beta = real(betas[temperature] if tempered else 0), real(betas[temperature + 1] if tempered else 1)
+    terms = scratch(TILE, mean.dtype)
     for r in range(top, bottom):
         begin, end = r * n + left, r * n + right
         here, its_bias = mean[begin:end], bias[left:right]
         if sums.size == 0:
-            _sigmoids(here, its_bias, betas[1])
-        elif np.isnan(betas[0]):
-            sums[r * column_tiles + column] = _sigmoids_and_sum(here, its_bias)
+            _sigmoids(here, its_bias, beta)
+        elif tempered:
+            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_rise(here, its_bias, beta, before)
         else:
-            sums[r * column_tiles + column] = _sigmoids_and_rise(here, its_bias, betas[1], betas[0])
+            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_sum(here, its_bias, terms)
     if sample.size > 0:
-        runs = bottom - top if column_tiles > 1 else 1  # whole rows lie together and share tiles of the random stream
-        length = (bottom - top) * (right - left) // runs
+        key_of_step, words, tile = scratch(3, np.uint64), scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
+        _set_step_key(key, step, units, key_of_step)
+        runs, length = _runs(top, bottom, left, right, n)
         for r in range(top, top + runs):
             begin = r * n + left
-            _bernoulli_run(mean, key, sample, begin, begin + length)
+            _bernoulli_run(mean, key_of_step, sample, kept, begin, begin + length, words, tile)
 
 
-_NO_KEY = np.zeros(3, np.uint64)
-_NO_SUMS = np.empty((0, 0), np.float64)
-_UNTEMPERED = {dtype: np.array([np.nan, 1], dtype) for dtype in FLOATS}
+@block_kernel
+def _gaussian(
+    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, betas, temperature, key, step, units,
+    m, k, n, row_tiles, column_tiles,
+):  # fmt: skip
+    """mean = beta (x w + bias), and its sample."""
+    top, bottom, left, right = _tile(
+        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
+    )
+    beta = mean.dtype.type(betas[temperature + 1] if betas.size > 0 else 1)
+    for r in range(top, bottom):
+        _inputs(mean[r * n + left : r * n + right], bias[left:right], beta)
+    key_of_step, words = scratch(3, np.uint64), scratch(SCRATCH, np.uint32)
+    lanes, noise = scratch(SCRATCH, mean.dtype), scratch(SCRATCH, mean.dtype)
+    _set_step_key(key, step, units, key_of_step)
+    runs, length = _runs(top, bottom, left, right, n)
+    for r in range(top, top + runs):
+        begin = r * n + left
+        _normal_run(mean, key_of_step, sample, begin, begin + length, words, lanes, noise)
+
+
+# Of no elements: a kernel that gets one of them leaves that part of its work.
+_NO_SAMPLE = {dtype: np.empty(0, dtype) for dtype in FLOATS}
+_NOT_KEPT, _NO_KEY, _NO_SUMS, _NO_BETAS = np.empty(0, np.uint8), np.empty(0, np.uint64), np.empty(0), np.empty(0)
 
 
 def _half_step(
@@ -153,35 +272,32 @@ def _half_step(
     weight: Array,
     bias: Array,
     mean: Array,
-    sample: Array,
+    rooms: tuple[Array, Array],
     key: Array,
+    step: int | None,
     units: str,
     sums: Array = _NO_SUMS,
-    betas: Array | None = None,
+    betas: Array = _NO_BETAS,
+    temperature: int = 0,
 ) -> None:
-    """Means, samples (unless that has no elements) and sums of softplus of the units that `weight` leads to.
+    """Means, samples (unless they have no elements) and sums of softplus of the units that `weight` leads to.
 
-    With `betas`, the inverse temperatures before and now, as `_bernoulli` has them.
+    The words are those of step number `step` of a call with `key`; without a number, of the key itself. With `betas`,
+    inverse temperatures, as `_bernoulli` has them.
     """
-    if mean.size == 0:
-        sums.fill(0)
-    elif units == "gaussian":
-        dense.linear((states, weight, bias), (mean,), (), {})
-        if betas is not None:
-            np.multiply(mean, betas[1], out=mean)
-        rng.normal((key,), (sample,), (), {})
-        np.add(sample, mean, out=sample)
-    else:
-        (m, k), n = states.shape, weight.shape[0]
-        row_tiles, column_tiles = tiles(m, k, n)
-        arguments, alive = dense.operands(states, weight.T)
-        bias = np.ascontiguousarray(bias)
-        betas = _UNTEMPERED[mean.dtype.name] if betas is None else betas
-        with blas.single_threaded():
+    (m, k), n = states.shape, weight.shape[0]
+    row_tiles, column_tiles = tiles(m, k, n)
+    arguments, alive = dense.operands(states, weight.T)
+    bias = np.ascontiguousarray(bias)
+    stream = (key, 0, 1) if step is None else (key, step, n)
+    sizes = m, k, n, row_tiles, column_tiles
+    with blas.single_threaded():
+        if units == "gaussian":
+            _gaussian(row_tiles * column_tiles, *arguments, mean, bias, rooms[0], betas, temperature, *stream, *sizes)
+        else:
             _bernoulli(
-                row_tiles * column_tiles, *arguments, mean, bias, sample, sums, betas, key, m, k, n, row_tiles,
-                column_tiles,
-            )  # fmt: skip
+                row_tiles * column_tiles, *arguments, mean, bias, *rooms, sums, betas, temperature, *stream, *sizes
+            )
 
 
 def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -189,24 +305,21 @@ def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
     states, weight, bias, key = inputs
     mean, out = outputs
     room, sampled = workspace
-    sample = out if out.dtype == mean.dtype else sampled
-    _half_step(_load(states, room), weight, bias, mean, sample, np.ascontiguousarray(key), attrs["units"])
-    _store(sample, out)
+    rooms = _rooms(out, sampled)
+    _half_step(_load(states, room), weight, bias, mean, rooms, np.ascontiguousarray(key), None, attrs["units"])
 
 
 def _steps(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, first: int, steps: int,
-    units: str, sample: Array, visible_mean: Array, hidden: Array, hidden_mean: Array,
+    units: str, sample: tuple[Array, Array], visible_mean: Array, hidden: tuple[Array, Array], hidden_mean: Array,
 ) -> None:  # fmt: skip
     """Half-steps number `first` to 2 `steps`: from `visible` with a `first` of 0, from `hidden` with 1."""
     for step in range(first, 2 * steps):
         if step % 2 == 0:
-            source = visible if step == 0 else sample
-            key_of_step = step_key(key, step, weight.shape[0])
-            _half_step(source, weight, hidden_bias, hidden_mean, hidden, key_of_step, "bernoulli")
+            source = visible if step == 0 else sample[0]
+            _half_step(source, weight, hidden_bias, hidden_mean, hidden, key, step, "bernoulli")
         else:
-            key_of_step = step_key(key, step, weight.shape[1])
-            _half_step(hidden, weight.T, visible_bias, visible_mean, sample, key_of_step, units)
+            _half_step(hidden[0], weight.T, visible_bias, visible_mean, sample, key, step, units)
 
 
 def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -214,15 +327,10 @@ def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
     visible, weight, visible_bias, hidden_bias, key = inputs
     visible_out, visible_mean, hidden_out = outputs
     room, hidden_mean, hidden_room = workspace
-    start = _load(visible, room)
-    sample = visible_out if visible_out.dtype == weight.dtype else room
-    hidden = hidden_out if hidden_out.dtype == weight.dtype else hidden_room
     _steps(
-        start, weight, visible_bias, hidden_bias, key, 0, attrs["steps"], attrs["units"], sample, visible_mean, hidden,
-        hidden_mean,
+        _load(visible, room), weight, visible_bias, hidden_bias, key, 0, attrs["steps"], attrs["units"],
+        _rooms(visible_out, room), visible_mean, _rooms(hidden_out, hidden_room), hidden_mean,
     )  # fmt: skip
-    _store(sample, visible_out)
-    _store(hidden, hidden_out)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -230,31 +338,44 @@ def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _free_energy(
-    visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, hidden_mean: Array, sample: Array,
-    key: Array, sums: Array, difference: Array, energy: Array, units: str,
-) -> None:  # fmt: skip
-    """Free energies and hidden means, and a sample of those unless it has no elements."""
-    _half_step(visible, weight, hidden_bias, hidden_mean, sample, key, "bernoulli", sums)
-    with blas.single_threaded():
-        if units == "gaussian":
-            np.subtract(visible, visible_bias, out=difference)
-            np.einsum("ij,ij->i", difference, difference, out=energy)
-            energy *= 0.5
-        else:
-            np.matmul(visible, visible_bias, out=energy)
-            np.negative(energy, out=energy)
-    for part in sums.T:
-        np.subtract(energy, part, out=energy, casting="same_kind")
+@reduction
+def _dot(x, y):
+    y = y[: x.size]
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(y[i])
+    return total
+
+
+@reduction
+def _squared_distance(x, y):
+    y = y[: x.size]
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i] - y[i]) * np.float64(x[i] - y[i])
+    return total
+
+
+@block_kernel
+def _energies(block, visible, bias, sums, energy, gaussian, column_tiles, per_block):
+    n = bias.size
+    for r in range(block * per_block, min((block + 1) * per_block, energy.size)):
+        v = visible[r * n : (r + 1) * n]
+        own = 0.5 * _squared_distance(v, bias) if gaussian else -_dot(v, bias)
+        energy[r] = own - _sum(sums[r * column_tiles : (r + 1) * column_tiles])
 
 
 def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     visible, weight, visible_bias, hidden_bias = inputs
     energy, hidden_mean = outputs
-    room, sums, difference = workspace
-    _free_energy(
-        _load(visible, room), weight, visible_bias, hidden_bias, hidden_mean, hidden_mean[:0], _NO_KEY, sums,
-        difference, energy, attrs["units"],
+    room, sums = workspace
+    visible = _load(visible, room)
+    nowhere = _NO_SAMPLE[weight.dtype.name], _NOT_KEPT
+    _half_step(visible, weight, hidden_bias, hidden_mean, nowhere, _NO_KEY, None, "bernoulli", sums)
+    per_block = max(1, BLOCK // max(1, visible.shape[1]))
+    _energies(
+        -(-len(visible) // per_block), visible, visible_bias, sums, energy, int(attrs["units"] == "gaussian"),
+        sums.shape[1], per_block,
     )  # fmt: skip
 
 
@@ -264,47 +385,94 @@ def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 
 
 @jitable
-def _difference(function, wide, out, at, lda, m, n, a, a2, b, b2, rows, rows2, scale, ldb, ldout):
-    """out = scale[0] a^T b + scale[1] a2^T b2, an (m, n) matrix from element `at` on."""
-    target = out.ctypes.data + out.itemsize * at
-    gemm(function, wide, out, TRANS, NO_TRANS, m, n, rows, scale[0], a, lda, b, ldb, scale[2], target, ldout)
-    gemm(function, wide, out, TRANS, NO_TRANS, m, n, rows2, scale[1], a2, lda, b2, ldb, scale[3], target, ldout)
+def _add_fours(x, begin, width, total):
+    """total += the sum of four rows that lie `width` apart: it is loaded and stored once."""
+    a, b = x[begin : begin + total.size], x[begin + width : begin + width + total.size]
+    begin += 2 * width
+    c, d = x[begin : begin + total.size], x[begin + width : begin + width + total.size]
+    for i in range(total.size):
+        total[i] += (np.float64(a[i]) + np.float64(b[i])) + (np.float64(c[i]) + np.float64(d[i]))
+
+
+@jitable
+def _add_row(x, begin, total):
+    x = x[begin : begin + total.size]
+    for i in range(total.size):
+        total[i] += np.float64(x[i])
+
+
+@jitable
+def _add_rows(x, rows, width, left, total):
+    """total += the sum of the columns from `left` on."""
+    for r in range(0, rows - 3, 4):
+        _add_fours(x, r * width + left, width, total)
+    for r in range(rows // 4 * 4, rows):
+        _add_row(x, r * width + left, total)
+
+
+@jitable
+def _mean_difference(x, x2, rows, rows2, width, left, total, out):
+    """total = the mean of the rows of x2 minus that of x, in the columns from `left` on, and so `out`."""
+    out = out[: total.size]
+    total[:] = 0
+    _add_rows(x, rows, width, left, total)
+    for i in range(total.size):
+        total[i] *= -rows2 / rows
+    _add_rows(x2, rows2, width, left, total)
+    for i in range(total.size):
+        total[i] /= rows2
+        out[i] = total[i]
+
+
+@jitable
+def _add_squares(x, rows, width, left, bias, scale, total):
+    """total += scale (x - bias)^2, summed over the rows."""
+    bias = bias[: total.size]
+    for r in range(rows):
+        row = x[r * width + left : r * width + left + total.size]
+        for i in range(total.size):
+            difference = np.float64(row[i] - bias[i])
+            total[i] += scale * (difference * difference)
 
 
 @block_kernel
 def _statistics(
-    block,
-    function,
-    wide,
-    h,
-    h2,
-    v,
-    v2,
-    ones,
-    scale,
-    d_weight,
-    d_visible,
-    d_hidden,
-    rows,
-    rows2,
-    row_tiles,
-    column_tiles,
-):
-    """Means of h2 v2^T, v2 and h2 over their rows, minus those of h v^T, v and h, tile by tile."""
-    hidden, visible, item = d_hidden.size, d_visible.size, d_weight.itemsize
+    block, function, wide, h, h2, v, v2, bias, d_weight, d_visible, d_hidden, own, means, gaussian, rows, rows2,
+    row_tiles, column_tiles,
+):  # fmt: skip
+    """Means of h2 v2^T, v2 and h2 over their rows, minus those of h v^T, v and h: a tile, and a part of each bias.
+
+    `own` is what each visible unit adds to the loss by its bias.
+    """
+    hidden, visible, item, blocks = d_hidden.size, d_visible.size, d_weight.itemsize, row_tiles * column_tiles
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, hidden), edge(row + 1, row_tiles, hidden)
     left, right = edge(column, column_tiles, visible), edge(column + 1, column_tiles, visible)
-    one = ones.ctypes.data
-    h, h2, v, v2 = h + item * top, h2 + item * top, v + item * left, v2 + item * left
     m, n = bottom - top, right - left
-    _difference(
-        function, wide, d_weight, top * visible + left, hidden, m, n, h, h2, v, v2, rows, rows2, scale, visible, visible
-    )
-    if row == 0:
-        _difference(function, wide, d_visible, left, 1, 1, n, one, one, v, v2, rows, rows2, scale, visible, visible)
-    if column == 0:
-        _difference(function, wide, d_hidden, top, hidden, m, 1, h, h2, one, one, rows, rows2, scale, 1, 1)
+    if m > 0 and n > 0:
+        real = d_weight.dtype.type
+        target = d_weight.ctypes.data + item * (top * visible + left)
+        gemm(function, wide, d_weight, TRANS, NO_TRANS, m, n, rows, real(-1 / rows), h.ctypes.data + item * top, hidden,
+             v.ctypes.data + item * left, visible, 0, target, visible)  # fmt: skip
+        gemm(function, wide, d_weight, TRANS, NO_TRANS, m, n, rows2, real(1 / rows2), h2.ctypes.data + item * top,
+             hidden, v2.ctypes.data + item * left, visible, 1, target, visible)  # fmt: skip
+    begin, end = edge(block, blocks, hidden), edge(block + 1, blocks, hidden)
+    _mean_difference(h, h2, rows, rows2, hidden, begin, means[begin:end], d_hidden[begin:end])
+    begin, end = edge(block, blocks, visible), edge(block + 1, blocks, visible)
+    its_own, its_bias = own[begin:end], bias[begin:end]
+    _mean_difference(v, v2, rows, rows2, visible, begin, its_own, d_visible[begin:end])
+    if gaussian:
+        its_own[:] = 0
+        _add_squares(v, rows, visible, begin, its_bias, 0.5 / rows, its_own)
+        _add_squares(v2, rows2, visible, begin, its_bias, -0.5 / rows2, its_own)
+    else:
+        for i in range(its_own.size):
+            its_own[i] *= its_bias[i]
+
+
+@block_kernel
+def _loss(block, own, data_sums, chain_sums, loss, rows, rows2):
+    loss[0] = _sum(own) - _sum(data_sums) / rows + _sum(chain_sums) / rows2
 
 
 def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -312,46 +480,33 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     data, chain, weight, visible_bias, hidden_bias, key = inputs
     *statistics, visible_out, loss = outputs
     (
-        data_room, chain_room, data_hidden, chain_hidden, hidden, visible_mean, data_sums, chain_sums, difference,
-        data_energy, chain_energy, ones,
+        data_room, chain_room, data_hidden, chain_hidden, hidden, visible_mean, data_sums, chain_sums, own, means,
     ) = workspace  # fmt: skip
-    units, steps = attrs["units"], attrs["steps"]
-    parameters = weight, visible_bias, hidden_bias
+    units = attrs["units"]
     from_data = chain is data
     positive = _load(data, data_room)
     start = positive if from_data else _load(chain, chain_room)
-    visible = visible_out if visible_out.dtype == weight.dtype else chain_room
+    rooms = _rooms(visible_out, chain_room)
+    negative = rooms[0]
+    nowhere = _NO_SAMPLE[weight.dtype.name], _NOT_KEPT
 
-    first = hidden if from_data else hidden[:0]
-    first_key = step_key(key, 0, weight.shape[0])
-    _free_energy(
-        positive, *parameters, data_hidden, first, first_key, data_sums, difference[: len(data)], data_energy, units
-    )
-    _steps(start, *parameters, key, int(from_data), steps, units, visible, visible_mean, hidden, chain_hidden)
-    _free_energy(
-        visible,
-        *parameters,
-        chain_hidden,
-        hidden[:0],
-        _NO_KEY,
-        chain_sums,
-        difference[: len(chain)],
-        chain_energy,
-        units,
-    )
-    ones.fill(1)
-    scale = np.array([-1 / len(data), 1 / len(chain), 0, 1], weight.dtype)
+    first = (hidden, _NOT_KEPT) if from_data else nowhere
+    _half_step(positive, weight, hidden_bias, data_hidden, first, key, 0, "bernoulli", data_sums)
+    _steps(
+        start, weight, visible_bias, hidden_bias, key, int(from_data), attrs["steps"], units, rooms, visible_mean,
+        (hidden, _NOT_KEPT), chain_hidden,
+    )  # fmt: skip
+    _half_step(negative, weight, hidden_bias, chain_hidden, nowhere, _NO_KEY, None, "bernoulli", chain_sums)
     row_tiles, column_tiles = tiles(weight.shape[0], len(data) + len(chain), weight.shape[1])
     library = blas.find()
     assert library is not None
     with blas.single_threaded():
         _statistics(
-            row_tiles * column_tiles, library.gemm_address(weight.dtype), int(library.wide), address(data_hidden),
-            address(chain_hidden), address(positive), address(visible), ones, scale, *statistics, len(data), len(chain),
+            row_tiles * column_tiles, library.gemm_address(weight.dtype), int(library.wide), data_hidden, chain_hidden,
+            positive, negative, visible_bias, *statistics, own, means, int(units == "gaussian"), len(data), len(chain),
             row_tiles, column_tiles,
         )  # fmt: skip
-    loss[...] = np.mean(data_energy, dtype=np.float64) - np.mean(chain_energy, dtype=np.float64)
-    _store(visible, visible_out)
+    _loss(1, own, data_sums, chain_sums, loss, len(data), len(chain))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -359,38 +514,56 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
 # ---------------------------------------------------------------------------------------------------------
 
 
+@block_kernel
+def _rise(
+    block, visible, visible_bias, base_bias, betas, temperature, sums, log_weight, gaussian, column_tiles, per_block
+):  # fmt: skip
+    """log_weight += how much log p* rises from the temperature to the next; the first step sets it."""
+    n, real = base_bias.size, base_bias.dtype.type
+    change = np.float64(real(betas[temperature + 1])) - np.float64(real(betas[temperature]))
+    for r in range(block * per_block, min((block + 1) * per_block, log_weight.size)):
+        v = visible[r * n : (r + 1) * n]
+        if gaussian:
+            own = 0.5 * (_squared_distance(v, base_bias) - _squared_distance(v, visible_bias))
+        else:
+            own = _dot(v, visible_bias) - _dot(v, base_bias)
+        before = log_weight[r] if temperature > 0 else 0.0
+        log_weight[r] = before + _sum(sums[r * column_tiles : (r + 1) * column_tiles]) + change * own
+
+
+@block_kernel
+def _bias_between(block, visible_bias, base_bias, betas, temperature, bias):
+    """bias = ((1 - beta) base_bias + beta visible_bias) / beta, at the next temperature."""
+    one = bias.dtype.type(1)
+    beta = bias.dtype.type(betas[temperature + 1])
+    for i in range(bias.size):
+        bias[i] = base_bias[i] * ((one - beta) / beta) + visible_bias[i]
+
+
 def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    """The product of the hidden half-step serves the weights too: two products a temperature."""
-    visible, weight, visible_bias, hidden_bias, base_bias, temperatures, key = inputs
+    """The product of the hidden half-step serves the weights too: two products a temperature.
+
+    Temperatures are rounded to the dtype of the weight, so that what a step ends with is what the next begins with.
+    """
+    visible, weight, visible_bias, hidden_bias, base_bias, betas, key = inputs
     log_weight, visible_out = outputs
-    room, hidden, hidden_mean, visible_mean, sums, bias, own = workspace
-    units, real = attrs["units"], weight.dtype.type
-    x = _load(visible, room)
-    sample = visible_out if visible_out.dtype == weight.dtype else room
-    constant = 0.5 * (np.sum(base_bias**2.0) - np.sum(visible_bias**2.0)) if units == "gaussian" else 0.0
-    log_weight.fill(0)
-    for step in range(len(temperatures) - 1):
-        # In the dtype of the weight, so that what a step ends with is what the next begins with.
-        before, beta = real(temperatures[step]), real(temperatures[step + 1])
-        betas = np.array([before, beta])
-        hidden_key = step_key(key, 2 * step, weight.shape[0])
-        _half_step(x, weight, hidden_bias, hidden_mean, hidden, hidden_key, "bernoulli", sums, betas)
-        for part in sums.T:
-            log_weight += part
-        np.subtract(visible_bias, base_bias, out=bias)
-        with blas.single_threaded():
-            np.matmul(x, bias, out=own)
-        np.multiply(own, beta - before, out=own)
-        log_weight += own
-        log_weight += (float(beta) - float(before)) * constant
-        np.multiply(base_bias, (1 - beta) / beta, out=bias)
-        np.add(bias, visible_bias, out=bias)
-        visible_key = step_key(key, 2 * step + 1, weight.shape[1])
-        _half_step(hidden, weight.T, bias, visible_mean, sample, visible_key, units, _NO_SUMS, betas)
-        x = sample
-    if x is not sample:
-        np.copyto(sample, x)
-    _store(sample, visible_out)
+    room, hidden, hidden_mean, visible_mean, sums, bias = workspace
+    units = attrs["units"]
+    if len(betas) == 1:
+        log_weight.fill(0)
+        np.copyto(visible_out, visible)
+    x, rooms = _load(visible, room), _rooms(visible_out, room)
+    per_block = max(1, BLOCK // max(1, visible.shape[1]))
+    for i in range(len(betas) - 1):
+        hidden_rooms = hidden, _NOT_KEPT
+        _half_step(x, weight, hidden_bias, hidden_mean, hidden_rooms, key, 2 * i, "bernoulli", sums, betas, i)
+        _rise(
+            -(-len(visible) // per_block), x, visible_bias, base_bias, betas, i, sums, log_weight,
+            int(units == "gaussian"), sums.shape[1], per_block,
+        )  # fmt: skip
+        _bias_between(1, visible_bias, base_bias, betas, i, bias)
+        _half_step(hidden, weight.T, bias, visible_mean, rooms, key, 2 * i + 1, units, _NO_SUMS, betas, i)
+        x = rooms[0]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -449,4 +622,5 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
                 -(-rows // rows_per_block), library.gemm_address(x.dtype), int(library.wide), x, weight, bias,
                 clamped.view(np.uint8), words, field, rows, rows_per_block,
             )  # fmt: skip
-    _store(x, out)
+    if x is not out:
+        np.equal(x, 1, out=out.view(np.bool_))  # NaN is 0

@@ -269,12 +269,8 @@ def _free_energy_infer(visible: Array, weight: Array, visible_bias: Array, hidde
 def _free_energy_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str
 ) -> Layout:
-    """The visible states; the sums of softplus over each row's part of each tile of hidden units; v - visible_bias."""
-    return [*stored(visible, weight), partial_sums(visible.shape[0], weight), _difference(visible, weight, units)]
-
-
-def _difference(visible: Array, weight: Array, units: str) -> tuple[tuple[int, ...], Any]:
-    return visible.shape if units == "gaussian" else (0,), weight.dtype
+    """The visible states; the sums of softplus over each row's part of each tile of hidden units."""
+    return [*stored(visible, weight), partial_sums(visible.shape[0], weight)]
 
 
 def partial_sums(rows: int, weight: Array) -> tuple[tuple[int, ...], Any]:
@@ -344,14 +340,14 @@ def _divergence_workspace(
     data: Array, chain: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array,
     *, steps: int, units: str,
 ) -> Layout:  # fmt: skip
-    """States of data and chain; means and sample of the hidden units; mean of the visible ones; for the free energies
-    what those need, and themselves; ones."""
-    real, most = weight.dtype, max(data, chain, key=len)
+    """States of data and chain; means and sample of the hidden units; mean of the visible ones; sums of softplus; for
+    each visible and each hidden unit a sum."""
+    real = weight.dtype
     hidden = [(a.shape[0], weight.shape[0]) for a in (data, chain, chain)]
     return [
         *stored(data, weight), *stored(chain, weight), *((shape, real) for shape in hidden), (chain.shape, real),
-        *(partial_sums(a.shape[0], weight) for a in (data, chain)), _difference(most, weight, units),
-        *(((a.shape[0],), real) for a in (data, chain, most)),
+        *(partial_sums(a.shape[0], weight) for a in (data, chain)),
+        *((bias.shape, np.dtype(np.float64)) for bias in (visible_bias, hidden_bias)),
     ]  # fmt: skip
 
 
@@ -439,11 +435,11 @@ def _annealing_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
     *, units: str,
 ) -> Layout:  # fmt: skip
-    """Visible states; hidden states and means; visible means; sums of softplus; a bias; the visible units' terms."""
+    """Visible states; hidden states and means; visible means; sums of softplus; a bias."""
     hidden, real = (visible.shape[0], weight.shape[0]), weight.dtype
     return [
         *stored(visible, weight), (hidden, real), (hidden, real), (visible.shape, real),
-        partial_sums(visible.shape[0], weight), (visible_bias.shape, real), ((visible.shape[0],), real),
+        partial_sums(visible.shape[0], weight), (visible_bias.shape, real),
     ]  # fmt: skip
 
 
