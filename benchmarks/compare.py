@@ -29,7 +29,7 @@ from gmkernels import bench, blas, pool
 
 CAPTURED, EAGER = "gmcore, captured", "gmcore, eager"
 RUNS = 2
-TIMING: dict[str, Any] = {"blocks": 3, "seconds": 0.1}
+TIMING: dict[str, Any] = {"blocks": 5, "seconds": 0.1}
 """Of a run. A block has at least three steps."""
 WARM_UP = 5
 """Steps before the timing, in which a step is compiled or captured (`gmcore.capture` records up to four)."""

@@ -365,9 +365,8 @@ def captured(step: Captured[..., Any]) -> str:
 
 def _program_text(program: steps.Program) -> str:
     blocks = program.offsets
-    stages = max(last for _, last in program.stages) + 1
     lines = [
-        f"{len(program.instructions)} instructions in {stages} stages; {_bytes(program.size)} for {len(blocks)} "
+        f"{len(program.instructions)} instructions in {program.depth} stages; {_bytes(program.size)} for {len(blocks)} "
         f"results of {_bytes(sum(block.size for block in blocks))}",
         f"before each repetition: {len(program.recorder.arguments)} arguments copied, "
         f"{len(program.recorder.hosts)} calls of Python",
@@ -387,7 +386,7 @@ def _whereabouts(program: steps.Program, block: Any) -> str:
     if block not in program.offsets:
         return ""
     last = program.lifetimes[block][1]
-    until = last if last <= max(end for _, end in program.stages) else "the end"
+    until = last if last < program.depth else "the end"
     return f" at {program.offsets[block]}, {_bytes(block.size)}, until {until}"
 
 

@@ -47,7 +47,7 @@ class Program:
         kept = {place.block for place in places((self._result, [place for _, place in self._gradients]))}
         self.instructions = _needed(recorder.instructions, kept)
         self.stages = _staged(self.instructions)
-        self.lifetimes = _lifetimes(self.instructions, self.stages, kept)
+        self.lifetimes = _lifetimes(self.instructions, self.stages, dict.fromkeys(kept, self.depth))
         self.offsets, self.size = _planned(self.instructions, self.stages, self.lifetimes)
         self._memory: dict[Block, Array] = {}
         self._allocate()
@@ -58,6 +58,11 @@ class Program:
         self._counters = [t._counter() for t in recorder.written]
         self._final = [(t, Tensor(self.array(g)) if isinstance(g, Place) else g) for t, g in self._gradients]
         self._results = {place: self.array(place) for place in places(self._result)}
+
+    @property
+    def depth(self) -> int:
+        """Number of stages."""
+        return 1 + max((last for _, last in self.stages), default=-1)
 
     # -- memory ----------------------------------------------------------------------------------------------
     def _returned(self, value: Any) -> Any:
@@ -244,17 +249,16 @@ def _blocks(some: Sequence[Place]) -> set[Block]:
 
 
 def _lifetimes(
-    instructions: Sequence[Instruction], stages: Sequence[tuple[int, int]], kept: set[Block | None]
+    instructions: Sequence[Instruction], stages: Sequence[tuple[int, int]], kept: dict[Block | None, int]
 ) -> dict[Block, tuple[int, int]]:
-    """The first and the last stage that uses each block of computed memory; of what is `kept`, the one after all."""
+    """The first and the last stage that uses each block of computed memory; the last of what is `kept` is given."""
     spans: dict[Block, tuple[int, int]] = {}
     for instruction, (first, last) in zip(instructions, stages, strict=True):
         for block in _blocks([*instruction.reads, *instruction.writes, *instruction.workspace]):
             if block.kind == "computed":
                 before = spans.get(block, (first, last))
                 spans[block] = min(first, before[0]), max(last, before[1])
-    end = max((last for _, last in stages), default=-1) + 1
-    return {block: (first, end if block in kept else last) for block, (first, last) in spans.items()}
+    return {block: (first, kept.get(block, last)) for block, (first, last) in spans.items()}
 
 
 def _planned(

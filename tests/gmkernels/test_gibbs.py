@@ -218,7 +218,7 @@ def test_what_is_launched_makes_the_whole_result(narrow):
         spec, launches = specs()[name], []
 
         @contextlib.contextmanager
-        def noted(launch):
+        def noted(launch, launches=launches):
             launches.append(launch)
             yield
 
