@@ -1,8 +1,8 @@
 """The README's tables of measured steps: `python -m benchmarks.report [--check]`.
 
-What `gmcore bench --json benchmarks/results/NAME.json` kept, times or (with --memory) peaks of memory, is written
-between the README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is written, and the status
-is 1 if it should be.
+What `gmcore bench --json benchmarks/results/NAME.json` kept, times, or peaks of memory (with --memory), or exponents
+(with --scaling), is written between the README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check
+nothing is written, and the status is 1 if it should be.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import CAPTURED, EAGER
+from benchmarks.scaling import Fit
 from benchmarks.workloads import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,11 @@ class ReportError(Exception):
 
 def table(results: Mapping[str, Any]) -> str:
     """The table of a file of results."""
-    return memory_table(results["memory"]) if "memory" in results else step_table(results["cases"], results.get("blas"))
+    if "scaling" in results:
+        return scaling_table(results["scaling"])
+    if "memory" in results:
+        return memory_table(results["memory"])
+    return step_table(results["cases"], results.get("blas"))
 
 
 def _check(figures: Mapping[str, Any]) -> None:
@@ -70,6 +75,18 @@ def memory_table(steps: Mapping[str, Any]) -> str:
         peaks = (figures.get(contender, {}) for contender in contenders)
         cells = (f"{f['peak'] / 2**20:.1f} ({f['held'] / 2**20:.1f})" if "peak" in f else "-" for f in peaks)
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def scaling_table(cases: Mapping[str, Any]) -> str:
+    """The exponents of time and memory in each size; where no power law fits, those at the two ends."""
+    rows = ["| step, size | from | to | time, 1 thread | 2 threads | memory |", "|---|---|---|---|---|---|"]
+    for name, case in cases.items():
+        cells = []
+        for what in ("seconds_1_threads", "seconds_2_threads", "peak_bytes"):
+            fit = Fit(**case["fits"][what]) if what in case["fits"] else None
+            cells.append("-" if fit is None else " to ".join(f"{e:.2f}" for e in (fit.local if fit.poor else fit[:1])))
+        rows.append(f"| {name} | {case['sizes'][0]} | {case['sizes'][-1]} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

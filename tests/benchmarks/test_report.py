@@ -20,9 +20,9 @@ def case(baseline, **medians):
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the README and of the results."""
-    (tmp_path / RESULTS).parent.mkdir(parents=True)
-    for file in ("README.md", RESULTS):
-        shutil.copy(report.ROOT / file, tmp_path / file)
+    results = "benchmarks/results"
+    shutil.copytree(report.ROOT / results, tmp_path / results)
+    shutil.copy(report.ROOT / "README.md", tmp_path)
     return tmp_path
 
 
@@ -72,6 +72,14 @@ def test_memory_is_a_table_of_peaks_and_what_is_held():
     figures = {"gmcore, eager": {"peak": 3 << 20, "held": 1 << 19}, "JAX": {"absent": "why"}}
     rows = report.table({"memory": {"vae-step": figures}}).splitlines()
     assert rows == ["| MiB | gmcore, eager | JAX |", "|---|---|---|", "| vae-step | 3.0 (0.5) | - |"]
+
+
+def test_scaling_is_a_table_of_exponents_or_of_those_at_both_ends():
+    good = {"exponent": 0.984, "deviation": 0.02, "local": (0.9, 1.1)}
+    fits = {"seconds_1_threads": good, "peak_bytes": good | {"deviation": 0.2}}
+    rows = report.table({"scaling": {"vae-batch": {"sizes": [25, 50, 400], "fits": fits}}}).splitlines()
+    assert rows[2:] == ["| vae-batch | 25 | 400 | 0.98 | - | 0.90 to 1.10 |"]
+    assert {line.count("|") for line in rows} == {7}
 
 
 def test_check_notices_a_changed_figure_and_writing_mends_only_the_table(checkout):
