@@ -14,12 +14,16 @@ from gmcore import io, tensor
 from gmcore.errors import CheckpointError, GraphError
 
 DTYPES = ("bool", "int8", "int64", "uint64", "float16", "float32", "float64", ">f8")
+# Of one to four bytes, with those that JSON escapes: all characters would do as well, if Hypothesis did not take
+# seconds to list them.
+CHARACTERS = "".join(map(chr, (*range(0x180), *range(0x300, 0x310), *range(0x2020, 0x2030), *range(0xFFF0, 0x10010))))
+CHARACTERS += "\u4e00\ud7ff\ue000\ufeff\U0001f600\U0010ffff"
 ARRAYS = st.dictionaries(
-    st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    st.text(CHARACTERS, min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
     st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))),
     max_size=4,
 )
-STRINGS = st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3)
+STRINGS = st.dictionaries(st.text(CHARACTERS, max_size=8), st.text(CHARACTERS, max_size=20), max_size=3)
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,26 +28,36 @@ from gmkernels.cost import Device
 TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_samples=20"]
 
 
-@pytest.fixture(autouse=True)
-def workplace(monkeypatch, tmp_path):
+OWN = ["--data", "own.npy", "--epochs", "2"]
+
+
+def work_in(folder, monkeypatch):
+    """A folder with forty 2x3 images as a file."""
     monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
     monkeypatch.delenv("GMCORE_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
+    np.save("own.npy", np.random.default_rng(0).uniform(size=(40, 2, 3)).astype(np.float32))
+
+
+@pytest.fixture(autouse=True)
+def workplace(monkeypatch, tmp_path):
+    work_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        work_in(folder, monkeypatch)
+        assert main(["train", "vae", *OWN, *TINY, "--out", "run"]) == 0
+    return folder / "run"
 
 
 @pytest.fixture
-def own():
-    """Forty 2x3 images as a file."""
-    rng = np.random.default_rng(0)
-    np.save("own.npy", rng.uniform(size=(40, 2, 3)).astype(np.float32))
-    return ["--data", "own.npy", "--epochs", "2"]
-
-
-@pytest.fixture
-def run(own, capsys):
-    assert main(["train", "vae", *own, *TINY, "--out", "run"]) == 0
-    capsys.readouterr()
+def run(trained):
+    """A run of one's own, to change: a copy of one that all tests share."""
+    shutil.copytree(trained, "run")
     return "run"
 
 
@@ -61,8 +72,8 @@ def test_help_and_bad_options_are_answered_without_numba():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(own, capsys):
-    assert main(["train", "iwae", *own, *TINY, "--set", "samples=3", "--seed", "4"]) == 0
+def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(capsys):
+    assert main(["train", "iwae", *OWN, *TINY, "--set", "samples=3", "--seed", "4"]) == 0
     printed, progress = capsys.readouterr()
     path = "runs/iwae-own-seed4"
     result = json.loads(Path(path, "metrics.jsonl").read_text().splitlines()[-1])
@@ -74,8 +85,8 @@ def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(own, cap
     assert progress.count("validation ") == 2
 
 
-def test_train_prints_json(own, capsys):
-    assert main(["train", "vae", *own, *TINY, "--json"]) == 0
+def test_train_prints_json(capsys):
+    assert main(["train", "vae", *OWN, *TINY, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["run"] == "runs/vae-own-seed0" and result["split"] == "test" and result["k"] == 20
 
@@ -176,11 +187,11 @@ def test_kernels_lists_every_kernel_and_explains_each(capsys):
         assert "".join(kernel["formula"].split()) in "".join(printed.split())
 
 
-def test_explain_shows_the_first_step_of_training(own, capsys):
+def test_explain_shows_the_first_step_of_training(capsys):
     losses = []
     fit("iwae", "own.npy", epochs=1, settings=parse_settings(TINY[1::2]), seed=3, batch_size=5, out="run",
         progress=lambda event: losses.append(event.loss.item()) if event.stage == "step" else None)  # fmt: skip
-    asked = ["explain", "iwae", *own[:2], *TINY, "--seed", "3", "--batch-size", "5"]
+    asked = ["explain", "iwae", *OWN[:2], *TINY, "--seed", "3", "--batch-size", "5"]
     assert main([*asked, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     (one,) = shown["passes"]
@@ -222,7 +233,7 @@ def test_explain_shows_every_operation(capsys):
         assert [name for rule in described["vjp"] for name in rule["inputs"]] == inputs
 
 
-def test_explain_of_other_steps_and_of_a_name_that_is_both(own, capsys, monkeypatch):
+def test_explain_of_other_steps_and_of_a_name_that_is_both(capsys, monkeypatch):
     class TwoPasses(models.get("vae")):
         name = "tanh"
 
@@ -244,9 +255,9 @@ def test_explain_of_other_steps_and_of_a_name_that_is_both(own, capsys, monkeypa
     assert "'tanh' is a model and an operation; say --what tape or --what op" in capsys.readouterr().err
     assert main(["explain", "tanh", "--what", "op"]) == 0
     assert capsys.readouterr().out.startswith("<op tanh(x) -> out>")
-    assert main(["explain", "tanh", *own[:2], *TINY, "--what", "tape"]) == 0
+    assert main(["explain", "tanh", *OWN[:2], *TINY, "--what", "tape"]) == 0
     assert capsys.readouterr().out.count("first step") == 2
-    assert main(["explain", "closed", *own[:2], *TINY]) == 2
+    assert main(["explain", "closed", *OWN[:2], *TINY]) == 2
     assert "closed: its training step makes no backward pass" in capsys.readouterr().err
 
 
@@ -444,7 +455,7 @@ def test_settings_are_json_or_words():
             parse_settings(bad)
 
 
-def test_ctrl_c_ends_with_status_130_and_how_to_resume(own):
+def test_ctrl_c_ends_with_status_130_and_how_to_resume():
     command = [sys.executable, "-m", "gmcore", "train", "vae", "--data", "own.npy", *TINY]
     command += ["--epochs", "1000000", "--out", "run"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

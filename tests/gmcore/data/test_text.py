@@ -14,7 +14,13 @@ from gmcore.errors import DataError, UnknownNameError
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
-@given(st.text(min_size=1, max_size=40))
+# Of one to four bytes, with controls, marks that combine, ends of ranges: all characters would do as
+# well, if Hypothesis did not take seconds to list them.
+CHARACTERS = "".join(map(chr, (*range(0x180), *range(0x300, 0x310), *range(0x2020, 0x2030), *range(0xFFF0, 0x10010))))
+CHARACTERS += "\u4e00\ud7ff\ue000\ufeff\U0001f600\U0010ffff"
+
+
+@given(st.text(CHARACTERS, min_size=1, max_size=40))
 def test_a_vocabulary_numbers_characters_and_names_them_again(text):
     vocabulary = Vocabulary("".join(sorted(set(text))))
     codes = vocabulary.encode(text)
