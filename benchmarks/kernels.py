@@ -118,6 +118,8 @@ CASES: dict[str, Callable[[], Example]] = {
         (_normal(STEPS * STREAMS, 4 * CELLS), np.random.default_rng(0).integers(SYMBOLS, size=STEPS * STREAMS)),
         {"rows": SYMBOLS},
     ),
+    "sum": lambda: Example((_normal(*PLANES),), {"axis": (0, 2, 3), "keepdims": False}),
+    "sum_to": lambda: Example((_normal(STEPS * STREAMS, SYMBOLS),), {"shape": (SYMBOLS,)}),
     "iwae_bound": lambda: Example((_normal(*BOUNDS),), {"axis": 0}),
     "iwae_bound_backward": lambda: Example((_normal(BOUNDS[1]), _normal(*BOUNDS)), {"axis": 0}),
     "bernoulli_log_prob": lambda: Example((_normal(50, 20, DATA), _bits(20, DATA)), {}),

@@ -489,11 +489,14 @@ class Node:
         return g
 
 
-def kernel(spec: KernelSpec) -> Callable[..., Any]:
-    """The forward function of an op that a kernel spec computes."""
+def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The forward function of an op that a kernel spec computes; on what is no float32 or float64 array, `otherwise`
+    does, if it is given."""
     single = len(spec.outputs) == 1
 
     def forward(*arrays: Array, **attrs: Any) -> Any:
+        if otherwise is not None and (type(arrays[0]) is not ndarray or arrays[0].dtype.char not in "fd"):
+            return otherwise(*arrays, **attrs)
         outputs = run(spec, arrays, attrs)
         mode = _mode.get()
         if type(mode) is not bool:

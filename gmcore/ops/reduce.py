@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError
-from gmcore.op import Example, Op, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import flip
 from gmcore.ops.elementwise import (
     _where,
@@ -27,6 +27,7 @@ from gmcore.ops.elementwise import (
 from gmcore.ops.scan import product_before, with_zeros
 from gmcore.ops.shape import Axis, broadcast_to, moveaxis, one_axis, reshape, several_axes
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.reduce import spec
 
 
 def normalize_axis(x: Tensor, axis: Axis, name: str) -> tuple[int, ...]:
@@ -62,7 +63,7 @@ def _examples(empty: bool) -> Any:
 _sum = Op(
     "sum",
     "x",
-    forward=lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims),
+    forward=kernel(spec.SUM, otherwise=lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims)),
     vjp=[lambda g, x_shape, axis: _spread(g, x_shape, axis)],
     formula="sum of x over axis",
     examples=_examples(empty=True),

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.op import Example, Op, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.reduce import spec
 
 Axis = int | tuple[int, ...] | None
 
@@ -138,10 +139,8 @@ def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
 _broadcast_to.public = broadcast_to
 
 
-def _sum_to_forward(x: Any, shape: tuple[int, ...]) -> Any:
-    lead = x.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(shape) if n == 1 and x.shape[i + lead] != 1)
-    return np.sum(x, axis=axes, keepdims=True, dtype=x.dtype).reshape(shape)
+def _sum_to_of_any(x: Any, shape: tuple[int, ...]) -> Any:
+    return np.sum(x, axis=spec.broadcast_axes(x.shape, shape), keepdims=True, dtype=x.dtype).reshape(shape)
 
 
 def _sum_to_examples(rng: np.random.Generator) -> Iterator[Example]:
@@ -152,7 +151,7 @@ def _sum_to_examples(rng: np.random.Generator) -> Iterator[Example]:
 _sum_to = Op(
     "sum_to",
     "x",
-    forward=_sum_to_forward,
+    forward=kernel(spec.SUM_TO, otherwise=_sum_to_of_any),
     vjp=[lambda g, x_shape: broadcast_to(g, x_shape)],
     formula="sum over the axes along which `shape` was broadcast: the adjoint of broadcast_to",
     examples=_sum_to_examples,

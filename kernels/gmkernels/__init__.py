@@ -31,6 +31,7 @@ from gmkernels.norm import batch_norm, batch_norm_backward
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, total_norm
 from gmkernels.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d, plane_gather, plane_scatter
 from gmkernels.recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
+from gmkernels.reduce import sum, sum_to
 from gmkernels.registry import (
     Example,
     Explanation,
@@ -129,6 +130,8 @@ __all__ = [
     "sgd",
     "solve_triangular",
     "specs",
+    "sum",
+    "sum_to",
     "total_norm",
     "uniform",
     "unregister",

@@ -1,6 +1,6 @@
 """Workspaces that blocks share: as many are used as run at once, so that those stay in the caches.
 
-A launcher hands out an array of zeros, one for each workspace. A block claims the first that is free, and releases it
+A launcher clears an array of numbers, one for each workspace. A block claims the first that is free, and releases it
 at its end: on n threads never more than n are touched. What a block computes may not depend on which one it has.
 """
 
@@ -14,7 +14,20 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from gmkernels.pool import block_kernel
+
 _intrinsic: Any = intrinsic  # the functions it makes take other arguments than mypy sees
+
+
+@block_kernel
+def _clear(block, taken):  # type: ignore[no-untyped-def]
+    for i in range(taken.size):
+        taken[i] = 0
+
+
+def clear(taken: Any) -> None:
+    """All workspaces are free."""
+    _clear(1, taken)
 
 
 @_intrinsic

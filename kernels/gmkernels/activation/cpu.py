@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import select
+from gmkernels.elementary import same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop
 
 Arrays = Sequence[np.ndarray]
@@ -26,7 +26,7 @@ def _scale(g, x, slope, out):
 @block_kernel
 def _leaky(block, g, x, slope, out):
     start, stop = block * _BLOCK, min((block + 1) * _BLOCK, out.size)
-    _scale(g[start:stop], x[start:stop], slope[0], out[start:stop])
+    _scale(g[start:stop], x[start:stop], x.dtype.type(same_bits(slope)), out[start:stop])
 
 
 def leaky_relu(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
@@ -36,4 +36,5 @@ def leaky_relu(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mappin
 
 def leaky_relu_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     g, x = inputs
-    _leaky(-(-x.size // _BLOCK), g, x, np.array([attrs["negative_slope"]], x.dtype), outputs[0])
+    slope = int(same_bits(np.float64(attrs["negative_slope"])))
+    _leaky(-(-x.size // _BLOCK), g, x, slope, outputs[0])

@@ -17,6 +17,7 @@ from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
 from gmkernels.pool import address, block_kernel, jitable, long_loop
+from gmkernels.reduce.cpu import add_up
 from gmkernels.registry import KernelError
 
 Arrays = Sequence[Any]
@@ -216,5 +217,4 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
     sizes = (rows, features, rows_per_block, strips, code)
     _activation_backward(row_blocks * strips, g, y, d_pre, partial, d_bias, *sizes)
     if not 0 < rows <= rows_per_block:
-        with np.errstate(all="ignore"):
-            np.add.reduce(partial, axis=0, dtype=np.float64, out=d_bias)
+        add_up(partial, 0, d_bias)

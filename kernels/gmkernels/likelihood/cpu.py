@@ -21,6 +21,7 @@ from gmkernels.dense.cpu import edge, matmul, operands, product_tile
 from gmkernels.elementary import exp, log1p_unit, select
 from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
 from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
+from gmkernels.reduce.cpu import add_up
 
 Arrays = Sequence[np.ndarray]
 
@@ -222,7 +223,7 @@ def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays
         _linear_log_prob(
             row_tiles * column_tiles, *arguments, residual, bias, x, sums, m, k, n, row_tiles, column_tiles
         )
-    np.add.reduce(sums, axis=1, dtype=np.float64, out=log_prob.reshape(m))
+    add_up(sums, 1, log_prob)
 
 
 @jitable

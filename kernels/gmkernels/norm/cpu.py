@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.elementary import same_bits
 from gmkernels.norm.spec import LINE, channels_of_a_block, split
 from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
-from gmkernels.slots import claim, release
+from gmkernels.slots import claim, clear, release
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
@@ -114,7 +115,7 @@ def _rows(block, x, weight, bias, eps, y, mean, var, taken, lines, batch, each, 
                 _copy(x, start, step, line, 0, length, runs, length)
             total += _squares(part(line, 0, runs * length), mean[c], rest)
         var[c] = total / (batch * each)
-        scale = x.dtype.type(weight[c] / math.sqrt(var[c] + eps[0]))
+        scale = x.dtype.type(weight[c] / math.sqrt(var[c] + same_bits(eps)))
         for piece in range(pieces):
             start, runs, length = _piece(piece, batch, channels, each, c)
             if pieces > 1:
@@ -140,7 +141,7 @@ def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, t
             first += sums[0]
             second += sums[1]
             both += sums[2]
-        rstd, rest = 1.0 / math.sqrt(var[c] + eps[0]), second / (batch * each)
+        rstd, rest = 1.0 / math.sqrt(var[c] + same_bits(eps)), second / (batch * each)
         both = (both - rest * first) * rstd
         d_bias[c], d_weight[c] = first, both
         shift, slope = real(first / (batch * each)), real(both * rstd / (batch * each))
@@ -180,7 +181,7 @@ def _columns(block, x, weight, bias, eps, y, mean, var, batch):
             total[j] += d * d
     for j in range(width):
         var[left + j] = total[j] / batch
-        scale[j] = weight[left + j] / math.sqrt(var[left + j] + eps[0])
+        scale[j] = weight[left + j] / math.sqrt(var[left + j] + same_bits(eps))
     shift = bias[left : left + width]
     for n in range(batch):
         row = x[n * channels + left : n * channels + left + width]
@@ -209,7 +210,7 @@ def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias
     scale, rest = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
     shift, slope = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
     for j in range(width):
-        rstd = 1.0 / math.sqrt(var[left + j] + eps[0])
+        rstd = 1.0 / math.sqrt(var[left + j] + same_bits(eps))
         both[j] = (both[j] - second[j] / batch * first[j]) * rstd
         d_bias[left + j], d_weight[left + j] = first[j], both[j]
         scale[j], rest[j] = weight[left + j] * rstd, second[j] / batch
@@ -228,15 +229,15 @@ def _launch(rows: Any, columns: Any, arrays: Arrays, workspace: Arrays, shape: t
         columns(-(-channels // _STRIP), *arrays, batch)
     else:
         per_block = channels_of_a_block(shape)
-        workspace[0].fill(0)
+        clear(workspace[0])
         rows(-(-channels // per_block), *arrays, *workspace, batch, each, per_block)
 
 
 def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    eps = np.array([attrs["eps"]])
+    eps = int(same_bits(np.float64(attrs["eps"])))
     _launch(_rows, _columns, (*inputs, eps, *outputs), workspace, inputs[0].shape)
 
 
 def batch_norm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    eps = np.array([attrs["eps"]])
+    eps = int(same_bits(np.float64(attrs["eps"])))
     _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), workspace, inputs[0].shape)
