@@ -58,7 +58,7 @@ def transpose_square(
             return _address(context, builder, array_type, array, index, size)
 
         rows = [builder.load(row(source, args[1:4], i), align=align) for i in range(size)]
-        # Rows i and i + size / 2 interleaved: the bits of (i, j) as one number move on by one place. So log2(size) times.
+        # Rows i and i + size / 2 interleaved: the bits of (i, j) as one number move on by one. So log2(size) times.
         masks = [
             ir.Constant(ir.VectorType(ir.IntType(32), size), [half + k // 2 + k % 2 * size for k in range(size)])
             for half in (0, size // 2)
@@ -77,7 +77,7 @@ def transpose_square(
 ROWS, VECTORS = 7, 2
 """Rows and vectors of a tile of sums. With eight rows their addresses do not fit into the registers: three quarters of
 the speed; with more vectors the sums do not where there are 16."""
-_VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
+VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
 
 
 @_intrinsic
@@ -96,7 +96,7 @@ def accumulate(
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = context.get_value_type(a.dtype)
         size = context.get_abi_sizeof(kind)
-        width = _VECTOR_BYTES // size
+        width = VECTOR_BYTES // size
         vector, word = ir.VectorType(kind, width), ir.IntType(32)
         a_, origins_, first_, starts_, count_, length_, step_, b_, at_, apart_, c_, to_, between_ = args
         # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
@@ -151,4 +151,4 @@ def accumulate(
 
 def columns_of_a_tile(itemsize: int) -> int:
     """Elements of the rows that `accumulate` adds up."""
-    return VECTORS * _VECTOR_BYTES // itemsize
+    return VECTORS * VECTOR_BYTES // itemsize

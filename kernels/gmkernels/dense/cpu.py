@@ -1,4 +1,4 @@
-"""Dense layers on the CPU: products of tiles by single-threaded BLAS or `thin`, and Numba around them, on the one pool."""
+"""Dense layers on the CPU: tiles of products by single-threaded BLAS or `thin`, and Numba around them, on one pool."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.nd
     if not library.wide and max(*a.shape, *b.shape, lda, ldb) >= 2**31:
         raise KernelError(f"this {library.name} has 32-bit integers, too few for {a.shape} by {b.shape} matrices")
     function, wide = library.gemm_address(a.dtype), library.wide
-    if thin.suits(library, a.dtype, trans_a, trans_b, *a.shape, b.shape[1]):
+    (m, k), n = a.shape, b.shape[1]
+    if thin.suits(library, a.dtype, trans_a, trans_b, m, k, n):
         function, wide = thin.address(), True
     return (function, int(wide), address(a), trans_a, lda, address(b), trans_b, ldb), (a, b)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -19,13 +18,12 @@ from numba.np import arrayobj
 
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.pool import jitable, long_loop, part, scratch
-from gmkernels.vectors import WIDTH, move, transpose_square
+from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, transpose_square
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
-WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+WIDE = VECTOR_BYTES == 64
 """Whether there are 32 registers of 64 bytes."""
-_VECTOR_BYTES = 64 if WIDE else 32
 # Rows of a tile. With two vectors each, ten are what the addresses of rows leave registers for, and eight fit where
 # rows come in powers of two. Without wide registers a tile has four vectors a row, and there are eight for sums.
 _MORE, _FEWER = (10, 8) if WIDE else (2, 2)
@@ -44,7 +42,7 @@ def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, a
         _, alive, a_, at_a, lda, panel_, at, inner, add, c_, at_c, ldc = args
         number, index = context.get_data_type(c.dtype), ir.IntType(64)
         item = context.get_abi_sizeof(number)
-        lanes = _VECTOR_BYTES // item
+        lanes = VECTOR_BYTES // item
         vector = ir.VectorType(number, lanes)
         undefined = ir.Constant(vector, ir.Undefined)
         first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
@@ -60,7 +58,7 @@ def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, a
             return data
 
         def vectors(pointer: Any) -> list[Any]:
-            places = [builder.gep(pointer, [index(lanes * v)]) for v in range(PANEL_BYTES // _VECTOR_BYTES)]
+            places = [builder.gep(pointer, [index(lanes * v)]) for v in range(PANEL_BYTES // VECTOR_BYTES)]
             return [builder.bitcast(place, vector.as_pointer()) for place in places]
 
         # Rows that do not exist repeat the last one, which is then written several times over.
@@ -83,7 +81,8 @@ def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, a
             row = builder.gep(start, [builder.mul(loop.index, index(PANEL_BYTES // item))])
             right = [builder.load(place, align=item) for place in vectors(row)]
             for line, factors in zip(sums, left):
-                x = builder.insert_element(undefined, builder.load(builder.gep(factors, [loop.index])), ir.IntType(32)(0))
+                x = builder.load(builder.gep(factors, [loop.index]))
+                x = builder.insert_element(undefined, x, ir.IntType(32)(0))
                 x = builder.shuffle_vector(x, undefined, first_lane)
                 for total, y in zip(line, right):
                     builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)

@@ -24,6 +24,7 @@ from gmkernels.dense.panel import WIDE, pack, product
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.pool import c_function, scratch
 
+_array: Any = numba.carray  # type: ignore[attr-defined]
 _DEPTH = 512
 """Most rows of a panel: it lies on the stack, and takes 64 KB there."""
 _WIDTH = PANEL_BYTES // 4
@@ -45,7 +46,7 @@ def suits(library: blas.Blas, dtype: np.dtype[Any], trans_a: int, trans_b: int, 
 
 def _sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
     """cblas_sgemm for row-major matrices, trans_a = NO_TRANS, trans_b = TRANS, alpha = 1, beta = 0, and k > 0."""
-    rows, matrix, result = numba.carray(a, (1,)), numba.carray(b, (1,)), numba.carray(c, (1,))
+    rows, matrix, result = _array(a, 1), _array(b, 1), _array(c, 1)  # helpers know elements, not lengths
     panel = scratch(_PANEL, result.dtype)
     depth = -(-k // -(-k // _DEPTH))  # pieces of one length
     for left in range(0, n, _WIDTH):
