@@ -27,6 +27,8 @@ from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
 
 NONLINEARITIES = ("tanh", "relu")
+
+
 def padded(size: int, itemsize: int) -> int:
     """`size` rounded up to whole panels."""
     width = PANEL_BYTES // itemsize
