@@ -1,9 +1,10 @@
 """The BLAS that makes matrix products: where its functions are, and control of its threads.
 
-NumPy carries a fast BLAS, so products need no library of our own. Intel's MKL is faster on thin products, and is
-taken where the package mkl is installed; ``GMKERNELS_BLAS=numpy`` keeps NumPy's. `find` looks up the `cblas_?gemm`
-(products) and `cblas_?trsm` (triangular systems) in float32 and float64; a launcher passes the address and `wide`
-to a block kernel, which calls `gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
+NumPy carries a fast BLAS, so products need no library of our own, except where OpenBLAS is slow (`dense.thin`).
+Intel's MKL is faster on thin products, and is taken where the package mkl is installed; ``GMKERNELS_BLAS=numpy``
+keeps NumPy's. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular systems) in float32 and
+float64; a launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm` or
+`gmkernels.gemm.trsm`.
 
 The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
 them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.

@@ -236,7 +236,8 @@ def scratch(typing_context: Any, count: Any, dtype: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         size, item = count.literal_value, context.get_data_type(dtype.dtype)
         itemsize = ir.Constant(ir.IntType(64), context.get_abi_sizeof(item))
-        block = cgutils.alloca_once(builder, ir.ArrayType(item, size))
+        with builder.goto_entry_block():  # Numba's `alloca_once` would fill it with zeros, element by element
+            block = builder.alloca(ir.ArrayType(item, size))
         block.align = 64
         made = arrayobj.make_array(array_type)(context, builder)
         data = builder.bitcast(block, item.as_pointer())
@@ -605,6 +606,18 @@ class _EntryPoint(_CFunc):
             return super()._compile_uncached()
 
 
+def c_function(function: Callable[..., None], signature: Any, cached: bool = True) -> Any:
+    """A function compiled as a C function of a Numba signature; the cache knows it by its qualified name."""
+    compiled: Any = _EntryPoint(
+        function, (signature.args, signature.return_type), {}, {"error_model": "numpy", "nogil": True}
+    )
+    if cached:
+        compiled._cache = _Cache(function)
+    with global_compiler_lock:
+        compiled.compile()
+    return compiled
+
+
 def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     """Compile ``void f(int64 block, int64 *record)`` that unpacks the record and calls `function`."""
     body = numba.njit(nogil=True, **_CALLED_FROM_KERNELS)(function)
@@ -622,16 +635,10 @@ def _entry_point(function: Callable[..., None], kinds: tuple[str, ...]) -> Any:
     # The name is the cache's key: module, function, what it is made of, dtypes.
     made_of = hashlib.sha256(_fingerprint(function).encode()).hexdigest()[:8]
     entry.__qualname__ = "_".join([function.__module__, function.__qualname__, made_of, *(k or "i" for k in kinds)])
-    compiled: Any = _EntryPoint(
-        entry,
-        ((types.int64, types.CPointer(types.int64)), types.void),
-        {},
-        {"error_model": "numpy", "nogil": True},
+    # A process that loads a compiled function imports its module.
+    return c_function(
+        entry, types.void(types.int64, types.CPointer(types.int64)), cached=function.__module__ in sys.modules
     )
-    if function.__module__ in sys.modules:  # a process that loads a compiled function imports its module
-        compiled._cache = _Cache(entry)
-    compiled.compile()
-    return compiled
 
 
 def _fingerprint(function: Any, seen: tuple[Any, ...] = ()) -> str:

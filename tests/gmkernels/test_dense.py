@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmkernels import KernelError, pool, run
-from gmkernels.dense import activation_backward, cpu, linear, matmul, spec, tiles
+from gmkernels import KernelError, blas, pool, run
+from gmkernels.dense import activation_backward, cpu, linear, matmul, panel, spec, thin, tiles
 
 BACKENDS = ("reference", "cpu")
 ACTIVATIONS = spec.ACTIVATIONS
@@ -81,6 +81,47 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
     expected = np.full((40, 50), 300.0)
     expected[:, 6], expected[3] = np.inf, np.nan
     np.testing.assert_array_equal(c, expected)
+
+
+# Rows from the fewest on, around one and several tiles of them; depths around one and two pieces; columns around
+# panels.
+THIN = [(6, 512, 400), (7, 513, 300), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (256, 48, 64)]
+
+
+@pytest.mark.parametrize("shape", THIN)
+def test_products_of_few_rows_with_a_transpose_are_exact_and_stay_inside_the_result(shape):
+    m, k, n = shape
+    rng = np.random.default_rng(k)
+    # Sums of at most 1025 numbers up to 64 are exact in float32. Rows lie apart.
+    a = rng.integers(-8, 9, (m, k + 3)).astype("f")[:, :k]
+    b = rng.integers(-8, 9, (n, k + 5)).astype("f")[:, :k].T
+    margin = 64
+    buffer = np.full(m * n + 2 * margin, np.nan, "f")
+    run(spec.MATMUL, (a, b), outputs=(buffer[margin:-margin].reshape(m, n),), backend="cpu")
+    np.testing.assert_array_equal(buffer[margin:-margin].reshape(m, n), a.astype(float) @ b.astype(float))
+    assert np.isnan(buffer[:margin]).all() and np.isnan(buffer[-margin:]).all()
+
+
+@pytest.mark.parametrize("shape", THIN)
+@pytest.mark.skipif(not panel.WIDE or not blas.find().name.endswith("OpenBLAS"), reason="BLAS makes these products")
+def test_products_of_few_rows_with_a_transpose_are_our_own(shape):
+    m, k, n = shape
+
+    def made_by(a, b):
+        return "ours" if cpu.operands(a, b)[0][0] == thin.address() else "BLAS"
+
+    a, b = np.ones((m, k), "f"), np.ones((n, k), "f").T
+    assert made_by(a, b) == "ours"
+    others = [(a.astype(float), b.astype(float)), (a, b.copy()), (np.asfortranarray(a), b), (np.repeat(a, 50, 0), b)]
+    assert [made_by(*pair) for pair in others] == ["BLAS"] * 4
+
+
+def test_products_of_few_rows_propagate_nan_and_inf_and_nothing_else():
+    a, b = np.ones((40, 600), "f"), np.ones((600, 50), "f", order="F")
+    a[3, 4], b[5, 6] = np.nan, np.inf
+    expected = np.full((40, 50), 600.0)
+    expected[:, 6], expected[3] = np.inf, np.nan
+    np.testing.assert_array_equal(matmul(a, b, backend="cpu"), expected)
 
 
 def test_tiles_cover_a_product_once():

@@ -25,11 +25,11 @@ from gmkernels import blas
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
-from gmkernels.conv.vectors import ROWS, WIDTH, accumulate, columns_of_a_tile, move, transpose_square
 from gmkernels.gemm import gemm
 from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.registry import KernelError
 from gmkernels.slots import claim, release
+from gmkernels.vectors import ROWS, WIDTH, accumulate, columns_of_a_tile, move, transpose_square
 
 Arrays = Sequence[Any]
 Options = Mapping[str, Any]
@@ -80,9 +80,8 @@ def _transpose(source, start, step, target, to, apart, rows, columns):
             first = min(i, rows - WIDTH)  # the last squares begin earlier, and write some elements again
             for j in range(0, columns, WIDTH):
                 second = min(j, columns - WIDTH)
-                transpose_square(
-                    source, start + first * step + second, step, target, to + second * apart + first, apart
-                )
+                at = start + first * step + second
+                transpose_square(WIDTH, source, at, step, target, to + second * apart + first, apart)
     elif rows < columns:
         for i in range(rows):
             for j in range(columns):

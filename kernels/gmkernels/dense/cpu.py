@@ -1,4 +1,4 @@
-"""Dense layers on the CPU: single-threaded BLAS on tiles, and Numba around it, on the one pool."""
+"""Dense layers on the CPU: tiles of products by single-threaded BLAS or `thin`, and Numba around them, on one pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gmkernels import blas
 from gmkernels.blas import NO_TRANS
-from gmkernels.dense import spec
+from gmkernels.dense import spec, thin
 from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
@@ -64,8 +64,11 @@ def operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.nd
     b, trans_b, ldb = blas.layout(b)
     if not library.wide and max(*a.shape, *b.shape, lda, ldb) >= 2**31:
         raise KernelError(f"this {library.name} has 32-bit integers, too few for {a.shape} by {b.shape} matrices")
-    function = library.gemm_address(a.dtype)
-    return (function, int(library.wide), address(a), trans_a, lda, address(b), trans_b, ldb), (a, b)
+    function, wide = library.gemm_address(a.dtype), library.wide
+    (m, k), n = a.shape, b.shape[1]
+    if thin.suits(library, a.dtype, trans_a, trans_b, m, k, n):
+        function, wide = thin.address(), True
+    return (function, int(wide), address(a), trans_a, lda, address(b), trans_b, ldb), (a, b)
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

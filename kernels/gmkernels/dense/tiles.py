@@ -8,6 +8,8 @@ import math
 UNIT = 16  # tiles start at multiples of this, which suits the register tiles of every BLAS
 MAX_TILES = 64
 WHOLE, HALVES = 3e6, 2e8
+PANEL_BYTES = 128
+"""Of a row of a panel (see `gmkernels.dense.panel`)."""
 
 
 @functools.lru_cache(1024)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from gmkernels.dense.cpu import matmul
+from gmkernels.dense.panel import pack, product
+from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.elementary import sigmoid, tanh
 from gmkernels.pool import block_kernel, jitable, long_loop, part
-from gmkernels.recurrent.panel import pack, product
 from gmkernels.recurrent.spec import padded
 from gmkernels.recurrent.spec import starts as starts_of
 
@@ -269,7 +270,7 @@ def _forward(
             continue
         first = starts[t] + low
         columns = second if cell == _GRU_BEFORE else stride
-        product(state, low * size, size, panels, 0, size, columns, sums, low * stride, stride, rows)
+        product(state, low * size, size, panels, 0, size, columns, 0, sums, low * stride, stride, rows)
         if cell == _TANH or cell == _RELU:
             _rnn_rows(rows, low, first, cell, x, sums, h, state, size, stride)
         elif cell == _LSTM:
@@ -278,7 +279,7 @@ def _forward(
             _gru_gate_rows(rows, low, first, cell, x, sums, bias_n, gates, reset, state, size, stride, second)
             if cell == _GRU_BEFORE:
                 at, to = first * size, low * stride + second
-                product(reset, at, size, panels, second * size, size, size, sums, to, stride, rows)
+                product(reset, at, size, panels, second * size, size, size, 0, sums, to, stride, rows)
             _gru_state_rows(rows, low, first, cell, x, sums, bias_n, gates, h, state, size, stride, second)
 
 
@@ -388,17 +389,33 @@ def _backward(
         else:
             _gru_rows_backward(rows, low, first, cell, gates, reset, before, d_x, d_state, d_product, d_bias_n, size)
             at = first * size
-            product(d_product, at, size, panels, 2 * size * stride, size, size, sums_n, sum_at, stride, rows)
+            product(d_product, at, size, panels, 2 * size * stride, size, size, 0, sums_n, sum_at, stride, rows)
             if cell == _GRU_BEFORE:
                 _gru_reset_rows_backward(rows, low, first, gates, before, d_x, sums_n, size, stride)
             _add_rows(rows, sums_n, sum_at, stride, d_state, state_at, size, size, False)
-        product(d_x, first * width, width, panels, 0, inner, size, sums, sum_at, stride, rows)
+        product(d_x, first * width, width, panels, 0, inner, size, 0, sums, sum_at, stride, rows)
         _add_rows(rows, sums, sum_at, stride, d_state, state_at, size, size, not is_gru)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Launchers
 # ---------------------------------------------------------------------------------------------------------
+
+
+@block_kernel
+def _pack(block, matrix, transposed, length, inner, columns, panels):
+    """One panel of a matrix whose rows have `length` elements."""
+    width = PANEL_BYTES // matrix.itemsize
+    left = block * width
+    at = left * length if transposed else left
+    pack(matrix, at, transposed, length, inner, min(width, columns - left), panels, left * inner)
+
+
+def _pack_rows(matrix: np.ndarray, transposed: bool, panels: np.ndarray) -> None:
+    """A matrix, or its transpose, as panels."""
+    inner, columns = matrix.shape[::-1] if transposed else matrix.shape
+    panels_of_it = padded(columns, matrix.itemsize) * matrix.itemsize // PANEL_BYTES
+    _pack(panels_of_it, matrix, int(transposed), matrix.shape[1], inner, columns, panels)
 
 
 def _run_forward(
@@ -413,9 +430,9 @@ def _run_forward(
     second = 0
     if cell in (_GRU_AFTER, _GRU_BEFORE):
         second = padded(2 * size, x.itemsize)
-        pack(weight[2 * size :].T, panels[second * size :])
+        _pack_rows(weight[2 * size :], True, panels[second * size :])
         weight = weight[: 2 * size]
-    pack(weight.T, panels[: padded(len(weight), x.itemsize) * size])
+    _pack_rows(weight, True, panels)
     blocks, rows = _blocks(len(state))
     _forward(
         blocks, cell, int(attrs["reverse"]), x, panels, bias_n, ends, h, state, state_c, c, gates, reset, sums,
@@ -461,9 +478,10 @@ def _run_backward(
     panels, sums, before, sums_n, d_product, d_bias_n = [*workspace, none, none, none][:6]
     size, width, stride = h.shape[1], d_x.shape[1], sums.shape[1]
     gate_rows = 2 * size if cell in (_GRU_AFTER, _GRU_BEFORE) else width
-    pack(weight[:gate_rows], panels.reshape(-1)[: gate_rows * stride])
+    panels = panels.reshape(-1)
+    _pack_rows(weight[:gate_rows], False, panels)
     if gate_rows < width:
-        pack(weight[gate_rows:], panels.reshape(-1)[gate_rows * stride :])
+        _pack_rows(weight[gate_rows:], False, panels[gate_rows * stride :])
     blocks, rows = _blocks(len(h0))
     _backward(
         blocks, cell, int(attrs["reverse"]), g_h, panels, h0, c0, h, c, gates, reset, ends, d_x, d_state, d_cell,

@@ -10,7 +10,7 @@ The input projection x = input W_ih^T + biases of all steps is one product befor
 kernels; nor are its gradients. The gradient of the recurrent weight is one product after the loop.
 
 Shapes are written in letters: N rows, B sequences, T steps, a state of H numbers, G numbers of all gates of a row;
-small letters for H and G rounded up to whole panels (see `gmkernels.recurrent.panel`).
+small letters for H and G rounded up to whole panels (see `gmkernels.dense.panel`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from gmkernels.cost import Cost
+from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
 
 NONLINEARITIES = ("tanh", "relu")
-PANEL_BYTES = 128
-"""Of a row of a panel of the packed weight."""
 
 
 def padded(size: int, itemsize: int) -> int:

@@ -21,9 +21,9 @@ WIDTH = 8
 """Elements of a vector: a row of floats is one register wherever there are 256-bit ones."""
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, width: int) -> Any:
     data = arrayobj.make_array(array_type)(context, builder, array).data
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), WIDTH)
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), width)
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
@@ -33,16 +33,21 @@ def move(typing_context: Any, source: Any, start: Any, target: Any, to: Any) -> 
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         align = context.get_abi_sizeof(context.get_data_type(source.dtype))
-        row = builder.load(_address(context, builder, source, args[0], args[1]), align=align)
-        builder.store(row, _address(context, builder, target, args[2], args[3]), align=align)
+        row = builder.load(_address(context, builder, source, args[0], args[1], WIDTH), align=align)
+        builder.store(row, _address(context, builder, target, args[2], args[3], WIDTH), align=align)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate
 
 
-@_intrinsic
-def transpose_square(typing_context: Any, source: Any, start: Any, step: Any, target: Any, to: Any, apart: Any) -> Any:
-    """target[to + j apart + i] = source[start + i step + j] for i, j < WIDTH."""
+@_intrinsic(prefer_literal=True)
+def transpose_square(
+    typing_context: Any, width: Any, source: Any, start: Any, step: Any, target: Any, to: Any, apart: Any
+) -> Any:
+    """target[to + j apart + i] = source[start + i step + j] for i, j < width, a constant power of two."""
+    if not isinstance(width, types.IntegerLiteral):
+        return None
+    size = width.literal_value
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         align = context.get_abi_sizeof(context.get_data_type(source.dtype))
@@ -50,29 +55,29 @@ def transpose_square(typing_context: Any, source: Any, start: Any, step: Any, ta
         def row(array_type: Any, place: Any, i: int) -> Any:
             array, begin, distance = place
             index = builder.add(begin, builder.mul(distance, ir.Constant(ir.IntType(64), i)))
-            return _address(context, builder, array_type, array, index)
+            return _address(context, builder, array_type, array, index, size)
 
-        rows = [builder.load(row(source, args[:3], i), align=align) for i in range(WIDTH)]
-        # Rows i and i + WIDTH / 2 interleaved: the bits of (i, j) as one number move on by one place. So three times.
+        rows = [builder.load(row(source, args[1:4], i), align=align) for i in range(size)]
+        # Rows i and i + size / 2 interleaved: the bits of (i, j) as one number move on by one. So log2(size) times.
         masks = [
-            ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [half + k // 2 + k % 2 * WIDTH for k in range(WIDTH)])
-            for half in (0, WIDTH // 2)
+            ir.Constant(ir.VectorType(ir.IntType(32), size), [half + k // 2 + k % 2 * size for k in range(size)])
+            for half in (0, size // 2)
         ]
-        for _ in range(WIDTH.bit_length() - 1):
-            pairs = zip(rows[: WIDTH // 2], rows[WIDTH // 2 :])
+        for _ in range(size.bit_length() - 1):
+            pairs = zip(rows[: size // 2], rows[size // 2 :])
             rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
         for j, column in enumerate(rows):
-            builder.store(column, row(target, args[3:], j), align=align)
+            builder.store(column, row(target, args[4:], j), align=align)
         return context.get_dummy_value()
 
     integer = types.int64
-    return types.void(source, integer, integer, target, integer, integer), generate
+    return types.void(width, source, integer, integer, target, integer, integer), generate
 
 
 ROWS, VECTORS = 7, 2
 """Rows and vectors of a tile of sums. With eight rows their addresses do not fit into the registers: three quarters of
 the speed; with more vectors the sums do not where there are 16."""
-_VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
+VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
 
 
 @_intrinsic
@@ -91,7 +96,7 @@ def accumulate(
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = context.get_value_type(a.dtype)
         size = context.get_abi_sizeof(kind)
-        width = _VECTOR_BYTES // size
+        width = VECTOR_BYTES // size
         vector, word = ir.VectorType(kind, width), ir.IntType(32)
         a_, origins_, first_, starts_, count_, length_, step_, b_, at_, apart_, c_, to_, between_ = args
         # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
@@ -146,4 +151,4 @@ def accumulate(
 
 def columns_of_a_tile(itemsize: int) -> int:
     """Elements of the rows that `accumulate` adds up."""
-    return VECTORS * _VECTOR_BYTES // itemsize
+    return VECTORS * VECTOR_BYTES // itemsize

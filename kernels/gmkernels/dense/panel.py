@@ -1,0 +1,182 @@
+"""Products of a few rows with a matrix in panels, which are packed once and used for all of the rows.
+
+The columns of the matrix are cut into panels of `PANEL_BYTES`, each stored row after row. A tile of the result, of a
+few rows and one panel's columns, stays in registers while a loop runs down the panel. The rows are read where they
+lie: of each one number at a time is spread over a vector, so neither their order nor their distance matters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+from gmkernels.dense.tiles import PANEL_BYTES
+from gmkernels.pool import jitable, long_loop, part, scratch
+from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, transpose_square
+
+_intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
+
+WIDE = VECTOR_BYTES == 64
+"""Whether there are 32 registers of 64 bytes."""
+# Rows of a tile. With two vectors each, ten are what the addresses of rows leave registers for, and eight fit where
+# rows come in powers of two. Without wide registers a tile has four vectors a row, and there are eight for sums.
+_MORE, _FEWER = (10, 8) if WIDE else (2, 2)
+_SQUARE = 16 if WIDE else 8
+_EDGE = _MORE * PANEL_BYTES // 4
+
+
+@_intrinsic(prefer_literal=True)
+def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+    """c = a panel, or c += a panel: `rows`, a constant, of which the first `alive` exist."""
+    if not isinstance(rows, types.IntegerLiteral):
+        return None
+    integer = types.int64
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, alive, a_, at_a, lda, panel_, at, inner, add, c_, at_c, ldc = args
+        number, index = context.get_data_type(c.dtype), ir.IntType(64)
+        item = context.get_abi_sizeof(number)
+        lanes = VECTOR_BYTES // item
+        vector = ir.VectorType(number, lanes)
+        undefined = ir.Constant(vector, ir.Undefined)
+        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
+        multiply_add = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f{8 * item}"
+        )
+
+        def element(array_type: Any, array: Any, *places: Any) -> Any:
+            data = arrayobj.make_array(array_type)(context, builder, array).data
+            for place in places:
+                data = builder.gep(data, [place])
+            return data
+
+        def vectors(pointer: Any) -> list[Any]:
+            places = [builder.gep(pointer, [index(lanes * v)]) for v in range(PANEL_BYTES // VECTOR_BYTES)]
+            return [builder.bitcast(place, vector.as_pointer()) for place in places]
+
+        # Rows that do not exist repeat the last one, which is then written several times over.
+        last = builder.sub(alive, index(1))
+        numbers = [builder.select(builder.icmp_signed("<", index(r), alive), index(r), last)
+                   for r in range(rows.literal_value)]  # fmt: skip
+        left = [element(a, a_, at_a, builder.mul(lda, r)) for r in numbers]
+        targets = [vectors(element(c, c_, at_c, builder.mul(ldc, r))) for r in numbers]
+        # Variables that LLVM keeps in registers.
+        sums = [[cgutils.alloca_once(builder, vector) for _ in target] for target in targets]
+        for line in sums:
+            for total in line:
+                builder.store(ir.Constant(vector, [0.0] * lanes), total)
+        with builder.if_then(builder.icmp_signed("!=", add, index(0))):
+            for line, target in zip(sums, targets):
+                for total, place in zip(line, target):
+                    builder.store(builder.load(place, align=item), total)
+        start = element(panel, panel_, at)
+        with cgutils.for_range(builder, inner) as loop:
+            row = builder.gep(start, [builder.mul(loop.index, index(PANEL_BYTES // item))])
+            right = [builder.load(place, align=item) for place in vectors(row)]
+            for line, factors in zip(sums, left):
+                x = builder.load(builder.gep(factors, [loop.index]))
+                x = builder.insert_element(undefined, x, ir.IntType(32)(0))
+                x = builder.shuffle_vector(x, undefined, first_lane)
+                for total, y in zip(line, right):
+                    builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
+        for line, target in zip(sums, targets):
+            for total, place in zip(line, target):
+                builder.store(builder.load(total), place, align=item)
+        return context.get_dummy_value()
+
+    return types.void(rows, integer, a, integer, integer, panel, *[integer] * 3, c, integer, integer), generate
+
+
+@jitable
+def _tile_of_more(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+    long_loop()
+    _tile(_MORE, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+
+
+@jitable
+def _tile_of_fewer(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+    long_loop()
+    _tile(_FEWER, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+
+
+@jitable
+def _tile_of_one(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+    long_loop()
+    _tile(1, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+
+
+@jitable
+def _rows_of_a_tile(rows):
+    return _MORE if -(-rows // _MORE) * _MORE <= -(-rows // _FEWER) * _FEWER else _FEWER
+
+
+@jitable
+def _copy(x, y):
+    for i in range(y.size):
+        y[i] = x[i]
+
+
+@jitable
+def _add(x, y):
+    for i in range(y.size):
+        y[i] += x[i]
+
+
+@jitable
+def pack(b, at, transposed, ldb, inner, columns, panel, to):
+    """Write a matrix (inner, columns) of at most one panel's columns, or the transpose of (columns, inner), as a panel.
+
+    Columns of the panel that the matrix does not have stay as they are: what they give is never read.
+    """
+    long_loop()
+    width = PANEL_BYTES // b.itemsize
+    across, down = ldb, 1  # from a column to the next, and from a row
+    whole_columns, whole_rows = columns // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
+    if transposed:
+        for j in range(0, whole_columns, _SQUARE):
+            for i in range(0, whole_rows, _SQUARE):
+                transpose_square(_SQUARE, b, at + j * ldb + i, ldb, panel, to + i * width + j, width)
+    else:
+        across, down = 1, ldb
+        for i in range(whole_rows):
+            for j in range(0, whole_columns, WIDTH):
+                move(b, at + i * ldb + j, panel, to + i * width + j)
+    for i in range(inner):
+        for j in range(whole_columns if i < whole_rows else 0, columns):
+            # unsigned: Numba counts negative indices from the end
+            panel[np.uint64(to + i * width + j)] = b[np.uint64(at + j * across + i * down)]
+
+
+@jitable
+def product(a, at_a, lda, panels, at_panels, inner, columns, add, c, at_c, ldc, rows):
+    """c = a times a packed matrix, or c += that; these begin at elements at_a, at_panels and at_c of arrays."""
+    width = PANEL_BYTES // c.itemsize
+    tall = _rows_of_a_tile(rows)
+    edge = scratch(_EDGE, c.dtype)
+    for left in range(0, columns, width):
+        panel, exist = at_panels + left * inner, min(width, columns - left)
+        for r in range(0, rows, tall):
+            x, y, alive = at_a + r * lda, at_c + r * ldc + left, min(tall, rows - r)
+            if exist == width:
+                to, at, between, more = c, y, ldc, add
+            else:
+                to, at, between, more = edge, 0, width, 0
+            if alive == 1:
+                _tile_of_one(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+            elif tall == _MORE:
+                _tile_of_more(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+            else:
+                _tile_of_fewer(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+            if exist < width:
+                for i in range(alive):
+                    if add:
+                        _add(part(edge, i * width, exist), part(c, y + i * ldc, exist))
+                    else:
+                        _copy(part(edge, i * width, exist), part(c, y + i * ldc, exist))
