@@ -121,7 +121,9 @@ CASES: dict[str, Callable[[], Example]] = {
     "sum": lambda: Example((_normal(*PLANES),), {"axis": (0, 2, 3), "keepdims": False}),
     "sum_to": lambda: Example((_normal(STEPS * STREAMS, SYMBOLS),), {"shape": (SYMBOLS,)}),
     "iwae_bound": lambda: Example((_normal(*BOUNDS),), {"axis": 0}),
-    "iwae_bound_backward": lambda: Example((_normal(BOUNDS[1]), _normal(*BOUNDS)), {"axis": 0}),
+    "iwae_bound_backward": lambda: Example(
+        (_normal(BOUNDS[1]), _normal(*BOUNDS), np.full(BOUNDS[1], 4.0, np.float32), _positive(BOUNDS[1])), {"axis": 0}
+    ),
     "bernoulli_log_prob": lambda: Example((_normal(50, 20, DATA), _bits(20, DATA)), {}),
     "bernoulli_log_prob_backward": lambda: Example((_normal(50, 20), _normal(50, 20, DATA), _bits(20, DATA)), {}),
     "linear_bernoulli_log_prob": lambda: Example(

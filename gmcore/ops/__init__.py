@@ -134,7 +134,7 @@ from gmcore.ops.indexing import (
     take_along_axis,
     topk,
 )
-from gmcore.ops.likelihood import bernoulli_log_prob, iwae_bound, linear_bernoulli_log_prob
+from gmcore.ops.likelihood import bernoulli_log_prob, importance_weights, iwae_bound, linear_bernoulli_log_prob
 from gmcore.ops.linalg import cholesky, det, eigh, inv, qr, slogdet, solve, solve_triangular, svd
 from gmcore.ops.loss import (
     binary_cross_entropy,
@@ -306,6 +306,7 @@ __all__ = [
     "huber_loss",
     "hypot",
     "identity",
+    "importance_weights",
     "inner",
     "inv",
     "invert",

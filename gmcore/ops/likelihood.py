@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError
 from gmcore.op import Example, Op, kernel, user_line
-from gmcore.ops.elementwise import real, sigmoid
+from gmcore.ops.elementwise import equal, real, sigmoid, where
 from gmcore.ops.product import linear, matmul
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, reshape, sum_to, transpose
@@ -172,52 +172,74 @@ def _iwae_examples(rng: np.random.Generator) -> Iterator[Example]:
 
 
 def _iwae_rule(
-    g_bound: Tensor | None, g_weights: Tensor | None, g_ess: Tensor | None, weights: Tensor, ess: Tensor, axis: int
+    g_bound: Tensor | None,
+    g_highest: Tensor | None,
+    g_scale: Tensor | None,
+    log_w: Tensor,
+    highest: Tensor,
+    scale: Tensor,
+    axis: int,
 ) -> list[Tensor]:
-    # bound: d log_w = g w.  weights: w (g - sum g w), softmax's.  ess = 1 / sum w^2: its part of weights' gradient
-    # is -2 g ess^2 w.
-    total = None if g_bound is None else _iwae_bound_backward(g_bound, weights, axis=axis)
-    if g_ess is not None:
-        through = expand_dims(-2.0 * g_ess * ess * ess, axis) * weights
-        g_weights = through if g_weights is None else g_weights + through
-    if g_weights is not None:
-        softmax = weights * (g_weights - sum(g_weights * weights, axis=axis, keepdims=True))
-        total = softmax if total is None else total + softmax
+    # highest is a constant here: it shifts the exponentials, and what is made of it and of scale has no trace of it.
+    # bound: d log_w = g w.  scale = 1 / sum exp(log_w - highest): d log_w = -g scale w.
+    total = g_bound
+    if g_scale is not None:
+        through = -g_scale * scale
+        total = through if total is None else total + through
     assert total is not None
-    return [total]
+    return [_iwae_bound_backward(total, log_w, highest, scale, axis=axis)]
 
 
 def _iwae_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
     for shape, axis in (((3, 2), 0), ((2, 3, 2), 1)):
-        yield (real(rng, (*shape[:axis], *shape[axis + 1 :])), real(rng, shape)), {"axis": axis}
+        reduced = (*shape[:axis], *shape[axis + 1 :])
+        highest, scale = real(rng, reduced), rng.uniform(0.2, 1.0, reduced)
+        yield (
+            (real(rng, reduced), np.expand_dims(highest, axis) - abs(real(rng, shape)), highest, scale),
+            {"axis": axis},
+        )
+
+
+def _iwae_backward_rule(
+    g: Tensor, g_bound: Tensor, log_w: Tensor, highest: Tensor, scale: Tensor, out: Tensor, axis: int
+) -> list[Tensor]:
+    ones = Tensor(np.ones(scale.shape, scale.dtype))
+    of_g_bound = g * _iwae_bound_backward(ones, log_w, highest, scale, axis=axis)
+    of_scale = g * _iwae_bound_backward(g_bound, log_w, highest, ones, axis=axis)
+    of_log_w = g * out
+    return [sum(of_g_bound, axis=axis), of_log_w, -sum(of_log_w, axis=axis), sum(of_scale, axis=axis)]
 
 
 _iwae_bound_backward = Op(
     "iwae_bound_backward",
-    "g_bound weights",
+    "g_bound log_w highest scale",
     forward=kernel(iwae.IWAE_BOUND_BACKWARD),
-    vjp=[
-        lambda g, weights, axis: sum(g * weights, axis=axis),
-        lambda g, g_bound, axis: g * expand_dims(g_bound, axis),
-    ],
-    formula="g_bound * weights",
+    vjp=_iwae_backward_rule,
+    formula="g_bound w, where w = scale exp(log_w - highest)",
     examples=_iwae_backward_examples,
 )
 _iwae_bound = Op(
     "iwae_bound",
     "log_w",
-    "bound weights ess",
+    "bound highest scale",
     forward=kernel(iwae.IWAE_BOUND),
     vjp=_iwae_rule,
     partial=True,
-    formula="bound = log(1/k sum_i w_i); weights = w_i / sum_j w_j, the bound's gradient; ess = 1 / sum weights^2",
-    source="Burda, Grosse & Salakhutdinov 2016, equations 8 and 14",
+    formula="bound = log(1/k sum_i w_i); highest = max_i log w_i; scale = 1 / sum_i exp(log w_i - highest)",
+    source="Burda, Grosse & Salakhutdinov 2016, equation 8",
     examples=_iwae_examples,
 )
 
 
-def iwae_bound(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The importance-weighted bound of log weights, their normalised weights and the effective sample size.
+def _samples_axis(function: str, log_w: Tensor, axis: int) -> int:
+    at = operator.index(axis) + (log_w.ndim if axis < 0 else 0)
+    if not 0 <= at < log_w.ndim:
+        raise ArgumentError(f"{function}: axis {axis} does not fit shape {log_w.shape} (called at {user_line()})")
+    return at
+
+
+def iwae_bound(log_w: Any, axis: int = 0) -> Tensor:
+    """The importance-weighted bound of log weights, log 1/k sum_i w_i. Its gradient is `importance_weights`.
 
     Parameters
     ----------
@@ -226,18 +248,52 @@ def iwae_bound(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    bound : log 1/k sum_i w_i, without `axis`;  weights : w_i / sum_j w_j, of log_w's shape;  ess : 1 / sum
-    weights^2, from 1 to k. A row of minus infinity has bound minus infinity, weights 0 and ess 0; a NaN gives NaN.
+    The shape of log_w without `axis`. A row of minus infinity has bound minus infinity and gradient 0; a NaN gives NaN.
 
     Raises
     ------
     ArgumentError : `axis` out of range.  ShapeError : k = 0.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, ICLR 2016, eq. 8, 13 and 14.
     """
     log_w = as_tensor(log_w)
-    at = operator.index(axis) + (log_w.ndim if axis < 0 else 0)
-    if not 0 <= at < log_w.ndim:
-        raise ArgumentError(f"iwae_bound: axis {axis} does not fit shape {log_w.shape} (called at {user_line()})")
-    return _iwae_bound(log_w, axis=at)
+    bound, _, _ = _iwae_bound(log_w, axis=_samples_axis("iwae_bound", log_w, axis))
+    return bound
+
+
+def importance_weights(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """The normalised weights of importance samples, and the effective sample size.
+
+        weights = w_i / sum_j w_j,    ess = 1 / sum_i weights_i^2
+
+    Parameters
+    ----------
+    log_w : log w_i, such as log p(x, z_i) - log q(z_i | x), with the k samples along `axis`.
+    axis : of the samples; the first by default.
+
+    Returns
+    -------
+    weights : of log_w's shape;  ess : that without `axis`, from 1 to k. A row of minus infinity has weights 0 and ess
+    0; where some are plus infinity, these share the weight evenly; a NaN gives NaN.
+
+    Raises
+    ------
+    ArgumentError : `axis` out of range.  ShapeError : k = 0.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, ICLR 2016, eq. 14; ess: Kong, A note on importance
+    sampling using standardized weights, University of Chicago 1992.
+    """
+    log_w = as_tensor(log_w)
+    axis = _samples_axis("importance_weights", log_w, axis)
+    _, highest, scale = _iwae_bound(log_w, axis=axis)
+    weights = _iwae_bound_backward(np.ones(scale.shape, scale.dtype), log_w, highest, scale, axis=axis)
+    squares = sum(weights * weights, axis=axis)
+    empty = equal(squares, 0.0)
+    return weights, where(empty, 0.0, 1.0 / where(empty, 1.0, squares))
 
 
 _iwae_bound.public = iwae_bound

@@ -213,7 +213,9 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     # Adding 1.5 * 2^bits rounds a small number to the nearest integer and leaves it in the low bits.
     shifter = real(1.5 * 2.0**c.bits)
     shifter_bits = same_bits(shifter)
-    ln2_high, ln2_low = real(c.ln2[0]), real(c.ln2[1])
+    biased_shifter = shifter + real(bias)
+    ln2, ln2_high, ln2_low = real(np.log(2)), real(c.ln2[0]), real(c.ln2[1])
+    power_low = real(-float(bias) * np.log(2))
     log2_e, two_over_pi = real(1 / np.log(2)), real(2 / np.pi)
     exp_low, exp_high = real(c.exp_range[0]), real(c.exp_range[1])
     expm1_low = real(-(c.bits + 3) * np.log(2))  # expm1 rounds to -1 here
@@ -238,6 +240,14 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         y = same_bits(integer(same_bits(one + q) + integer(n << bits)))  # n is added to the exponent
         y = select(x >= exp_low, y, zero)
         return select(x <= exp_high, y, x + infinity)
+
+    @_always_inline
+    def exp_factors(x):
+        # A shifter with the exponents' bias leaves n + bias in the low bits: 2^n after one shift, and 0 at the clamp.
+        x = select(x < power_low, power_low, x)
+        shifted = fma(x, log2_e, biased_shifter)
+        r = fma(shifted - biased_shifter, -ln2, x)
+        return fma(r, fma(r, exp_tail(r), one), one), same_bits(integer(same_bits(shifted) << bits))
 
     @_always_inline
     def expm1(x):
@@ -327,8 +337,8 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         n, r = quadrant(x)
         return sine_of(integer(n + integer(1)), r)
 
-    return dict(exp=exp, expm1=expm1, log=log, log1p=log1p, log1p_unit=log1p_unit, sigmoid=sigmoid,
-                softplus=softplus, tanh=tanh, sin=sin, cos=cos)  # fmt: skip
+    return dict(exp=exp, exp_factors=exp_factors, expm1=expm1, log=log, log1p=log1p, log1p_unit=log1p_unit,
+                sigmoid=sigmoid, softplus=softplus, tanh=tanh, sin=sin, cos=cos)  # fmt: skip
 
 
 _BODIES = {np.dtype(c.float): _functions(c) for c in (_FLOAT32, _FLOAT64)}
@@ -356,6 +366,14 @@ def _dispatched(name: str, doc: str) -> Callable[[Any], Any]:
 
 
 exp = _dispatched("exp", "e^x.")
+exp_factors = _dispatched(
+    "exp_factors",
+    """p in [0.7, 1.5] and q = 2^n, 0 below normal numbers: p q = e^x, for x <= 0 that is a rounded difference.
+
+    In a sum the product costs nothing: ``fma(p, q, total)``. ln 2 is one number here, whose rounding changes e^x by
+    less than that of x has.
+    """,
+)
 expm1 = _dispatched("expm1", "e^x - 1, accurate near 0.")
 log = _dispatched("log", "Natural logarithm; -inf at 0 and NaN below.")
 log1p = _dispatched("log1p", "log(1 + x), accurate near 0; -inf at -1 and NaN below.")

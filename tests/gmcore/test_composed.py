@@ -81,6 +81,16 @@ def _torch_set_at(x: Any, index: Any, values: Any) -> Any:
     return out
 
 
+def _importance_weights(log_w: np.ndarray, axis: int = 0) -> Any:
+    weights = special.softmax(log_w, axis)
+    return weights, 1 / np.square(weights).sum(axis)
+
+
+def _torch_importance_weights(log_w: Any, axis: int = 0) -> Any:
+    weights = torch.softmax(log_w, axis)
+    return weights, 1 / weights.square().sum(axis)
+
+
 def _topk(x: np.ndarray, k: int, axis: int = -1, largest: bool = True) -> Any:
     order = np.argsort(-x if largest else x, axis, kind="stable").take(np.arange(k), axis)
     return np.take_along_axis(x, order, axis), order
@@ -257,6 +267,10 @@ COMPOSED: dict[str, Composed] = {
         lambda x, classes=-1: np.eye(x.max() + 1 if classes == -1 else classes, dtype=np.int64)[x],
         lambda x, classes=-1: torch.nn.functional.one_hot(torch.from_numpy(x), classes),
         [call(PLACES), call(PLACES, 5)],
+    ),
+    # likelihood
+    "importance_weights": Composed(
+        _importance_weights, _torch_importance_weights, [call(V), call(A), call(B, axis=1), call(A, -1)],
     ),
 }  # fmt: skip
 

@@ -67,13 +67,13 @@ def test_handles_remove() -> None:
 
 
 def test_a_hook_on_one_of_several_outputs() -> None:
-    log_w = leaf([0.3, -1.0, 0.7])
-    bound, weights, _ = ops.iwae_bound(log_w)
+    logits = leaf([0.3, -1.0, 0.7])
+    log_prob, residual = ops.linear_bernoulli_log_prob(logits, np.eye(3), None, np.array([1.0, 0.0, 1.0]))
     seen: list[str] = []
-    bound.register_hook(lambda g: seen.append("bound"))
-    weights.register_hook(lambda g: seen.append("weights"))
-    bound.backward()
-    assert seen == ["bound"]
+    log_prob.register_hook(lambda g: seen.append("log_prob"))
+    residual.register_hook(lambda g: seen.append("residual"))
+    log_prob.backward()
+    assert seen == ["log_prob"]
 
 
 def test_retain_grad() -> None:

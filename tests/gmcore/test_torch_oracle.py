@@ -102,8 +102,7 @@ def _linear_bernoulli_log_prob_backward(g: Any, residual: Any, h: Any, weight: A
 
 
 def _iwae_bound(log_w: Any, axis: int) -> Any:
-    weights = torch.softmax(log_w, axis)
-    return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis]), weights, 1 / weights.square().sum(axis)
+    return torch.logsumexp(log_w, axis) - np.log(log_w.shape[axis])
 
 
 def _positive_columns(x: Any) -> Any:
@@ -367,7 +366,9 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "linear_bernoulli_log_prob": _linear_bernoulli_log_prob,
     "linear_bernoulli_log_prob_backward": _linear_bernoulli_log_prob_backward,
     "iwae_bound": _iwae_bound,
-    "iwae_bound_backward": lambda g, weights, axis: g.unsqueeze(axis) * weights,
+    "iwae_bound_backward": lambda g, log_w, highest, scale, axis: (
+        (g * scale).unsqueeze(axis) * torch.exp(log_w - highest.unsqueeze(axis))
+    ),
     "gibbs_half_step": _gibbs_half_step,
     "free_energy": _free_energy,
 }  # fmt: skip
@@ -531,6 +532,7 @@ THEIRS = Library(
     concatenate=torch.cat,
     bernoulli_log_prob=_bernoulli_log_prob,
     iwae_bound=_iwae_bound,
+    importance_weights=lambda x, axis: (torch.softmax(x, axis),),
     mean=lambda x, axis: x.mean(axis, keepdim=True),
     sum=lambda x, axis: x.sum(axis, keepdim=True),
     max=lambda x, axis: x.amax(axis, keepdim=True),
@@ -577,7 +579,7 @@ INSTRUCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "softmax": lambda f, x, y: f.softmax(x, 1) - f.log_softmax(x, 0),
     "linear": lambda f, x, y: f.linear(x, f.tanh(x), None, activation="tanh") @ x,
     "bernoulli": lambda f, x, y: f.reshape(f.bernoulli_log_prob(x, f.sigmoid(x)), (x.shape[0], 1)),
-    "iwae": lambda f, x, y: f.reshape(f.iwae_bound(x, axis=0)[0], (1, x.shape[1])) * f.iwae_bound(x, axis=0)[1],
+    "iwae": lambda f, x, y: f.reshape(f.iwae_bound(x, axis=0), (1, x.shape[1])) * f.importance_weights(x, axis=0)[0],
 }  # fmt: skip
 PROGRAMS = st.lists(
     st.tuples(st.sampled_from(sorted(INSTRUCTIONS)), st.integers(0, 99), st.integers(0, 99)), min_size=3, max_size=12

@@ -112,6 +112,37 @@ def test_edges_of_exp(dtype):
     assert np.isfinite(y[0]) and y[0] > 0.99 * info.max and y[1] == np.inf
 
 
+@block_kernel
+def factors(block, x, p, q):
+    for i in range(x.size):
+        p[i], q[i] = elementary.exp_factors(x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_factors(dtype):
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(3)
+    x = np.concatenate([-(10.0 ** rng.uniform(-3, 3.5, 50_001)), [0.0, -np.inf]]).astype(dtype)
+    compiled = np.empty_like(x), np.empty_like(x)
+    factors(1, x, *compiled)
+    exact = np.exp(x.astype(np.longdouble))
+    for p, q in (compiled, elementary.exp_factors(x)):
+        assert np.all((p > 0.7) & (p < 1.5))
+        assert np.all(np.frexp(q)[0] == np.where(q == 0, 0, 0.5)) and np.all(q[exact < info.tiny / 2] == 0)
+        # A few roundings of the polynomial; of ln 2, and of its product where that is not fused, half a bit of x each.
+        error = np.abs(p.astype(np.longdouble) * q - exact)
+        bound = info.eps * (1 + np.abs(x[:-1])) * exact[:-1] + info.tiny
+        assert np.all(error[:-1] <= bound) and error[-1] == 0
+
+
+@pytest.mark.parametrize("dtype, bits", [(np.float32, np.uint32), (np.float64, np.uint64)])
+def test_exp_factors_of_any_nan(dtype, bits):
+    x = (np.full(64, np.nan, dtype).view(bits) + np.arange(64, dtype=bits)).view(dtype)
+    p, q = np.empty_like(x), np.empty_like(x)
+    factors(1, x, p, q)
+    assert np.isnan(p * q).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", BITWISE)
 def test_numpy_gives_the_same_bits(name, dtype):

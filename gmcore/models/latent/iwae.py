@@ -19,8 +19,8 @@ class IWAE(VAE):
         L_k = E log 1/k sum_i w_i,   w_i = p(x, z_i) / q(z_i | x),   z_1 .. z_k ~ q(z | x)       (eq. 8)
 
     L_1 is the evidence lower bound, L_k <= L_(k+1) <= log p(x). Its gradient weighs those of log w_i by the
-    normalised weights w_i / sum_j w_j (eq. 14), which the forward kernel has already computed. The estimator
-    that reports sum_i w~_i log w_i in place of the bound is not L_k.
+    normalised weights w~_i = w_i / sum_j w_j (eq. 14). The estimator that reports sum_i w~_i log w_i in place of
+    the bound is not L_k.
 
     Parameters are the VAE's, except that `samples` is k and there is one estimator.
     """
@@ -56,4 +56,4 @@ class IWAE(VAE):
         mu, logvar = self.encode(x)
         key = (generator or default_generator()).draw() if key is None else key
         log_w = self.log_weights(x, mu, logvar, samples=self.samples, key=key)
-        return ops.iwae_bound(log_w, axis=0)[0]
+        return ops.iwae_bound(log_w, axis=0)

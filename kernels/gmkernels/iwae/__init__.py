@@ -11,9 +11,11 @@ for _spec in (spec.IWAE_BOUND, spec.IWAE_BOUND_BACKWARD):
 
 
 def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tuple[Array, Array, Array]:
-    """The importance-weighted bound, the normalised weights, and the effective sample size.
+    """The importance-weighted bound, and what the weights are computed from.
 
-        bound = logsumexp_k(log_w_k) - log K,    weights = softmax_k(log_w),    ess = 1 / sum_k weights_k^2
+        bound = logsumexp_k(log_w_k) - log K,    highest = max_k log_w_k,    scale = 1 / sum_k exp(log_w_k - highest)
+
+    The normalised weights are ``scale * exp(log_w - highest)``: `iwae_bound_backward` of a gradient of ones.
 
     Parameters
     ----------
@@ -22,9 +24,7 @@ def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tu
 
     Returns
     -------
-    bound : the shape of log_w without the axis
-    weights : the shape of log_w
-    ess : the shape of bound; between 1 and K
+    bound, highest, scale : the shape of log_w without the axis
 
     Raises
     ------
@@ -32,29 +32,35 @@ def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tu
 
     Notes
     -----
-    A weight is 0 where log_w = -inf. If all are -inf, bound is -inf and weights and ess are 0. If some are
-    +inf, bound is +inf and these share the weight evenly. A NaN among the samples makes all three NaN.
+    The weight of log_w = -inf is 0. If all are -inf, bound is -inf and scale is 0. If some are +inf, bound is +inf
+    and these share the weight evenly: the difference of equal infinities counts as 0. A NaN among the samples makes
+    all three NaN.
 
     References
     ----------
-    Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, eq. 8 and 14.
+    Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, eq. 8.
     """
-    bound, weights, ess = run(spec.IWAE_BOUND, (log_w,), {"axis": axis}, backend=backend)
-    return bound, weights, ess
+    bound, highest, scale = run(spec.IWAE_BOUND, (log_w,), {"axis": axis}, backend=backend)
+    return bound, highest, scale
 
 
-def iwae_bound_backward(g_bound: Array, weights: Array, *, axis: int = 0, backend: str | None = None) -> Array:
-    """Gradient of the bound with respect to log_w: ``g_bound * weights``.
+def iwae_bound_backward(
+    g_bound: Array, log_w: Array, highest: Array, scale: Array, *, axis: int = 0, backend: str | None = None
+) -> Array:
+    """Gradient of the bound with respect to log_w: g_bound times the normalised weights.
+
+        d_log_w_k = g_bound scale exp(log_w_k - highest)
 
     Parameters
     ----------
-    g_bound : gradient with respect to the bound, the shape of weights without the axis
-    weights : normalised weights, as `iwae_bound` returns them
+    g_bound : gradient with respect to the bound, the shape of log_w without the axis
+    log_w : as given to `iwae_bound`
+    highest, scale : as `iwae_bound` returns them
     axis : the axis of the samples
 
     Returns
     -------
-    The gradient with respect to log_w, in the shape of weights.
+    The gradient with respect to log_w, in its shape.
 
     Raises
     ------
@@ -62,6 +68,6 @@ def iwae_bound_backward(g_bound: Array, weights: Array, *, axis: int = 0, backen
 
     References
     ----------
-    Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, eq. 13.
+    Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, eq. 13 and 14.
     """
-    return run(spec.IWAE_BOUND_BACKWARD, (g_bound, weights), {"axis": axis}, backend=backend)[0]
+    return run(spec.IWAE_BOUND_BACKWARD, (g_bound, log_w, highest, scale), {"axis": axis}, backend=backend)[0]

@@ -2,7 +2,12 @@
 
 The array is (outer, K, inner), the samples on the middle axis. Where inner > 1, tiles of neighbouring columns
 go through the samples together, a vector of columns at a time. Where inner = 1, the vectors lie along the
-samples. A tile is read from memory once and then stays in the cache.
+samples.
+
+What bounds both kernels is the number of instructions of an exponential. Forward, a column is read once: four
+samples at a time raise the highest so far, which costs an exponential, to scale what was summed before, and not
+a second pass (Milakov & Gimelshein, arXiv:1805.02867). The weights are computed where they are used, backward:
+to write and read them would take longer than the exponentials.
 """
 
 from __future__ import annotations
@@ -12,26 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import exp, fma, log, maximum, select
+from gmkernels.elementary import exp_factors, fma, log, maximum, select
 from gmkernels.iwae.spec import split
 from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
 
 Arrays = Sequence[np.ndarray]
 
-_TILE = 512
-"""Most columns of a tile."""
-_TILE_ELEMENTS = 32768
-"""Most elements of a tile of several rows, so that it stays in the second-level cache."""
+_BLOCK = 16384  # elements
+_TILE = 2048
+"""Most columns of a tile: its highest numbers and sums stay in the first-level cache."""
+_TILES = 8
+"""Into how many tiles columns are cut at least, where that leaves each `_BLOCK` elements."""
 _RUN = 64  # terms summed in the arrays' dtype before they go to a float64 sum
 _ROW_RUN = 1024  # the same along a row, where 8 or more lanes share the terms
-_BLOCK = 16384  # elements
 
 
 def _cut(outer: int, samples: int, inner: int) -> tuple[int, int, int]:
     """Number of blocks, of tiles in each, and of columns of a tile."""
-    width = min(max(inner, 1), max(64, min(_TILE, _TILE_ELEMENTS // samples // 64 * 64)))
-    tiles = outer * -(-inner // width)
-    per_block = max(1, _BLOCK // (samples * width))
+    wanted = max(inner // _TILES, _BLOCK // samples, 1)
+    width = min(inner, _TILE, -(-wanted // 64) * 64)
+    tiles = outer * -(-inner // width) if inner else 0
+    per_block = max(1, _BLOCK // (samples * width)) if inner else 1
     return -(-tiles // per_block), per_block, width
 
 
@@ -42,87 +48,97 @@ def _fill(x, value):
 
 
 @jitable
-def _raise_to(x, highest):
+def _difference(x, highest):
+    """x - highest; 0 where they are equal, be they infinite."""
+    return select(x != highest, x - highest, 0.0)
+
+
+@jitable
+def _larger(x, y):
+    """The larger number. If one is NaN, so will the sum be, whichever this is."""
+    return select(x > y, x, y)
+
+
+@jitable
+def _plus_exp(total, x, highest):
+    """total + e^(x - highest)."""
+    p, power = exp_factors(_difference(x, highest))
+    return fma(p, power, total)
+
+
+@jitable
+def _add_four(a, b, c, d, highest, total):
+    """Raise `highest` to what four samples have, and add their exponentials to `total`, which is relative to it."""
     long_loop()
-    for j in range(x.size):
-        highest[j] = select(x[j] > highest[j], x[j], highest[j])  # passes NaN over: the sums will be NaN
+    for j in range(highest.size):
+        top = _larger(_larger(_larger(a[j], b[j]), _larger(c[j], d[j])), highest[j])
+        p, power = exp_factors(_difference(highest[j], top))
+        two = _plus_exp(_plus_exp(p * power * total[j], a[j], top), b[j], top)
+        total[j] = _plus_exp(_plus_exp(two, c[j], top), d[j], top)
+        highest[j] = top
 
 
 @jitable
-def _shifted_exp(x, highest, w, first, second):
+def _add(x, highest, total):
+    """The same for one sample, with one exponential: the lower of `highest` and the sample relative to the other."""
     long_loop()
-    for j in range(x.size):
-        e = exp(select(x[j] == highest[j], x.dtype.type(0), x[j] - highest[j]))
-        w[j] = e
-        first[j] += e
-        second[j] = fma(e, e, second[j])
+    for j in range(highest.size):
+        p, power = exp_factors(-abs(_difference(x[j], highest[j])))
+        above, e = x[j] > highest[j], p * power
+        total[j] = select(above, fma(total[j], e, 1.0), total[j] + e)
+        highest[j] = _larger(x[j], highest[j])
 
 
 @jitable
-def _flush(total, part):
-    for j in range(part.size):
-        total[j] += part[j]
-        part[j] = 0
+def _merge(run_highest, run_total, highest, total):
+    """Add the sums of a run to those in float64."""
+    long_loop()
+    for j in range(total.size):
+        top = _larger(run_highest[j], highest[j])
+        p, power = exp_factors(np.float64(_difference(highest[j], top)))
+        q, power_of_run = exp_factors(np.float64(_difference(run_highest[j], top)))
+        total[j] = total[j] * p * power + run_total[j] * q * power_of_run
+        highest[j] = top
 
 
 @jitable
-def _finish(highest, first, second, samples, bound, ess, scale):
-    """The bound and the effective sample size; `scale` makes weights of the exponentials."""
+def _finish(total, samples, highest, bound, scale):
+    """The bound, and what makes weights of exponentials. A NaN among the samples is in the total, not in `highest`."""
     long_loop()
     log_samples = log(np.float64(samples))
-    for j in range(highest.size):
-        shift = np.float64(highest[j])
-        empty = (shift == -np.inf) & (first[j] == first[j])
-        scale[j] = select(empty, 0.0, 1.0 / first[j])
-        ess[j] = select(empty, 0.0, first[j] * first[j] / second[j])
-        bound[j] = shift + (log(first[j]) - log_samples)
-
-
-@jitable
-def _multiply(w, scale):
-    long_loop()
-    for j in range(w.size):
-        w[j] *= scale[j]
-
-
-@jitable
-def _product(g, x, y):
-    long_loop()
-    for j in range(y.size):
-        y[j] = g[j] * x[j]
+    for j in range(total.size):
+        highest[j] = select(total[j] == total[j], highest[j], np.nan)
+        empty = (highest[j] == -np.inf) & (total[j] == total[j])
+        bound[j] = highest[j] + (log(total[j]) - log_samples)
+        scale[j] = select(empty, 0.0, 1.0 / total[j])
 
 
 @block_kernel
-def _columns(block, log_w, bound, weights, ess, samples, inner, per_block, most):
-    tops, scale = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype)
-    sums, squares = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype)
-    first_totals, second_totals = scratch(_TILE, np.float64), scratch(_TILE, np.float64)
+def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, most):
+    tops, sums, totals = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype), scratch(_TILE, np.float64)
     per_outer = -(-inner // most)
     tiles = bound.size // inner * per_outer
     for tile in range(block * per_block, min((block + 1) * per_block, tiles)):
         outer = tile // per_outer
         column = tile % per_outer * most
         width = min(most, inner - column)
-        start = outer * samples * inner + column
-        highest, one, two = part(tops, 0, width), part(sums, 0, width), part(squares, 0, width)
-        first, second = part(first_totals, 0, width), part(second_totals, 0, width)
-        _fill(highest, -np.inf)
-        for k in range(samples):
-            _raise_to(part(log_w, start + k * inner, width), highest)
-        _fill(one, 0)
-        _fill(two, 0)
-        _fill(first, 0)
-        _fill(second, 0)
-        for k in range(samples):
-            at = start + k * inner
-            _shifted_exp(part(log_w, at, width), highest, part(weights, at, width), one, two)
-            if (k + 1) % _RUN == 0 or k + 1 == samples:
-                _flush(first, one)
-                _flush(second, two)
         at = outer * inner + column
-        _finish(highest, first, second, samples, part(bound, at, width), part(ess, at, width), scale)
-        for k in range(samples):
-            _multiply(part(weights, start + k * inner, width), scale)
+        run_top, run_sum, total = part(tops, 0, width), part(sums, 0, width), part(totals, 0, width)
+        top = part(highest, at, width)
+        _fill(top, -np.inf)
+        _fill(total, 0)
+        for run in range(0, samples, _RUN):
+            start, stop = (outer * samples + run) * inner + column, min(_RUN, samples - run)
+            _fill(run_top, -np.inf)
+            _fill(run_sum, 0)
+            for k in range(0, stop - 3, 4):
+                a, b = part(log_w, start + k * inner, width), part(log_w, start + (k + 1) * inner, width)
+                c, d = part(log_w, start + (k + 2) * inner, width), part(log_w, start + (k + 3) * inner, width)
+                _add_four(a, b, c, d, run_top, run_sum)
+            for k in range(stop // 4 * 4, stop):
+                _add(part(log_w, start + k * inner, width), run_top, run_sum)
+            _merge(run_top, run_sum, top, total)
+        _finish(total, samples, top, part(bound, at, width), part(scale, at, width))
 
 
 @jitable
@@ -134,85 +150,89 @@ def _row_maximum(x):
 
 
 @jitable
-def _row_exp(x, highest, w):
+def _scaled_exp(x, highest, scale, y):
     for j in range(x.size):
-        w[j] = exp(select(x[j] == highest, x.dtype.type(0), x[j] - highest))
+        p, power = exp_factors(_difference(x[j], highest))
+        y[j] = scale * p * power
 
 
 @reduction
-def _row_moments(w):
-    first = w.dtype.type(0)
-    second = w.dtype.type(0)
-    for j in range(w.size):
-        first += w[j]
-        second += w[j] * w[j]
-    return first, second
-
-
-@jitable
-def _row_scale(x, factor, y):
+def _row_sum(x):
+    total = x.dtype.type(0)
     for j in range(x.size):
-        y[j] = x[j] * factor
+        total += x[j]
+    return total
 
 
 @block_kernel
-def _rows(block, log_w, bound, weights, ess, samples, per_block):
-    scale = scratch(1, log_w.dtype)
-    first = scratch(1, np.float64)
-    second = scratch(1, np.float64)
+def _rows(block, log_w, bound, highest, scale, samples, per_block):
+    exponentials = scratch(_ROW_RUN, log_w.dtype)
+    total = scratch(1, np.float64)
     for row in range(block * per_block, min((block + 1) * per_block, bound.size)):
         x = log_w[row * samples : (row + 1) * samples]
-        w = weights[row * samples : (row + 1) * samples]
-        bound[row] = _row_maximum(x)
-        first[0] = 0
-        second[0] = 0
+        highest[row] = _row_maximum(x)
+        total[0] = 0
         for at in range(0, samples, _ROW_RUN):
-            run = w[at : at + _ROW_RUN]
-            _row_exp(x[at : at + _ROW_RUN], bound[row], run)
-            one, two = _row_moments(run)
-            first[0] += one
-            second[0] += two
-        here = bound[row : row + 1]
-        _finish(here, first, second, samples, here, ess[row : row + 1], scale)
-        _row_scale(w, scale[0], w)
+            run = x[at : at + _ROW_RUN]
+            _scaled_exp(run, highest[row], x.dtype.type(1), exponentials)
+            total[0] += _row_sum(exponentials[: run.size])
+        _finish(total, samples, highest[row : row + 1], bound[row : row + 1], scale[row : row + 1])
 
 
 def iwae_bound(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     (log_w,) = inputs
-    bound, weights, ess = (a.reshape(-1) for a in outputs)
+    bound, highest, scale = (a.reshape(-1) for a in outputs)
     outer, samples, inner = split(log_w.shape, attrs["axis"])
     blocks, per_block, width = _cut(outer, samples, inner)
     if inner == 1:
-        _rows(blocks, log_w.reshape(-1), bound, weights, ess, samples, per_block)
+        _rows(blocks, log_w.reshape(-1), bound, highest, scale, samples, per_block)
     else:
-        _columns(blocks, log_w.reshape(-1), bound, weights, ess, samples, inner, per_block, width)
+        _columns(blocks, log_w.reshape(-1), bound, highest, scale, samples, inner, per_block, width)
+
+
+@jitable
+def _multiply(x, y, z):
+    for j in range(z.size):
+        z[j] = x[j] * y[j]
+
+
+@jitable
+def _weigh(factor, x, highest, d):
+    long_loop()
+    for j in range(d.size):
+        p, power = exp_factors(_difference(x[j], highest[j]))
+        d[j] = factor[j] * p * power
 
 
 @block_kernel
-def _backward_columns(block, g, weights, d, samples, inner, per_block, most):
+def _backward_columns(block, g, log_w, highest, scale, d, samples, inner, per_block, most):
+    factors = scratch(_TILE, g.dtype)
     per_outer = -(-inner // most)
     tiles = g.size // inner * per_outer
     for tile in range(block * per_block, min((block + 1) * per_block, tiles)):
         outer = tile // per_outer
         column = tile % per_outer * most
         width = min(most, inner - column)
+        at = outer * inner + column
+        factor, top = part(factors, 0, width), part(highest, at, width)
+        _multiply(part(g, at, width), part(scale, at, width), factor)
         for k in range(samples):
             at = (outer * samples + k) * inner + column
-            _product(part(g, outer * inner + column, width), part(weights, at, width), part(d, at, width))
+            _weigh(factor, part(log_w, at, width), top, part(d, at, width))
 
 
 @block_kernel
-def _backward_rows(block, g, weights, d, samples, per_block):
+def _backward_rows(block, g, log_w, highest, scale, d, samples, per_block):
     for row in range(block * per_block, min((block + 1) * per_block, g.size)):
         lo, hi = row * samples, (row + 1) * samples
-        _row_scale(weights[lo:hi], g[row], d[lo:hi])
+        _scaled_exp(log_w[lo:hi], highest[row], g[row] * scale[row], d[lo:hi])
 
 
 def iwae_bound_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
-    g_bound, weights = inputs
-    outer, samples, inner = split(weights.shape, attrs["axis"])
+    g_bound, log_w, highest, scale = inputs
+    outer, samples, inner = split(log_w.shape, attrs["axis"])
     blocks, per_block, width = _cut(outer, samples, inner)
-    arrays = g_bound.reshape(-1), weights.reshape(-1), outputs[0].reshape(-1)
+    arrays = [a.reshape(-1) for a in (g_bound, log_w, highest, scale, *outputs)]
     if inner == 1:
         _backward_rows(blocks, *arrays, samples, per_block)
     else:
