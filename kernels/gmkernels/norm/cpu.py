@@ -223,7 +223,7 @@ def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias
             out[j] = (incoming[j] - shift[j] - ((row[j] - center[j]) - rest[j]) * slope[j]) * scale[j]
 
 
-def _launch(rows: Any, columns: Any, arrays: Arrays, workspace: Arrays, shape: tuple[int, ...]) -> None:
+def _launch(rows: Any, columns: Any, arrays: Sequence[Any], workspace: Arrays, shape: tuple[int, ...]) -> None:
     batch, channels, each = split(shape)
     if each == 1:
         columns(-(-channels // _STRIP), *arrays, batch)

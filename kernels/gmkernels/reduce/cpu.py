@@ -142,7 +142,9 @@ def _launch(stage: Stage, strides: Shape) -> tuple[int, np.ndarray]:
 
 
 @functools.lru_cache(1024)
-def _launches(shape: Shape, strides: Shape, itemsize: int, axes: Shape, contiguous: bool) -> list[tuple[int, np.ndarray]]:
+def _launches(
+    shape: Shape, strides: Shape, itemsize: int, axes: Shape, contiguous: bool
+) -> list[tuple[int, np.ndarray]]:
     found: list[tuple[int, np.ndarray]] = []
     for stage in stages(shape, axes, contiguous):
         in_elements = _contiguous(stage.shape)
