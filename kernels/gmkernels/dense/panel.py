@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from gmkernels.dense.tiles import PANEL_BYTES
-from gmkernels.pool import jitable, long_loop, part, scratch
+from gmkernels.pool import jitable, long_loop, scratch
 from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, transpose_square
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
@@ -113,23 +113,6 @@ def _tile_of_one(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
 
 
 @jitable
-def _rows_of_a_tile(rows):
-    return _MORE if -(-rows // _MORE) * _MORE <= -(-rows // _FEWER) * _FEWER else _FEWER
-
-
-@jitable
-def _copy(x, y):
-    for i in range(y.size):
-        y[i] = x[i]
-
-
-@jitable
-def _add(x, y):
-    for i in range(y.size):
-        y[i] += x[i]
-
-
-@jitable
 def pack(b, at, transposed, ldb, inner, columns, panel, to):
     """Write a matrix (inner, columns) of at most one panel's columns, or the transpose of (columns, inner), as a panel.
 
@@ -158,7 +141,8 @@ def pack(b, at, transposed, ldb, inner, columns, panel, to):
 def product(a, at_a, lda, panels, at_panels, inner, columns, add, c, at_c, ldc, rows):
     """c = a times a packed matrix, or c += that; these begin at elements at_a, at_panels and at_c of arrays."""
     width = PANEL_BYTES // c.itemsize
-    tall = _rows_of_a_tile(rows)
+    # Tiles of the height with which the fewest rows are made that do not exist.
+    tall = _MORE if -(-rows // _MORE) * _MORE <= -(-rows // _FEWER) * _FEWER else _FEWER
     edge = scratch(_EDGE, c.dtype)
     for left in range(0, columns, width):
         panel, exist = at_panels + left * inner, min(width, columns - left)
@@ -176,7 +160,6 @@ def product(a, at_a, lda, panels, at_panels, inner, columns, add, c, at_c, ldc, 
                 _tile_of_fewer(alive, a, x, lda, panels, panel, inner, more, to, at, between)
             if exist < width:
                 for i in range(alive):
-                    if add:
-                        _add(part(edge, i * width, exist), part(c, y + i * ldc, exist))
-                    else:
-                        _copy(part(edge, i * width, exist), part(c, y + i * ldc, exist))
+                    for j in range(exist):
+                        place = np.uint64(y + i * ldc + j)
+                        c[place] = c[place] + edge[i * width + j] if add else edge[i * width + j]
