@@ -203,36 +203,45 @@ def calls(seed, narrow):
     v = np.random.default_rng(seed).integers(0, 2, (11, 37)).astype(np.uint8 if narrow else np.float32)
     key, betas = key_array(seed, 5, 3), np.array([0, 0.3, 1]) ** (1 + seed)
     annealed = (v, weight, c, b, c[::-1].copy(), betas, key)
-    yield "gibbs_half_step", (v, weight, b, key), {"units": "bernoulli", "dtype": v.dtype.name}
-    for units in ("bernoulli", "gaussian"):
+    for units, dtype in (("bernoulli", v.dtype.name), ("gaussian", "float32")):
+        yield "gibbs_half_step", (v, weight, b, key), {"units": units, "dtype": dtype}
         yield "gibbs_chain", (v, weight, c, b, key), {"steps": 2, "units": units}
         yield "free_energy", (v, weight, c, b), {"units": units}
         yield "contrastive_divergence", (v, v, weight, c, b, key), {"steps": 1, "units": units}
         yield "annealed_importance_sampling", annealed, {"units": units}
 
 
+def launches_of(kernel, *arguments):
+    found = []
+
+    @contextlib.contextmanager
+    def noted(launch):
+        found.append(launch)
+        yield
+
+    with pool.watched(noted):
+        kernel(*arguments)
+    return pool.Launches([[launch] for launch in found])
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_is_launched_makes_the_whole_result(narrow):
     """From whatever numbers are in the arrays when it is launched again, as a captured step does without Python."""
     for (name, given, attrs), (_, later, _) in zip(calls(0, narrow), calls(1, narrow), strict=True):
-        spec, launches = specs()[name], []
-
-        @contextlib.contextmanager
-        def noted(launch, launches=launches):
-            launches.append(launch)
-            yield
-
+        spec = specs()[name]
         layouts = spec.infer(*given, **attrs), spec.workspace(*given, **attrs)
         outputs, workspace = ([np.empty(shape, dtype) for shape, dtype in layout] for layout in layouts)
-        with pool.watched(noted):
-            entries(spec)["cpu"].kernel()(given, outputs, workspace, attrs)
+        launches = launches_of(entries(spec)["cpu"].kernel(), given, outputs, workspace, attrs)
+        before = [a.copy() for a in given]
         for a, b in zip(given, later, strict=True):
             a[...] = b
         for a in (*outputs, *workspace):
             a.reshape(-1).view(np.uint8)[...] = 0xFF
-        pool.Launches([[launch] for launch in launches])()
+        launches()
         for a, b in zip(outputs, run(spec, later, attrs, backend="cpu"), strict=True):
             assert a.tobytes() == b.tobytes(), name
+        for a, b in zip(given, before, strict=True):
+            a[...] = b
 
 
 # ---------------------------------------------------------------------------------------------------------
