@@ -152,23 +152,19 @@ def _bernoulli_run(mean, key, sample, kept, begin, end, words, tile):
 
 @block_kernel
 def _bernoulli(
-    block, function, wide, trans_x, ldx, trans_w, ldw, x, w, mean, bias, sample, kept, sums, betas, temperature, key,
+    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, kept, sums, betas, temperature, key,
     step, units, m, k, n, row_tiles, column_tiles,
 ):  # fmt: skip
     """mean = sigmoid(beta (x w + bias)) and, where there is room, its sample, and sums by row and tile: how much
     softplus rises from before (x w + bias) to beta (x w + bias), or without temperatures softplus(x w + bias).
 
-    `before` and `beta` are the numbers `temperature` and `temperature` + 1 of `betas`. Of the matrices x and w only the
-    addresses are used.
+    `before` and `beta` are the numbers `temperature` and `temperature` + 1 of `betas`.
     """
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
     left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
     if k > 0 and bottom > top and right > left:
-        x_address, w_address = x.ctypes.data, w.ctypes.data
-        product_tile(
-            function, wide, x_address, trans_x, ldx, w_address, trans_w, ldw, mean, k, top, bottom, left, right, n
-        )
+        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
     else:
         mean[top * n : bottom * n] = 0  # there is one column tile
     real = mean.dtype.type
@@ -246,13 +242,13 @@ def _half_step(
         return
     (m, k), n = states.shape, weight.shape[0]
     row_tiles, column_tiles = tiles(m, k, n)
-    (function, wide, _, trans_x, ldx, _, trans_w, ldw), matrices = dense.operands(states, weight.T)
+    arguments = dense.operands(states, weight.T)
     bias = np.ascontiguousarray(bias)
     step, units_of_step = (0, 1) if step is None else (step, n)
     with blas.single_threaded():
         _bernoulli(
-            row_tiles * column_tiles, function, wide, trans_x, ldx, trans_w, ldw, *matrices, mean, bias, sample, kept,
-            sums, betas, temperature, key, step, units_of_step, m, k, n, row_tiles, column_tiles,
+            row_tiles * column_tiles, *arguments, mean, bias, sample, kept, sums, betas, temperature, key, step,
+            units_of_step, m, k, n, row_tiles, column_tiles,
         )  # fmt: skip
 
 
