@@ -201,14 +201,12 @@ def calls(seed, narrow):
     """Arguments of kernels whose arrays have the same shapes whatever the seed."""
     weight, c, b = machine(37, 29, 0.5, seed=seed, dtype="float32")
     v = np.random.default_rng(seed).integers(0, 2, (11, 37)).astype(np.uint8 if narrow else np.float32)
-    key, betas = key_array(seed, 5, 3), np.array([0, 0.3, 1]) ** (1 + seed)
-    annealed = (v, weight, c, b, c[::-1].copy(), betas, key)
+    key = key_array(seed, 5, 3)
     for units, dtype in (("bernoulli", v.dtype.name), ("gaussian", "float32")):
         yield "gibbs_half_step", (v, weight, b, key), {"units": units, "dtype": dtype}
         yield "gibbs_chain", (v, weight, c, b, key), {"steps": 2, "units": units}
         yield "free_energy", (v, weight, c, b), {"units": units}
         yield "contrastive_divergence", (v, v, weight, c, b, key), {"steps": 1, "units": units}
-        yield "annealed_importance_sampling", annealed, {"units": units}
 
 
 def launches_of(kernel, *arguments):

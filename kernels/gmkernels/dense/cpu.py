@@ -16,7 +16,7 @@ from gmkernels.dense import spec, thin
 from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
-from gmkernels.pool import address, block_kernel, jitable, long_loop
+from gmkernels.pool import block_kernel, jitable, long_loop
 from gmkernels.reduce.cpu import add_up
 from gmkernels.registry import KernelError
 
@@ -39,10 +39,10 @@ def edge(tile, tiles, size):
 
 @_jit
 def product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n):
-    """c[top:bottom, left:right] = a[top:bottom] @ b[:, left:right]."""
+    """c[top:bottom, left:right] = a[top:bottom] @ b[:, left:right], with matrices as BLAS reads them (`operands`)."""
     item = c.itemsize
-    a_tile = a + item * (top * lda if trans_a == NO_TRANS else top)
-    b_tile = b + item * (left if trans_b == NO_TRANS else left * ldb)
+    a_tile = a.ctypes.data + item * (top * lda if trans_a == NO_TRANS else top)
+    b_tile = b.ctypes.data + item * (left if trans_b == NO_TRANS else left * ldb)
     c_tile = c.ctypes.data + item * (top * n + left)
     rows, columns = bottom - top, right - left
     gemm(function, wide, c, trans_a, trans_b, rows, columns, k, 1, a_tile, lda, b_tile, ldb, 0, c_tile, n)
@@ -56,8 +56,12 @@ def _matmul(block, function, wide, a, trans_a, lda, b, trans_b, ldb, c, m, k, n,
     product_tile(function, wide, a, trans_a, lda, b, trans_b, ldb, c, k, top, bottom, left, right, n)
 
 
-def operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.ndarray, np.ndarray]]:
-    """The first arguments of a block kernel that multiplies, and the arrays to keep alive meanwhile."""
+def operands(a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
+    """The first arguments of a block kernel that multiplies; of the matrices it uses the addresses.
+
+    They are not given by their addresses, so that a recording of the launch sees those that have been packed: memory
+    that no other launch writes.
+    """
     library = blas.find()
     assert library is not None
     a, trans_a, lda = blas.layout(a)
@@ -68,7 +72,7 @@ def operands(a: np.ndarray, b: np.ndarray) -> tuple[tuple[Any, ...], tuple[np.nd
     (m, k), n = a.shape, b.shape[1]
     if thin.suits(library, a.dtype, trans_a, trans_b, m, k, n):
         function, wide = thin.address(), True
-    return (function, int(wide), address(a), trans_a, lda, address(b), trans_b, ldb), (a, b)
+    return function, int(wide), a, trans_a, lda, b, trans_b, ldb
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -79,7 +83,7 @@ def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     if c.size == 0 or k == 0:
         c.fill(0)
         return
-    arguments, alive = operands(a, b)
+    arguments = operands(a, b)
     row_tiles, column_tiles = tiles(m, k, n)
     with blas.single_threaded():
         _matmul(row_tiles * column_tiles, *arguments, c, m, k, n, row_tiles, column_tiles)
@@ -149,7 +153,7 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     m = y.size // n
     bias = np.ascontiguousarray(rest[0]) if rest else np.empty(0, y.dtype)
     row_tiles, column_tiles = tiles(m, k, n)
-    arguments, alive = operands(x.reshape(m, k), weight.T)
+    arguments = operands(x.reshape(m, k), weight.T)
     code = _CODES[attrs.get("activation", "identity")]
     with blas.single_threaded():
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)

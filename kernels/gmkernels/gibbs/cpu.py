@@ -18,7 +18,7 @@ from gmkernels.gibbs.spec import STEP_BITS, step_key
 from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
 from gmkernels.registry import FLOATS, Array
 from gmkernels.rng import cpu as rng
-from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
+from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, word_tile
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -56,6 +56,7 @@ def _rooms(out: Array, room: Array) -> tuple[Array, Array]:
 @jitable
 def _sigmoids(x, bias, beta):
     """x = sigmoid(beta (x + bias))."""
+    long_loop()
     bias = bias[: x.size]
     for i in range(x.size):
         x[i] = sigmoid(beta * (x[i] + bias[i]))
@@ -93,45 +94,21 @@ def _sigmoids_and_softplus(x, z):
 
 
 @jitable
-def _sigmoids_and_sum(x, bias, z):
-    """x = sigmoid(x + bias); returns the sum of softplus(x + bias).
-
-    Two loops over a tile, since one with both would be a chain too long to overlap with the next element's.
-    """
-    total = 0.0
-    for start in range(0, x.size, TILE):
-        stop = min(start + TILE, x.size)
-        _exponentials(x[start:stop], bias[start:stop], z)
-        _sigmoids_and_softplus(x[start:stop], z)
-        total += _sum(z[: stop - start])
-    return total
-
-
-@reduction
-def _sigmoids_and_rise(x, bias, beta, before):
-    """x = sigmoid(beta a) with a = x + bias; returns the sum of softplus(beta a) - softplus(before a).
+def _sigmoids_and_rises(x, bias, beta, before, z):
+    """x = sigmoid(beta a) and z = softplus(beta a) - softplus(before a), with a = x + bias.
 
     softplus(a) = max(a, 0) + log1p(exp -|a|): the difference of each of the two parts keeps its digits.
     """
-    bias = bias[: x.size]
+    long_loop()
+    bias, z = bias[: x.size], z[: x.size]
     zero, one = x.dtype.type(0), x.dtype.type(1)
     step = beta - before
-    total = 0.0
     for i in range(x.size):
         a = x[i] + bias[i]
-        z = exp(-beta * abs(a))
-        rest = log1p_unit(z) - log1p_unit(exp(-before * abs(a)))
-        x[i] = select(a < zero, z, one) / (one + z)
-        total += np.float64(select(a < zero, zero, step * a) + rest)
-    return total
-
-
-@jitable
-def _inputs(x, bias, beta):
-    """x = beta (x + bias)."""
-    bias = bias[: x.size]
-    for i in range(x.size):
-        x[i] = beta * (x[i] + bias[i])
+        e = exp(-beta * abs(a))
+        rest = log1p_unit(e) - log1p_unit(exp(-before * abs(a)))
+        z[i] = select(a < zero, zero, step * a) + rest
+        x[i] = select(a < zero, e, one) / (one + e)
 
 
 @jitable
@@ -173,39 +150,6 @@ def _bernoulli_run(mean, key, sample, kept, begin, end, words, tile):
             _keep(sample[start:stop], kept[start:stop])
 
 
-@jitable
-def _normal_run(mean, key, sample, begin, end, words, lanes, noise):
-    """The elements `begin` to `end` of the sample; the last three are scratch."""
-    for start in range(begin, end, TILE):
-        stop = min(start + TILE, end)
-        lane = normal_tile(key, start, stop - start, words, lanes, noise)
-        for i in range(stop - start):
-            sample[start + i] = noise[lane + i] + mean[start + i]
-
-
-@jitable
-def _tile(block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles):
-    """mean = x w in one tile; returns its bounds: top, bottom, left, right."""
-    row, column = block // column_tiles, block % column_tiles
-    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
-    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
-    if k > 0 and bottom > top and right > left:
-        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
-    else:
-        mean[top * n : bottom * n] = 0  # there is one column tile
-    return top, bottom, left, right
-
-
-@jitable
-def _runs(top, bottom, left, right, n):
-    """Numbers of runs of elements that lie together in a tile, and their length.
-
-    Whole rows are one run: they share tiles of the random stream.
-    """
-    runs = bottom - top if right - left < n else 1
-    return runs, (bottom - top) * (right - left) // max(runs, 1)
-
-
 @block_kernel
 def _bernoulli(
     block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, kept, sums, betas, temperature, key,
@@ -216,50 +160,55 @@ def _bernoulli(
 
     `before` and `beta` are the numbers `temperature` and `temperature` + 1 of `betas`.
     """
-    top, bottom, left, right = _tile(
-        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
-    )
+    row, column = block // column_tiles, block % column_tiles
+    top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
+    left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
+    if k > 0 and bottom > top and right > left:
+        product_tile(function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, k, top, bottom, left, right, n)
+    else:
+        mean[top * n : bottom * n] = 0  # there is one column tile
     real = mean.dtype.type
     tempered = betas.size > 0
     before, beta = real(betas[temperature] if tempered else 0), real(betas[temperature + 1] if tempered else 1)
     terms = scratch(TILE, mean.dtype)
     for r in range(top, bottom):
-        begin, end = r * n + left, r * n + right
-        here, its_bias = mean[begin:end], bias[left:right]
-        if sums.size == 0:
-            _sigmoids(here, its_bias, beta)
-        elif tempered:
-            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_rise(here, its_bias, beta, before)
-        else:
-            sums[r * column_tiles + block % column_tiles] = _sigmoids_and_sum(here, its_bias, terms)
+        total = 0.0
+        for start in range(left, right, TILE):
+            stop = min(start + TILE, right)
+            x_tile, its_bias = mean[r * n + start : r * n + stop], bias[start:stop]
+            if sums.size == 0:
+                _sigmoids(x_tile, its_bias, beta)
+            else:
+                if tempered:
+                    _sigmoids_and_rises(x_tile, its_bias, beta, before, terms)
+                else:  # two loops, since one would be a chain of operations too long to overlap with the next element's
+                    _exponentials(x_tile, its_bias, terms)
+                    _sigmoids_and_softplus(x_tile, terms)
+                total += _sum(terms[: stop - start])
+        if sums.size > 0:
+            sums[r * column_tiles + column] = total
     if sample.size > 0:
         key_of_step, words, tile = scratch(3, np.uint64), scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
         _set_step_key(key, step, units, key_of_step)
-        runs, length = _runs(top, bottom, left, right, n)
+        runs = bottom - top if column_tiles > 1 else 1  # whole rows lie together and share tiles of the random stream
+        length = (bottom - top) * (right - left) // max(runs, 1)
         for r in range(top, top + runs):
             begin = r * n + left
             _bernoulli_run(mean, key_of_step, sample, kept, begin, begin + length, words, tile)
 
 
 @block_kernel
-def _gaussian(
-    block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, bias, sample, betas, temperature, key, step, units,
-    m, k, n, row_tiles, column_tiles,
-):  # fmt: skip
-    """mean = beta (x w + bias), and its sample."""
-    top, bottom, left, right = _tile(
-        block, function, wide, x, trans_x, ldx, w, trans_w, ldw, mean, m, k, n, row_tiles, column_tiles
-    )
+def _step_key(block, key, step, units, out):
+    _set_step_key(key, step, units, out)
+
+
+@block_kernel
+def _gaussian(block, mean, betas, temperature, sample, per_block):
+    """mean *= beta, and standard normal numbers -> their sum with the mean."""
     beta = mean.dtype.type(betas[temperature + 1] if betas.size > 0 else 1)
-    for r in range(top, bottom):
-        _inputs(mean[r * n + left : r * n + right], bias[left:right], beta)
-    key_of_step, words = scratch(3, np.uint64), scratch(SCRATCH, np.uint32)
-    lanes, noise = scratch(SCRATCH, mean.dtype), scratch(SCRATCH, mean.dtype)
-    _set_step_key(key, step, units, key_of_step)
-    runs, length = _runs(top, bottom, left, right, n)
-    for r in range(top, top + runs):
-        begin = r * n + left
-        _normal_run(mean, key_of_step, sample, begin, begin + length, words, lanes, noise)
+    for i in range(block * per_block, min((block + 1) * per_block, mean.size)):
+        mean[i] *= beta
+        sample[i] += mean[i]
 
 
 # Of no elements: a kernel that gets one of them leaves that part of its work.
@@ -282,22 +231,25 @@ def _half_step(
 ) -> None:
     """Means, samples (unless they have no elements) and sums of softplus of the units that `weight` leads to.
 
-    The words are those of step number `step` of a call with `key`; without a number, of the key itself. With `betas`,
-    inverse temperatures, as `_bernoulli` has them.
+    The words are those of step number `step` of a call with `key`; without a number, and of Gaussian units, of the key
+    itself. With `betas`, inverse temperatures, as `_bernoulli` has them.
     """
+    sample, kept = rooms
+    if units == "gaussian":
+        dense.linear((states, weight, bias), (mean,), (), {})
+        rng.normal((key,), (sample,), (), {})
+        _gaussian(-(-mean.size // BLOCK), mean, betas, temperature, sample, BLOCK)
+        return
     (m, k), n = states.shape, weight.shape[0]
     row_tiles, column_tiles = tiles(m, k, n)
-    arguments, alive = dense.operands(states, weight.T)
+    arguments = dense.operands(states, weight.T)
     bias = np.ascontiguousarray(bias)
-    stream = (key, 0, 1) if step is None else (key, step, n)
-    sizes = m, k, n, row_tiles, column_tiles
+    step, units_of_step = (0, 1) if step is None else (step, n)
     with blas.single_threaded():
-        if units == "gaussian":
-            _gaussian(row_tiles * column_tiles, *arguments, mean, bias, rooms[0], betas, temperature, *stream, *sizes)
-        else:
-            _bernoulli(
-                row_tiles * column_tiles, *arguments, mean, bias, *rooms, sums, betas, temperature, *stream, *sizes
-            )
+        _bernoulli(
+            row_tiles * column_tiles, *arguments, mean, bias, sample, kept, sums, betas, temperature, key, step,
+            units_of_step, m, k, n, row_tiles, column_tiles,
+        )  # fmt: skip
 
 
 def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -312,24 +264,28 @@ def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
 def _steps(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, first: int, steps: int,
     units: str, sample: tuple[Array, Array], visible_mean: Array, hidden: tuple[Array, Array], hidden_mean: Array,
+    key_of_step: Array,
 ) -> None:  # fmt: skip
     """Half-steps number `first` to 2 `steps`: from `visible` with a `first` of 0, from `hidden` with 1."""
     for step in range(first, 2 * steps):
         if step % 2 == 0:
             source = visible if step == 0 else sample[0]
             _half_step(source, weight, hidden_bias, hidden_mean, hidden, key, step, "bernoulli")
-        else:
+        elif units == "bernoulli":
             _half_step(hidden[0], weight.T, visible_bias, visible_mean, sample, key, step, units)
+        else:
+            _step_key(1, key, step, weight.shape[1], key_of_step)
+            _half_step(hidden[0], weight.T, visible_bias, visible_mean, sample, key_of_step, None, units)
 
 
 def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     """A launch for each half-step, cut by rows and columns: many chains or few, every core has a share."""
     visible, weight, visible_bias, hidden_bias, key = inputs
     visible_out, visible_mean, hidden_out = outputs
-    room, hidden_mean, hidden_room = workspace
+    room, hidden_mean, hidden_room, key_of_step = workspace
     _steps(
         _load(visible, room), weight, visible_bias, hidden_bias, key, 0, attrs["steps"], attrs["units"],
-        _rooms(visible_out, room), visible_mean, _rooms(hidden_out, hidden_room), hidden_mean,
+        _rooms(visible_out, room), visible_mean, _rooms(hidden_out, hidden_room), hidden_mean, key_of_step,
     )  # fmt: skip
 
 
@@ -387,6 +343,7 @@ def free_energy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
 @jitable
 def _add_fours(x, begin, width, total):
     """total += the sum of four rows that lie `width` apart: it is loaded and stored once."""
+    long_loop()
     a, b = x[begin : begin + total.size], x[begin + width : begin + width + total.size]
     begin += 2 * width
     c, d = x[begin : begin + total.size], x[begin + width : begin + width + total.size]
@@ -396,6 +353,7 @@ def _add_fours(x, begin, width, total):
 
 @jitable
 def _add_row(x, begin, total):
+    long_loop()
     x = x[begin : begin + total.size]
     for i in range(total.size):
         total[i] += np.float64(x[i])
@@ -481,6 +439,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     *statistics, visible_out, loss = outputs
     (
         data_room, chain_room, data_hidden, chain_hidden, hidden, visible_mean, data_sums, chain_sums, own, means,
+        key_of_step,
     ) = workspace  # fmt: skip
     units = attrs["units"]
     from_data = chain is data
@@ -494,7 +453,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     _half_step(positive, weight, hidden_bias, data_hidden, first, key, 0, "bernoulli", data_sums)
     _steps(
         start, weight, visible_bias, hidden_bias, key, int(from_data), attrs["steps"], units, rooms, visible_mean,
-        (hidden, _NOT_KEPT), chain_hidden,
+        (hidden, _NOT_KEPT), chain_hidden, key_of_step,
     )  # fmt: skip
     _half_step(negative, weight, hidden_bias, chain_hidden, nowhere, _NO_KEY, None, "bernoulli", chain_sums)
     row_tiles, column_tiles = tiles(weight.shape[0], len(data) + len(chain), weight.shape[1])
@@ -514,56 +473,48 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
 # ---------------------------------------------------------------------------------------------------------
 
 
-@block_kernel
-def _rise(
-    block, visible, visible_bias, base_bias, betas, temperature, sums, log_weight, gaussian, column_tiles, per_block
-):  # fmt: skip
-    """log_weight += how much log p* rises from the temperature to the next; the first step sets it."""
-    n, real = base_bias.size, base_bias.dtype.type
-    change = np.float64(real(betas[temperature + 1])) - np.float64(real(betas[temperature]))
-    for r in range(block * per_block, min((block + 1) * per_block, log_weight.size)):
-        v = visible[r * n : (r + 1) * n]
-        if gaussian:
-            own = 0.5 * (_squared_distance(v, base_bias) - _squared_distance(v, visible_bias))
-        else:
-            own = _dot(v, visible_bias) - _dot(v, base_bias)
-        before = log_weight[r] if temperature > 0 else 0.0
-        log_weight[r] = before + _sum(sums[r * column_tiles : (r + 1) * column_tiles]) + change * own
-
-
-@block_kernel
-def _bias_between(block, visible_bias, base_bias, betas, temperature, bias):
-    """bias = ((1 - beta) base_bias + beta visible_bias) / beta, at the next temperature."""
-    one = bias.dtype.type(1)
-    beta = bias.dtype.type(betas[temperature + 1])
-    for i in range(bias.size):
-        bias[i] = base_bias[i] * ((one - beta) / beta) + visible_bias[i]
-
-
 def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    """The product of the hidden half-step serves the weights too: two products a temperature.
-
-    Temperatures are rounded to the dtype of the weight, so that what a step ends with is what the next begins with.
-    """
-    visible, weight, visible_bias, hidden_bias, base_bias, betas, key = inputs
+    """The product of the hidden half-step serves the weights too: two products a temperature."""
+    visible, weight, visible_bias, hidden_bias, base_bias, temperatures, key = inputs
     log_weight, visible_out = outputs
-    room, hidden, hidden_mean, visible_mean, sums, bias = workspace
-    units = attrs["units"]
-    if len(betas) == 1:
-        log_weight.fill(0)
-        np.copyto(visible_out, visible)
-    x, rooms = _load(visible, room), _rooms(visible_out, room)
-    per_block = max(1, BLOCK // max(1, visible.shape[1]))
-    for i in range(len(betas) - 1):
-        hidden_rooms = hidden, _NOT_KEPT
-        _half_step(x, weight, hidden_bias, hidden_mean, hidden_rooms, key, 2 * i, "bernoulli", sums, betas, i)
-        _rise(
-            -(-len(visible) // per_block), x, visible_bias, base_bias, betas, i, sums, log_weight,
-            int(units == "gaussian"), sums.shape[1], per_block,
-        )  # fmt: skip
-        _bias_between(1, visible_bias, base_bias, betas, i, bias)
-        _half_step(hidden, weight.T, bias, visible_mean, rooms, key, 2 * i + 1, units, _NO_SUMS, betas, i)
+    room, hidden, hidden_mean, visible_mean, sums, bias, own = workspace
+    units, real = attrs["units"], weight.dtype.type
+    x = _load(visible, room)
+    rooms, rooms_of_hidden = _rooms(visible_out, room), (hidden, _NOT_KEPT)
+    constant = 0.5 * (np.sum(base_bias**2.0) - np.sum(visible_bias**2.0)) if units == "gaussian" else 0.0
+    log_weight.fill(0)
+    for step in range(len(temperatures) - 1):
+        # In the dtype of the weight, so that what a step ends with is what the next begins with.
+        before, beta = real(temperatures[step]), real(temperatures[step + 1])
+        hidden_key = step_key(key, 2 * step, weight.shape[0])
+        _half_step(
+            x,
+            weight,
+            hidden_bias,
+            hidden_mean,
+            rooms_of_hidden,
+            hidden_key,
+            None,
+            "bernoulli",
+            sums,
+            temperatures,
+            step,
+        )
+        for part in sums.T:
+            log_weight += part
+        np.subtract(visible_bias, base_bias, out=bias)
+        with blas.single_threaded():
+            np.matmul(x, bias, out=own)
+        np.multiply(own, beta - before, out=own)
+        log_weight += own
+        log_weight += (float(beta) - float(before)) * constant
+        np.multiply(base_bias, (1 - beta) / beta, out=bias)
+        np.add(bias, visible_bias, out=bias)
+        visible_key = step_key(key, 2 * step + 1, weight.shape[1])
+        _half_step(hidden, weight.T, bias, visible_mean, rooms, visible_key, None, units, _NO_SUMS, temperatures, step)
         x = rooms[0]
+    if len(temperatures) == 1:
+        np.copyto(visible_out, visible)
 
 
 # ---------------------------------------------------------------------------------------------------------

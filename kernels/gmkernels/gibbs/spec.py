@@ -94,6 +94,9 @@ def stored(states: Array, weight: Array) -> Layout:
     return [(states.shape if states.dtype != weight.dtype else (0,), weight.dtype)]
 
 
+_KEY = (3,), np.dtype(np.uint64)
+
+
 # Weights, biases and states of the examples are multiples of 1/16, so that their products and sums are exact in any
 # order, in float32 too: samples and means do not depend on the order.
 def _dyadic(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
@@ -207,7 +210,7 @@ def _chain_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
 ) -> Layout:
     hidden = (visible.shape[0], weight.shape[0])
-    return [*stored(visible, weight), (hidden, weight.dtype), (hidden, weight.dtype)]
+    return [*stored(visible, weight), (hidden, weight.dtype), (hidden, weight.dtype), _KEY]
 
 
 def _chain_flops(
@@ -341,13 +344,13 @@ def _divergence_workspace(
     *, steps: int, units: str,
 ) -> Layout:  # fmt: skip
     """States of data and chain; means and sample of the hidden units; mean of the visible ones; sums of softplus; for
-    each visible and each hidden unit a sum."""
+    each visible and each hidden unit a sum; the key of a step."""
     real = weight.dtype
     hidden = [(a.shape[0], weight.shape[0]) for a in (data, chain, chain)]
     return [
         *stored(data, weight), *stored(chain, weight), *((shape, real) for shape in hidden), (chain.shape, real),
         *(partial_sums(a.shape[0], weight) for a in (data, chain)),
-        *((bias.shape, np.dtype(np.float64)) for bias in (visible_bias, hidden_bias)),
+        *((bias.shape, np.dtype(np.float64)) for bias in (visible_bias, hidden_bias)), _KEY,
     ]  # fmt: skip
 
 
@@ -435,11 +438,11 @@ def _annealing_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, base_bias: Array, betas: Array, key: Array,
     *, units: str,
 ) -> Layout:  # fmt: skip
-    """Visible states; hidden states and means; visible means; sums of softplus; a bias."""
+    """Visible states; hidden states and means; visible means; sums of softplus; a bias; the visible units' terms."""
     hidden, real = (visible.shape[0], weight.shape[0]), weight.dtype
     return [
         *stored(visible, weight), (hidden, real), (hidden, real), (visible.shape, real),
-        partial_sums(visible.shape[0], weight), (visible_bias.shape, real),
+        partial_sums(visible.shape[0], weight), (visible_bias.shape, real), ((visible.shape[0],), real),
     ]  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays
         log_prob[...] = 0
         return
     row_tiles, column_tiles = linear_tiles(h, weight)
-    arguments, alive = operands(h.reshape(m, k), weight.T)
+    arguments = operands(h.reshape(m, k), weight.T)
     with blas.single_threaded():
         _linear_log_prob(
             row_tiles * column_tiles, *arguments, residual, bias, x, sums, m, k, n, row_tiles, column_tiles
