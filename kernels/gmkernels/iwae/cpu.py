@@ -95,9 +95,9 @@ def _merge(run_highest, run_total, highest, total):
     long_loop()
     for j in range(total.size):
         top = _larger(run_highest[j], highest[j])
-        p, power = exp_factors(np.float64(_difference(highest[j], top)))
-        q, power_of_run = exp_factors(np.float64(_difference(run_highest[j], top)))
-        total[j] = total[j] * p * power + run_total[j] * q * power_of_run
+        p, power = exp_factors(_difference(highest[j], top))
+        q, power_of_run = exp_factors(_difference(run_highest[j], top))
+        total[j] = total[j] * (p * power) + run_total[j] * q * power_of_run
         highest[j] = top
 
 
@@ -108,9 +108,8 @@ def _finish(total, samples, highest, bound, scale):
     log_samples = log(np.float64(samples))
     for j in range(total.size):
         highest[j] = select(total[j] == total[j], highest[j], np.nan)
-        empty = (highest[j] == -np.inf) & (total[j] == total[j])
         bound[j] = highest[j] + (log(total[j]) - log_samples)
-        scale[j] = select(empty, 0.0, 1.0 / total[j])
+        scale[j] = select(highest[j] == -np.inf, 0.0, 1.0 / total[j])
 
 
 @block_kernel
