@@ -39,7 +39,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
-_always_inline = register_jitable(forceinline=True, error_model="numpy")
+INLINE: Any = {"forceinline": True, "no_cfunc_wrapper": True}
+"""Options of code that becomes part of its callers, and is called by nothing else."""
+
+_always_inline = register_jitable(error_model="numpy", **INLINE)
 
 # ---------------------------------------------------------------------------------------------------------
 # Constants of the two dtypes
@@ -125,7 +128,7 @@ def _bitcast(typing_context: Any, x: Any) -> Any:
     return twin(x), generate
 
 
-@overload(same_bits, jit_options={"forceinline": True})
+@overload(same_bits, jit_options=INLINE)
 def _same_bits(x):
     return lambda x: _bitcast(x)
 
@@ -143,7 +146,7 @@ def _select_instruction(typing_context: Any, condition: Any, x: Any, y: Any) -> 
     return x(types.boolean, x, x), generate
 
 
-@overload(select, jit_options={"forceinline": True})
+@overload(select, jit_options=INLINE)
 def _select(condition, x, y):
     return lambda condition, x, y: _select_instruction(condition, x, y)
 
@@ -163,7 +166,7 @@ def _maximum_instruction(typing_context: Any, x: Any, y: Any) -> Any:
     return x(x, x), generate
 
 
-@overload(maximum, jit_options={"forceinline": True})
+@overload(maximum, jit_options=INLINE)
 def _maximum(x, y):
     return lambda x, y: _maximum_instruction(x, y)
 
@@ -184,7 +187,7 @@ def _fma_instruction(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, x, x), generate
 
 
-@overload(fma, jit_options={"forceinline": True})
+@overload(fma, jit_options=INLINE)
 def _fma(x, y, z):
     return (lambda x, y, z: _fma_instruction(x, y, z)) if _HAS_FMA else (lambda x, y, z: x * y + z)
 
@@ -356,7 +359,7 @@ def _dispatched(name: str, doc: str) -> Callable[[Any], Any]:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
 
-    @overload(function, jit_options={"forceinline": True, "error_model": "numpy"})
+    @overload(function, jit_options={"error_model": "numpy", **INLINE})
     def compiled(x):
         if x in _NUMBA_DTYPES:
             body = _BODIES[_NUMBA_DTYPES[x]][name]

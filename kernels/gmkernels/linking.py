@@ -27,6 +27,17 @@ class _Library(codegen.JITCodeLibrary):
 
     _emitted = False
 
+    def _optimize_functions(self, module: Any) -> None:
+        """Numba's function passes, over what the module defines.
+
+        Numba runs them over declarations too, six in seven of its functions, and sets up the passes anew for each.
+        """
+        module.data_layout = self._codegen._data_layout
+        for function in module.functions:
+            if not function.is_declaration:
+                manager, builder = self._codegen._function_pass_manager()
+                manager.run(function, builder)
+
     def _finalize_final_module(self) -> None:
         """The last that Numba does to make a library."""
         self._finalized = True

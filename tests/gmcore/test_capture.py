@@ -17,7 +17,7 @@ from gmcore.random import Generator
 from gmcore.streams import drawing_from
 from gmcore.train import make_optimizer
 
-STEPS = 200
+STEPS = 80  # of which all but the first few are replayed, a short batch in every four
 
 
 def bits(tensors):

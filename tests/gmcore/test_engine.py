@@ -824,7 +824,7 @@ def mlp_step() -> Callable[[], None]:
 
 # An object leaked by a step, of any kind, is at least a block.
 def test_memory_of_training_is_flat() -> None:
-    assert grows_by(mlp_step(), 2000) < 500
+    assert grows_by(mlp_step(), 600) < 150
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def _array_at(typing_context, pointer, size, like):
     return array_type(types.int64, types.int64, like), generate
 
 
-@register_jitable(error_model="numpy")  # `jitable` functions return no arrays
+@register_jitable(error_model="numpy", no_cfunc_wrapper=True)  # `jitable` functions return no arrays
 def _part(chunk, chunks, pointers, arrays, which, like):
     """Chunk number `chunk`, of the array number `which` of the `arrays` of its parameter."""
     parameter, start, size = chunks[3 * chunk], chunks[3 * chunk + 1], chunks[3 * chunk + 2]

@@ -18,11 +18,11 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from gmkernels.elementary import fma, same_bits, select
+from gmkernels.elementary import INLINE, fma, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
 
-inline = register_jitable(forceinline=True, error_model="numpy")
+inline = register_jitable(error_model="numpy", **INLINE)
 
 TILE = 1024
 """Elements of a tile: its scratch arrays together stay in the first-level cache."""
@@ -159,7 +159,7 @@ def _dispatched(number: int) -> Callable[[Any, Any], Any]:
     def function(w: Any, like: Any) -> Any:
         raise NotImplementedError
 
-    @overload(function, jit_options={"forceinline": True, "error_model": "numpy"})
+    @overload(function, jit_options={"error_model": "numpy", **INLINE})
     def compiled(w, like):
         body = _DTYPES[like][number]
         return lambda w, like: body(w)

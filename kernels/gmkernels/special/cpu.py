@@ -14,7 +14,7 @@ from gmkernels.special.reference import BERNOULLI
 
 Arrays = Sequence[np.ndarray]
 
-jitable = register_jitable(error_model="numpy")
+jitable = register_jitable(error_model="numpy", no_cfunc_wrapper=True)
 
 _BLOCK = 512
 _EPSILON = 2.0**-53
