@@ -20,6 +20,8 @@ from gmcore.cli import COMMANDS, main
 from gmcore.cli.train import parse_settings
 from gmcore.errors import ArgumentError
 from gmcore.extras import EXTRAS
+from gmcore.models import language
+from gmcore.models.recurrent import char_rnn
 from gmcore.op import OPS
 from gmcore.train import fit
 from gmkernels import bench
@@ -108,8 +110,10 @@ def test_sample(run, capsys):
 
 
 @pytest.fixture
-def text_run(capsys):
+def text_run(capsys, monkeypatch):
     """A run of the character language model on a text file."""
+    monkeypatch.setattr(language, "SAMPLE_LENGTH", 30)
+    monkeypatch.setattr(char_rnn, "FLOW_STEPS", 5)
     Path("song.txt").write_text("the cat sat on the mat, that is that\n" * 20)
     settings = ["hidden_size=4", "num_layers=1", "sequence_length=10"]
     words = [word for setting in settings for word in ("--set", setting)]
