@@ -1,5 +1,6 @@
 """Every spec on every backend that runs here, in float32 and float64: generated from the specs' examples."""
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -206,6 +207,37 @@ def test_threads_and_runs_do_not_matter(spec, backend, dtype):
             assert_same_bits(call(spec, example, backend), expected, describe(example))
         finally:
             pool.set_num_threads(threads)
+
+
+LAUNCHED = (
+    "sum", "sum_to", "activation_backward", "linear_bernoulli_log_prob", "leaky_relu", "leaky_relu_backward",
+    "batch_norm", "batch_norm_backward", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [pytest.param(SPECS[name], id=name) for name in LAUNCHED])
+def test_what_is_launched_makes_the_whole_result(spec):
+    """From whatever is in outputs and workspace when it is launched again, as a captured step does without Python."""
+    kernel, launches = registry.entries(spec)["cpu"].kernel(), []
+
+    @contextlib.contextmanager
+    def noted(launch):
+        launches.append(launch)
+        yield
+
+    for example, _, expected in found(spec, "cpu", "float32"):
+        outputs = tuple(poison(*o) for o in spec.infer(*example.inputs, **example.attrs))
+        workspace = tuple(poison(*w) for w in spec.workspace(*example.inputs, **example.attrs))
+        launches.clear()
+        with pool.watched(noted):
+            kernel(example.inputs, outputs, workspace, example.attrs)
+        if not launches:
+            assert not all(a.size for a in (*example.inputs, *outputs)), describe(example)
+            continue
+        for a in (*outputs, *workspace):
+            a[...] = poison(a.shape, a.dtype)
+        pool.Launches([[launch] for launch in launches])()
+        assert_same_bits(outputs, expected, describe(example))
 
 
 def test_import_needs_no_compiler():

@@ -27,8 +27,9 @@ from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
 from gmkernels.gemm import gemm
 from gmkernels.pool import block_kernel, jitable, long_loop, part
+from gmkernels.reduce.cpu import add_up
 from gmkernels.registry import KernelError
-from gmkernels.slots import claim, release
+from gmkernels.slots import claim, clear, release
 from gmkernels.vectors import ROWS, WIDTH, accumulate, columns_of_a_tile, move, transpose_square
 
 Arrays = Sequence[Any]
@@ -349,9 +350,17 @@ def _library(p: Plan, dtype: np.dtype) -> tuple[int, int]:
     return library.gemm_address(dtype), int(library.wide)
 
 
-def _channels_last(p: Plan, weight: np.ndarray) -> np.ndarray:
-    """A weight as (groups, filters, kH, kW, channels), a view: the order of a row of the matrix."""
-    return weight.reshape(p.groups, p.filters, p.channels, p.kernel_h, p.kernel_w).transpose(0, 1, 3, 4, 2)
+# A weight is (groups, filters, channels, kH kW). A row of the matrix is ordered kH kW, then channels.
+
+
+@block_kernel
+def _transposed(block, source, target, each, start, start_each, step, to, to_each, apart, rows, columns, zeros):
+    """One of `_transpose` for each pair of a group and of one of `each` in it, and so many zeros after each column."""
+    first, to = block // each * start + block % each * start_each, block // each * to + block % each * to_each
+    _transpose(source, first, step, target, to, apart, rows, columns)
+    for j in range(columns):
+        for i in range(zeros):
+            target[to + j * apart + rows + i] = 0
 
 
 def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -363,11 +372,12 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
         y[...] = bias[:, None, None] if rest else 0
         return
     taken, *tile, matrix = workspace
-    taken.fill(0)
-    by_filter = _channels_last(p, weight)
-    by_element = matrix.reshape(p.groups, *by_filter.shape[2:], p.across)
-    by_element[..., : p.filters] = np.moveaxis(by_filter, 1, -1)
-    by_element[..., p.filters :] = 0
+    clear(taken)
+    kernel = p.kernel_h * p.kernel_w
+    _transposed(
+        p.groups * p.channels, weight, matrix, p.channels, p.filters * p.taps, kernel, p.taps,
+        p.taps * p.across, p.across, p.channels * p.across, p.filters, kernel, p.across - p.filters,
+    )  # fmt: skip
     units = p.tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
@@ -399,9 +409,12 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
         d_x.fill(0)
         return
     taken, *tile, matrix = workspace
-    taken.fill(0)
-    by_filter = _channels_last(p, weight)
-    matrix.reshape(by_filter.shape)[...] = by_filter
+    clear(taken)
+    kernel, size = p.kernel_h * p.kernel_w, p.filters * p.taps
+    _transposed(
+        p.groups * p.filters, weight, matrix, p.filters, size, p.taps, kernel,
+        size, p.taps, p.channels, p.channels, kernel, 0,
+    )  # fmt: skip
     units = p.image_tiles * p.groups
     lanes = p.lanes(units)
     with blas.single_threaded():
@@ -417,13 +430,15 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
         d_weight.fill(0)
         return
     lanes = p.sums()
-    workspace[0].fill(0)
+    clear(workspace[0])
     with blas.single_threaded():
         _backward_weight(
             lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), columns_of_a_tile(g.itemsize), lanes, p.tiles
         )
-    sums, by_filter = workspace[-1], _channels_last(p, d_weight)
-    with np.errstate(all="ignore"):
-        total = np.add.reduce(sums, axis=0, out=sums[0]).reshape(p.groups, -1, p.across)
-    found = total[:, : p.taps, : p.filters].reshape(p.groups, *by_filter.shape[2:], p.filters)
-    by_filter[...] = np.moveaxis(found, -1, 1)
+    sums, kernel = workspace[-1], p.kernel_h * p.kernel_w
+    total = sums[0]
+    add_up(sums, 0, total)  # a block of it has read of all lanes what it writes in the first
+    _transposed(
+        p.groups * p.channels, total, d_weight, p.channels, total.size // p.groups, p.across, p.channels * p.across,
+        p.filters * p.taps, kernel, p.taps, kernel, p.filters, 0,
+    )  # fmt: skip
