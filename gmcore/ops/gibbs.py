@@ -49,10 +49,6 @@ def check_probabilities(op: str, name: str, states: Tensor, units: str = "bernou
 
 
 def _check_interval(x: np.ndarray, op: str, name: str) -> None:
-    # As integers, the bits of numbers in [0, 1] are at most those of 1, and those of others above: one pass, not two.
-    bits = f"u{x.itemsize}"
-    if int(np.max(x.view(bits))) <= int(np.ones((), x.dtype).view(bits)):
-        return
     least, most = np.min(x), np.max(x)
     if least < 0 or most > 1:
         raise ArgumentError(
