@@ -114,6 +114,9 @@ CASES: dict[str, Callable[[], Example]] = {
         (_bits(BATCH, 128).astype(np.uint8), 0.05 * _normal(128, 128), _normal(128), np.arange(128) < 64, KEY),
         {"sweeps": 1},
     ),
+    "gather_rows": lambda: Example(
+        (_normal(SYMBOLS, 4 * CELLS), np.random.default_rng(0).integers(SYMBOLS, size=STEPS * STREAMS)), {}
+    ),
     "scatter_add_rows": lambda: Example(
         (_normal(STEPS * STREAMS, 4 * CELLS), np.random.default_rng(0).integers(SYMBOLS, size=STEPS * STREAMS)),
         {"rows": SYMBOLS},

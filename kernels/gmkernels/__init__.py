@@ -18,7 +18,7 @@ from gmkernels.gibbs import (
     gibbs_chain,
     gibbs_half_step,
 )
-from gmkernels.indexing import scatter_add_rows
+from gmkernels.indexing import gather_rows, scatter_add_rows
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import (
     bernoulli_log_prob,
@@ -97,6 +97,7 @@ __all__ = [
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gather_rows",
     "gibbs_chain",
     "gibbs_half_step",
     "gru",

@@ -643,6 +643,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "sum_to": _sum_to,
     "getitem": lambda x, index: x[index],
     "scatter_add": _scatter_add,
+    "gather_rows": lambda table, index: np.take(table, index, axis=0),
+    "scatter_add_rows": lambda x, index, rows: _scatter_add(x, index, (rows, *x.shape[index.ndim :])),
     "concatenate": np.concatenate,
     "sum": np.sum,
     **{name: getattr(np, name) for name in (

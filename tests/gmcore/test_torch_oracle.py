@@ -318,6 +318,10 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "sum_to": lambda x, shape: x.sum_to_size(shape),
     "getitem": lambda x, index: x.reshape(-1)[_cells(tuple(x.shape), index)],
     "scatter_add": _scatter_add,
+    "gather_rows": lambda table, index: table[index],
+    "scatter_add_rows": lambda x, index, rows: torch.zeros(
+        rows, *x.shape[index.ndim :], dtype=x.dtype
+    ).index_put((torch.from_numpy(index),), x, accumulate=True),
     "concatenate": lambda xs, axis: torch.cat(xs, axis),
     "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
     "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),
