@@ -179,8 +179,9 @@ def getitem(x: Any, index: Any) -> Tensor:
     """
     x, index = as_tensor(x), _plain_index(index)
     table = x._data
-    if _is_of_rows(index, table.shape) and table.dtype.char in "fd" and table.flags.c_contiguous:
-        if index.size * math.prod(table.shape[1:]) >= _MANY:
+    if _is_of_rows(index, table.shape) and table.dtype.char in "fd":
+        size = index.size * math.prod(table.shape[1:])
+        if size >= _MANY and (table.flags.c_contiguous or size >= table.size):  # another is packed first
             return _gather_rows(x, _numbers("getitem", index, table.shape[0]))
     return _getitem(x, index=index)
 

@@ -33,7 +33,7 @@ def _gather_infer(table: Array, index: Array) -> Layout:
 
 def _gather_cost(table: Array, index: Array) -> Cost:
     size = index.size * math.prod(table.shape[1:])
-    return Cost(bytes=table.itemsize * (size + min(size, table.size)) + 8 * index.size)
+    return Cost(bytes=table.itemsize * (size + min(size, table.size)) + 8 * index.size, slots=index.size)
 
 
 _SHAPES: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [
