@@ -56,6 +56,7 @@ from gmkernels.sampling import (
     gaussian_sample,
     gaussian_sample_backward,
 )
+from gmkernels.softmax import softmax_cross_entropy, softmax_cross_entropy_backward
 from gmkernels.special import erf, erfc, erfcx, erfinv, gammainc, gammainc_grad_a, lgamma, ndtri, polygamma
 
 __all__ = [
@@ -129,6 +130,8 @@ __all__ = [
     "scatter_add_rows",
     "select",
     "sgd",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
     "solve_triangular",
     "specs",
     "sum",
