@@ -284,14 +284,16 @@ def _indices(
 
 def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
     kept = np.ones(t.shape, bool) if ignored is None else t != ignored
-    index = np.where(kept, t, 0).astype(np.int64).ravel()
+    index = t.astype(np.int64)
+    if not kept.all():
+        index[~kept] = 0
     if index.size and not (index.min() >= 0 and index.max() < classes):
         at = tuple(np.argwhere(kept & ((t < 0) | (t >= classes)))[0].tolist())
         raise ArgumentError(
             f"{name}: target {at} is {t[at]}; expected a class in 0..{classes - 1}"
             f"{'' if ignored is None else f' or ignore_index {ignored}'} (called at {user_line()})"
         )
-    return index, kept.ravel()
+    return index.ravel(), kept.ravel()
 
 
 def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
