@@ -50,6 +50,11 @@ def _bits(*shape: int) -> np.ndarray:
     return (np.random.default_rng(0).random(shape) < 0.125).astype(np.float32)
 
 
+def _classes() -> np.ndarray:
+    """The symbols of the language model's batch."""
+    return np.random.default_rng(0).integers(SYMBOLS, size=STEPS * STREAMS)
+
+
 def _parameters() -> tuple[np.ndarray, ...]:
     """Arrays of the shapes of the weights of a network 784-500-20-500-784."""
     return tuple(np.abs(_normal(*shape)) for shape in ((500, 784), (20, 500), (500, 20), (784, 500)))
@@ -114,9 +119,11 @@ CASES: dict[str, Callable[[], Example]] = {
         (_bits(BATCH, 128).astype(np.uint8), 0.05 * _normal(128, 128), _normal(128), np.arange(128) < 64, KEY),
         {"sweeps": 1},
     ),
-    "scatter_add_rows": lambda: Example(
-        (_normal(STEPS * STREAMS, 4 * CELLS), np.random.default_rng(0).integers(SYMBOLS, size=STEPS * STREAMS)),
-        {"rows": SYMBOLS},
+    "gather_rows": lambda: Example((_normal(SYMBOLS, 4 * CELLS), _classes()), {}),
+    "scatter_add_rows": lambda: Example((_normal(STEPS * STREAMS, 4 * CELLS), _classes()), {"rows": SYMBOLS}),
+    "softmax_cross_entropy": lambda: Example((_normal(STEPS * STREAMS, SYMBOLS), _classes()), {}),
+    "softmax_cross_entropy_backward": lambda: Example(
+        (_normal(STEPS * STREAMS), _normal(STEPS * STREAMS, SYMBOLS), _classes()), {}
     ),
     "sum": lambda: Example((_normal(*PLANES),), {"axis": (0, 2, 3), "keepdims": False}),
     "sum_to": lambda: Example((_normal(STEPS * STREAMS, SYMBOLS),), {"shape": (SYMBOLS,)}),

@@ -252,7 +252,7 @@ class _Layers(_Recurrence):
             rows = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
             if self.dropout and layer < self.num_layers - 1:
                 rows = ops.dropout(rows, self.dropout, self.training)
-        stacked = [ops.stack(part) for part in zip(*last)]
+        stacked = [ops.stack(part) if len(part) > 1 else ops.expand_dims(part[0], 0) for part in zip(*last)]
         return rows, stacked[0] if self._states == 1 else tuple(stacked)
 
 

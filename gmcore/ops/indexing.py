@@ -1,7 +1,8 @@
 """Operations that select elements by their places, and that write to places.
 
 Everything rests on one pair of operations, each the derivative of the other: `getitem`, which reads x[index],
-and `scatter_add`, which adds into zeros at an index.
+and `scatter_add`, which adds into zeros at an index. Many whole rows are read and added by kernels, which a second
+such pair stands for.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown, user_function
 from gmcore.op import Example, Op, kernel, user_line
-from gmcore.ops.elementwise import real, where
+from gmcore.ops.elementwise import cast, real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
-from gmcore.tensor import Array, Tensor, as_tensor
+from gmcore.tensor import Array, Tensor, as_tensor, is_floating
 from gmcore.watch import computed
-from gmkernels.indexing.spec import SCATTER_ADD_ROWS
+from gmkernels.indexing import spec
 
 
 # -- reading and adding ---------------------------------------------------------------------------------------
@@ -36,14 +37,7 @@ def _places(index: Any, shape: tuple[int, ...]) -> Array:
     return np.arange(math.prod(shape)).reshape(shape)[index]
 
 
-_sum_rows = kernel(SCATTER_ADD_ROWS)
-
-
 def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
-    if isinstance(index, np.ndarray) and index.dtype.kind != "b" and len(shape) > 1 and x.dtype.kind == "f":
-        numbers = np.arange(shape[0])[index].reshape(-1)  # from 0 up, and refused beyond the end
-        rows = np.broadcast_to(x, (*index.shape, *shape[1:])).reshape(numbers.size, math.prod(shape[1:]))
-        return _sum_rows(rows, numbers, rows=shape[0]).reshape(shape)
     out = np.zeros(shape, x.dtype)
     if _is_basic(index):
         if x.ndim > np.ndim(out[index]):  # NumPy would let axes of length 1 in front go
@@ -93,6 +87,65 @@ _scatter_add = Op(
 )
 
 
+# -- whole rows by kernels ----------------------------------------------------------------------------------------
+_MANY = 1 << 14
+"""Elements of rows from which on a kernel reads them faster than NumPy."""
+_NO_DERIVATIVE = "it is an array of integers"
+
+
+def _row_examples(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for rows, shape, row in ((4, (3,), (2,)), (3, (2, 2), (1, 2)), (2, (), (3,)), (2, (0,), (3,))):
+        yield real(rng, (rows, *row)), np.asarray(rng.integers(-rows, rows, shape))
+
+
+def _gather_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for table, index in _row_examples(rng):
+        yield (table, index), {}
+
+
+def _sum_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for table, index in _row_examples(rng):
+        yield (real(rng, index.shape + table.shape[1:]), index), {"rows": len(table)}
+
+
+_gather_rows = Op(
+    "gather_rows",
+    "table index",
+    forward=kernel(spec.GATHER_ROWS),
+    vjp=[lambda g, index, table_shape: _scatter_add_rows(g, index, rows=table_shape[0]), _NO_DERIVATIVE],
+    formula=spec.GATHER_ROWS.formula,
+    examples=_gather_examples,
+)
+_scatter_add_rows: Op = Op(
+    "scatter_add_rows",
+    "x index",
+    forward=kernel(spec.SCATTER_ADD_ROWS),
+    vjp=[lambda g, index, rows: _gather_rows(g, index), _NO_DERIVATIVE],
+    formula=spec.SCATTER_ADD_ROWS.formula,
+    examples=_sum_examples,
+)
+
+
+def _is_of_rows(index: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an index into an array of that shape is one of whole rows, and there is more to a row than a number."""
+    return isinstance(index, np.ndarray) and index.dtype.kind in "iu" and len(shape) > 1
+
+
+def _numbers(name: str, index: np.ndarray, rows: int) -> Tensor:
+    """An index of rows, checked, as the kernels take it."""
+    computed(_check_numbers, index, name=name, rows=rows)
+    return cast(Tensor(index), np.int64)
+
+
+def _check_numbers(index: np.ndarray, name: str, rows: int) -> None:
+    if index.size and not (index.min() >= -rows and index.max() < rows):
+        outside = index[(index < -rows) | (index >= rows)][0]
+        raise ShapeError(
+            f"{name}: index {outside} is out of bounds for axis 0 with size {rows} (called at {user_line()})"
+        )
+
+
+# -- what users call ----------------------------------------------------------------------------------------------
 def _plain_index(index: Any) -> Any:
     """An index without tensors or lists in it. Raises `DtypeError` for a floating tensor."""
     if isinstance(index, tuple):
@@ -124,7 +177,13 @@ def getitem(x: Any, index: Any) -> Tensor:
     ------
     ShapeError : an index out of bounds, or that does not fit the shape.  DtypeError : a floating index.
     """
-    return _getitem(x, index=_plain_index(index))
+    x, index = as_tensor(x), _plain_index(index)
+    table = x._data
+    if _is_of_rows(index, table.shape) and table.dtype.char in "fd":
+        size = index.size * math.prod(table.shape[1:])
+        if size >= _MANY and (table.flags.c_contiguous or size >= table.size):  # another is packed first
+            return _gather_rows(x, _numbers("getitem", index, table.shape[0]))
+    return _getitem(x, index=index)
 
 
 def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
@@ -144,7 +203,10 @@ def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
     ------
     ShapeError : an index that does not fit `shape`, or `x` that does not fit the index.  DtypeError : a floating index.
     """
-    return _scatter_add(x, index=_plain_index(index), shape=tuple(shape))
+    x, index, shape = as_tensor(x), _plain_index(index), tuple(shape)
+    if _is_of_rows(index, shape) and is_floating(x.dtype) and x.shape == index.shape + shape[1:]:
+        return _scatter_add_rows(x, _numbers("scatter_add", index, shape[0]), rows=shape[0])
+    return _scatter_add(x, index=index, shape=shape)
 
 
 _getitem.public = getitem
@@ -174,7 +236,7 @@ def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
     if axis is None:
         return _getitem(ravel(x), index=places)
     at = one_axis(x.ndim, axis, "take", x.shape)
-    return _getitem(x, index=(*(slice(None),) * at, places) if at else places)
+    return getitem(x, (*(slice(None),) * at, places) if at else places)
 
 
 def _integers(indices: Any, name: str) -> Array:
@@ -241,7 +303,7 @@ def add_at(x: Any, index: Any, values: Any) -> Tensor:
     DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
     x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
-    return x + _scatter_add(_fitted(values, x, index, "add_at"), index=index, shape=x.shape)
+    return x + scatter_add(_fitted(values, x, index, "add_at"), index, x.shape)
 
 
 def set_at(x: Any, index: Any, values: Any) -> Tensor:
@@ -274,7 +336,7 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
         last = np.zeros(x.size, np.int64)
         last[places] = turn
         values = where(last[places] == turn, values, 0.0)
-    return where(written, _scatter_add(values, index=index, shape=x.shape), x)
+    return where(written, scatter_add(values, index, x.shape), x)
 
 
 def _fitted(values: Tensor, x: Tensor, index: Any, name: str) -> Tensor:

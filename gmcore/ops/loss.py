@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown
-from gmcore.op import Example, Op, user_line
+from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import (
     absolute,
+    as_floating,
     cast,
     equal,
     exp,
@@ -34,12 +35,14 @@ from gmcore.ops.elementwise import (
     sqrt,
     where,
 )
+from gmcore.ops.indexing import one_hot
 from gmcore.ops.random import straight_through
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor, is_floating
 from gmcore.watch import computed
+from gmkernels.softmax import spec
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -281,14 +284,16 @@ def _indices(
 
 def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
     kept = np.ones(t.shape, bool) if ignored is None else t != ignored
-    outside = kept & ((t < 0) | (t >= classes))
-    if outside.any():
-        at = tuple(np.argwhere(outside)[0].tolist())
+    index = t.astype(np.int64)
+    if not kept.all():
+        index[~kept] = 0
+    if index.size and not (index.min() >= 0 and index.max() < classes):
+        at = tuple(np.argwhere(kept & ((t < 0) | (t >= classes)))[0].tolist())
         raise ArgumentError(
             f"{name}: target {at} is {t[at]}; expected a class in 0..{classes - 1}"
             f"{'' if ignored is None else f' or ignore_index {ignored}'} (called at {user_line()})"
         )
-    return np.where(kept, t, 0).ravel(), kept.ravel()
+    return index.ravel(), kept.ravel()
 
 
 def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
@@ -296,15 +301,70 @@ def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
     return rows[np.arange(index.size), index]
 
 
+def _entropy_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for rows, classes in ((4, 3), (1, 1), (0, 2)):
+        yield (real(rng, (rows, classes)), rng.integers(0, classes, rows)), {}
+
+
+def _entropy_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for (logits, target), _ in _entropy_examples(rng):
+        yield (real(rng, target.shape), real(rng, logits.shape), target), {}
+
+
+def _minus_one_at(p: Tensor, target: Tensor) -> Tensor:
+    """p - e, where e is 1 at the target of each row and 0 elsewhere."""
+    return p - cast(one_hot(target, p.shape[1]), p.dtype)
+
+
+_NO_DERIVATIVE = "it is an array of integers"
+_softmax_cross_entropy_backward = Op(
+    "softmax_cross_entropy_backward",
+    "g_loss probabilities target",
+    forward=kernel(spec.SOFTMAX_CROSS_ENTROPY_BACKWARD),
+    vjp=[
+        lambda g, probabilities, target: sum(g * _minus_one_at(probabilities, target), axis=1),
+        lambda g, g_loss: g * expand_dims(g_loss, 1),
+        _NO_DERIVATIVE,
+    ],
+    formula=spec.SOFTMAX_CROSS_ENTROPY_BACKWARD.formula,
+    examples=_entropy_backward_examples,
+)
+
+
+def _entropy_rule(
+    g_loss: Tensor | None, g_probabilities: Tensor | None, target: Tensor, probabilities: Tensor
+) -> list[Tensor | None]:
+    total = None if g_loss is None else _softmax_cross_entropy_backward(g_loss, probabilities, target)
+    if g_probabilities is not None:
+        through = probabilities * (g_probabilities - sum(g_probabilities * probabilities, axis=1, keepdims=True))
+        total = through if total is None else total + through
+    return [total, None]
+
+
+_softmax_cross_entropy = Op(
+    "softmax_cross_entropy",
+    "logits target",
+    "loss probabilities",
+    forward=kernel(spec.SOFTMAX_CROSS_ENTROPY),
+    vjp=_entropy_rule,
+    partial=True,
+    formula=spec.SOFTMAX_CROSS_ENTROPY.formula,
+    source=spec.SOFTMAX_CROSS_ENTROPY.source,
+    examples=_entropy_examples,
+)
+
+
 def _negative_log_likelihood(
-    name: str, log_probs: Any, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
-) -> Tensor:
+    name: str, input: Any, target: Any, weight: Any, ignore_index: int, reduction: str, *,
+    logits: bool = False, smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Of classes, given log-probabilities, or logits, which are not smoothed."""
     _check_reduction(name, reduction)
-    log_probs = as_tensor(log_probs)
-    rows, shape = _rows(name, log_probs)
+    input = as_tensor(input)
+    rows, shape = _rows(name, input)
     classes = rows.shape[1]
-    weight = _class_weight(name, weight, classes, log_probs)
-    index, kept = _indices(name, target, log_probs, shape, classes, ignore_index)
+    weight = _class_weight(name, weight, classes, input)
+    index, kept = _indices(name, target, input, shape, classes, ignore_index)
     if reduction == "mean" and not kept.any():
         raise ArgumentError(
             f"{name}: no element to take the mean of: the target {shape} is empty or holds nothing but "
@@ -312,7 +372,10 @@ def _negative_log_likelihood(
         )
     present = Tensor(kept)
     weights = where(present, Tensor(np.ones((), rows.dtype)) if weight is None else weight[index], 0.0)
-    loss = -(where(present, _pick(rows, index), 0.0) * weights)
+    losses = _softmax_cross_entropy(rows, index)[0] if logits else -_pick(rows, index)
+    loss = where(present, losses, 0.0)
+    if weight is not None:
+        loss = loss * weights
     if smoothing:
         uniform = sum(rows if weight is None else rows * weight, axis=1)
         loss = (1.0 - smoothing) * loss - (smoothing / classes) * where(present, uniform, 0.0)
@@ -343,7 +406,7 @@ def nll_loss(
     ArgumentError : a target that is no class, an unknown reduction, or nothing to take the mean of.
     ShapeError, DtypeError : arguments that do not fit.
     """
-    return _negative_log_likelihood("nll_loss", input, target, weight, ignore_index, reduction, 0.0)
+    return _negative_log_likelihood("nll_loss", input, target, weight, ignore_index, reduction)
 
 
 def cross_entropy(
@@ -380,10 +443,12 @@ def cross_entropy(
         raise ArgumentError(
             f"{name}: label_smoothing must be in [0, 1], got {label_smoothing} (called at {user_line()})"
         )
-    x, q = as_tensor(input), as_tensor(target)
+    x, q = as_floating(input, name), as_tensor(target)
+    if not is_floating(q.dtype) and not label_smoothing:
+        return _negative_log_likelihood(name, x, q, weight, ignore_index, reduction, logits=True)
     log_probs = log_softmax(x, axis=min(1, x.ndim - 1)) if x.ndim else x
     if not is_floating(q.dtype):
-        return _negative_log_likelihood(name, log_probs, q, weight, ignore_index, reduction, label_smoothing)
+        return _negative_log_likelihood(name, log_probs, q, weight, ignore_index, reduction, smoothing=label_smoothing)
     if q.shape != x.shape:
         kind = DtypeError if q.shape == _rows(name, x)[1] else ShapeError
         raise kind(

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from gmcore.engine import by_decomposition
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import concatenate, split
 from gmcore.ops.elementwise import greater, real, tanh, where
 from gmcore.ops.product import matmul
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import transpose
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, as_tensor
+from gmcore.watch import computed, is_watched
+from gmkernels import KernelError
 from gmkernels.recurrent import spec
 
 NONLINEARITIES = spec.NONLINEARITIES
@@ -253,6 +255,22 @@ _gru = Op(
 )
 
 
+# -- checks -----------------------------------------------------------------------------------------------------------
+def _checked(name: str, x: Any, h0: Any, batch_sizes: Any) -> Tensor:
+    """`batch_sizes` as a tensor. The kernel checks it, but a captured step, which repeats launches alone, would not."""
+    x, h0, sizes = as_tensor(x), as_tensor(h0), as_tensor(batch_sizes)
+    if is_watched() and x.ndim == h0.ndim == 2 and sizes.ndim == 1:
+        computed(_check_batch_sizes, sizes._data, name=name, rows=x.shape[0], batch=h0.shape[0])
+    return sizes
+
+
+def _check_batch_sizes(batch_sizes: np.ndarray, name: str, rows: int, batch: int) -> None:
+    try:
+        spec.check_batch_sizes(batch_sizes, rows, batch)
+    except KernelError as error:
+        raise ShapeError(f"{name}: {error} (called at {user_line()})") from None
+
+
 # -- public functions -------------------------------------------------------------------------------------------------
 def rnn(
     x: Any, h0: Any, weight: Any, batch_sizes: Any, *, nonlinearity: str = "tanh", reverse: bool = False
@@ -282,6 +300,7 @@ def rnn(
             f"rnn: nonlinearity {nonlinearity!r}; expected one of {', '.join(spec.NONLINEARITIES)} "
             f"(called at {user_line()})"
         )
+    batch_sizes = _checked("rnn", x, h0, batch_sizes)
     return _rnn(x, h0, weight, batch_sizes, nonlinearity=nonlinearity, reverse=bool(reverse))
 
 
@@ -314,7 +333,7 @@ def lstm(
     Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000. A gradient of h, h_n and
     c_n goes through the fused loop; one of c or of gates through the same formulas in tensors.
     """
-    return _lstm(x, h0, c0, weight, batch_sizes, reverse=bool(reverse))
+    return _lstm(x, h0, c0, weight, _checked("lstm", x, h0, batch_sizes), reverse=bool(reverse))
 
 
 def gru(
@@ -352,6 +371,7 @@ def gru(
     with its own u_t. Then a GRU whose update gate takes the whole candidate (z = 0 here) and whose r = 1 is a simple
     RNN. The z here multiplies the old state, as in Cho et al. and PyTorch; some authors call 1 - z the update gate.
     """
+    batch_sizes = _checked("gru", x, h0, batch_sizes)
     return _gru(x, h0, weight, bias_n, batch_sizes, reset_after=bool(reset_after), reverse=bool(reverse))
 
 

@@ -18,7 +18,7 @@ from gmkernels.gibbs import (
     gibbs_chain,
     gibbs_half_step,
 )
-from gmkernels.indexing import scatter_add_rows
+from gmkernels.indexing import gather_rows, scatter_add_rows
 from gmkernels.iwae import iwae_bound, iwae_bound_backward
 from gmkernels.likelihood import (
     bernoulli_log_prob,
@@ -56,6 +56,7 @@ from gmkernels.sampling import (
     gaussian_sample,
     gaussian_sample_backward,
 )
+from gmkernels.softmax import softmax_cross_entropy, softmax_cross_entropy_backward
 from gmkernels.special import erf, erfc, erfcx, erfinv, gammainc, gammainc_grad_a, lgamma, ndtri, polygamma
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "gammainc_grad_a",
     "gaussian_sample",
     "gaussian_sample_backward",
+    "gather_rows",
     "gibbs_chain",
     "gibbs_half_step",
     "gru",
@@ -128,6 +130,8 @@ __all__ = [
     "scatter_add_rows",
     "select",
     "sgd",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
     "solve_triangular",
     "specs",
     "sum",

@@ -643,6 +643,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "sum_to": _sum_to,
     "getitem": lambda x, index: x[index],
     "scatter_add": _scatter_add,
+    "gather_rows": lambda table, index: np.take(table, index, axis=0),
+    "scatter_add_rows": lambda x, index, rows: _scatter_add(x, index, (rows, *x.shape[index.ndim :])),
     "concatenate": np.concatenate,
     "sum": np.sum,
     **{name: getattr(np, name) for name in (
@@ -667,6 +669,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "svd": _svd,
     "softmax": special.softmax,
     "log_softmax": special.log_softmax,
+    "softmax_cross_entropy": lambda a, target: (
+        np.take_along_axis(-special.log_softmax(a, 1), target[:, None], 1)[:, 0], special.softmax(a, 1)
+    ),
+    "softmax_cross_entropy_backward": lambda g, p, target: g[:, None] * (p - np.eye(p.shape[1])[target]),
     "dropout": _dropout,
     "xlogy": special.xlogy,
     "binary_cross_entropy_with_logits": _with_logits,

@@ -318,6 +318,16 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "sum_to": lambda x, shape: x.sum_to_size(shape),
     "getitem": lambda x, index: x.reshape(-1)[_cells(tuple(x.shape), index)],
     "scatter_add": _scatter_add,
+    "softmax_cross_entropy": lambda a, target: (
+        torch.nn.functional.cross_entropy(a, torch.from_numpy(target), reduction="none"), torch.softmax(a, 1)
+    ),
+    "softmax_cross_entropy_backward": lambda g, p, target: (
+        g[:, None] * (p - torch.nn.functional.one_hot(torch.from_numpy(target), p.shape[1]))
+    ),
+    "gather_rows": lambda table, index: table[index],
+    "scatter_add_rows": lambda x, index, rows: torch.zeros(
+        rows, *x.shape[index.ndim :], dtype=x.dtype
+    ).index_put((torch.from_numpy(index),), x, accumulate=True),
     "concatenate": lambda xs, axis: torch.cat(xs, axis),
     "sum": lambda x, axis=None, keepdims=False: x.sum(_axes(x, axis), keepdims),
     "max": lambda x, axis=None, keepdims=False: x.amax(_axes(x, axis), keepdims),

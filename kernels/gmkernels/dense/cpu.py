@@ -76,15 +76,18 @@ def operands(a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    """Transposed views go to BLAS as they are; a matrix without contiguous rows or columns is packed."""
     a, b = inputs
-    (c,) = outputs
+    multiply(a, b, outputs[0], *tiles(*a.shape, b.shape[1]))
+
+
+def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray, row_tiles: int, column_tiles: int) -> None:
+    """c = a b in so many tiles. Transposed views go to BLAS as they are; a matrix without contiguous rows or columns is
+    packed."""
     (m, k), n = a.shape, b.shape[1]
     if c.size == 0 or k == 0:
         c.fill(0)
         return
     arguments = operands(a, b)
-    row_tiles, column_tiles = tiles(m, k, n)
     with blas.single_threaded():
         _matmul(row_tiles * column_tiles, *arguments, c, m, k, n, row_tiles, column_tiles)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.recurrent.spec import starts
+from gmkernels.recurrent.spec import check_batch_sizes
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
@@ -19,8 +19,8 @@ Attrs = Mapping[str, Any]
 
 def _steps(batch_sizes: np.ndarray, like: np.ndarray, h0: np.ndarray, reverse: bool) -> Iterator[tuple[slice, int]]:
     """The rows of each step, and how many they are, in the order in which a sequence is read."""
-    ends = starts(batch_sizes, len(like), len(h0)).tolist()
-    steps = [(slice(low, high), high - low) for low, high in zip(ends[:-1], ends[1:])]
+    check_batch_sizes(batch_sizes, len(like), len(h0))
+    steps = [(slice(end - n, end), n) for end, n in zip(np.cumsum(batch_sizes).tolist(), batch_sizes.tolist())]
     return reversed(steps) if reverse else iter(steps)
 
 

@@ -35,21 +35,18 @@ def padded(size: int, itemsize: int) -> int:
     return -(-size // width) * width
 
 
-def starts(batch_sizes: np.ndarray, rows: int, batch: int) -> np.ndarray:
-    """Where the rows of each time step begin, and where those of the last end: int64 (T + 1,).
+def check_batch_sizes(batch_sizes: np.ndarray, rows: int, batch: int) -> None:
+    """Raise `KernelError` where `batch_sizes` does not describe so many rows of so many sequences.
 
-    Kernels call it, since specs see shapes only. Raises `KernelError` where `batch_sizes` does not describe so many
-    rows of so many sequences.
+    Kernels call it, since specs see shapes only.
     """
-    found = np.zeros(batch_sizes.size + 1, np.int64)
-    np.cumsum(batch_sizes, out=found[1:])
-    grows = np.any(np.diff(batch_sizes, append=0) > 0)
-    if grows or found[-1] != rows or (batch_sizes.size and batch_sizes[0] != batch):
+    sizes = batch_sizes.tolist()
+    falls = [*sizes, 0] == sorted([*sizes, 0], reverse=True)
+    if not falls or sum(sizes) != rows or (sizes and sizes[0] != batch):
         raise KernelError(
-            f"recurrent: batch_sizes {batch_sizes.tolist()} do not describe {rows} rows of {batch} sequences: they "
+            f"recurrent: batch_sizes {sizes} do not describe {rows} rows of {batch} sequences: they "
             f"begin with the sequences, never grow, and sum to the rows"
         )
-    return found
 
 
 class _Shapes:

@@ -45,6 +45,27 @@ def test_backpropagation_through_time_to_the_second_order():
     assert gmcore.gradcheck(lambda *xs: ops.lstm(*xs, sizes)[0], inputs, order=2, directions=1)
 
 
+@pytest.mark.parametrize("function, gates", [(ops.rnn, 1), (ops.lstm, 4), (ops.gru, 3)], ids=["rnn", "lstm", "gru"])
+def test_a_captured_step_launches_alone_and_looks_at_the_batch_sizes(function, gates):
+    weight = leaf(gates * 3, 3)
+
+    def step(x, sizes):
+        states = [np.zeros((2, 3))] * (2 if gates == 4 else 1)
+        h = function(x, *states, weight, *([np.ones(3)] if gates == 3 else []), sizes)[0]
+        return h, grad(ops.sum(h * h), weight)
+
+    captured = gmcore.capture(step)
+    for sizes in ([2, 2, 1], [2, 1, 1, 1], [2, 2, 1], [2, 1, 1, 1], [2, 1, 1, 1]):
+        x = tensor(RNG.standard_normal((5, gates * 3)))
+        for found, expected in zip(captured(x, np.array(sizes)), step(x, np.array(sizes))):
+            np.testing.assert_array_equal(found.detach().numpy(), expected.detach().numpy())
+    for program in captured.programs:
+        kernels = [i for i in program.instructions if i.name.startswith(function.__name__)]
+        assert len(kernels) == 2 and all(i.launches for i in kernels)
+    with pytest.raises(ShapeError, match=r"batch_sizes \[2, 2, 2\] do not describe 5 rows of 2 sequences"):
+        captured(x, np.array([2, 2, 2]))
+
+
 def test_errors():
     x, h0 = np.ones((5, 3)), np.ones((2, 3))
     with pytest.raises(ShapeError, match=r"rnn\(x: float64\[5, 3\].* batch_sizes \[2, 2\] do not describe 5 rows of 2 "
