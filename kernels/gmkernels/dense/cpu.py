@@ -88,7 +88,7 @@ def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray, row_tiles: int, column
         c.fill(0)
         return
     arguments = operands(a, b)
-    with blas.single_threaded():
+    with blas.for_product(m, k, n):
         _matmul(row_tiles * column_tiles, *arguments, c, m, k, n, row_tiles, column_tiles)
 
 
@@ -158,7 +158,7 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     row_tiles, column_tiles = tiles(m, k, n)
     arguments = operands(x.reshape(m, k), weight.T)
     code = _CODES[attrs.get("activation", "identity")]
-    with blas.single_threaded():
+    with blas.for_product(m, k, n):
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)
 
 
