@@ -12,6 +12,7 @@ import numpy as np
 from gmcore.errors import ArgumentError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
 from gmcore.tensor import Tensor, enable_grad
+from gmkernels import reduce
 
 
 class LBFGS(Optimizer):
@@ -243,8 +244,12 @@ def _parts(vector: Any, like: Sequence[Tensor]) -> list[Any]:
     return [np.reshape(part, x.shape) for part, x in zip(np.split(vector, ends), like, strict=True)]
 
 
+def _sum(x: Any, axis: int | None = None) -> Any:
+    return np.sum(x, axis=axis) if isinstance(x, Tensor) else reduce.sum(x, axis)  # NumPy adds in another order
+
+
 def _dot(a: Any, b: Any) -> Any:
-    return np.sum(a * b)
+    return _sum(a * b)
 
 
 def _turn(state: State, gradient: Any, history_size: int) -> State:
@@ -262,7 +267,7 @@ def _turn(state: State, gradient: Any, history_size: int) -> State:
                 np.concatenate([old, new[None]])[-history_size:] for old, new in ((steps, s), (changes, y))
             )
             scale = curvature / _dot(y, y)
-    pairs = list(zip(steps, changes, np.sum(steps * changes, axis=1), strict=True))
+    pairs = list(zip(steps, changes, _sum(steps * changes, axis=1), strict=True))
     new = {"n_iter": n + 1, "d": _two_loops(-gradient, pairs, scale)}
     return new | {"old_stps": steps, "old_dirs": changes, "H_diag": scale, "prev_flat_grad": gradient}
 
@@ -283,7 +288,7 @@ def _first_length(state: State, lr: Any) -> Any:
     """Length of a step without a search, first trial of one: lr, but of the very first step what `LBFGS` says."""
     if state["n_iter"] > 1:
         return lr
-    return lr / np.maximum(np.sum(np.abs(state["prev_flat_grad"])), 1.0)
+    return lr / np.maximum(_sum(np.abs(state["prev_flat_grad"])), 1.0)
 
 
 # -- the line search ------------------------------------------------------------------------------------------
