@@ -246,7 +246,7 @@ class Sequential(_List):
         return super().__getitem__(index)
 
     def forward(self, input: Any) -> Any:
-        x, modules = input, list(self)
+        x, modules = input, list(_held(self, Module).values())
         at = 0
         while at < len(modules):
             module = modules[at]

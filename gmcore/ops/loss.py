@@ -67,6 +67,8 @@ def _reduce(name: str, loss: Tensor, reduction: str) -> Tensor:
 def _same_shape(name: str, **tensors: Any) -> list[Tensor]:
     """The arguments as tensors, integers in the dtype of the others. Raises `ShapeError` unless they have one shape."""
     found = {key: as_tensor(x) for key, x in tensors.items()}
+    if len({(x._data.shape, x._data.dtype) for x in found.values()}) == 1:
+        return list(found.values())
     for x in found.values():
         if is_floating(x.dtype):
             found = {key: y if is_floating(y.dtype) else cast(y, x.dtype) for key, y in found.items()}

@@ -387,10 +387,19 @@ def _linear_rule(
         d_pre, d_bias = g, sum(g, axis=tuple(range(g.ndim - 1))) if needs[2] else None
     else:
         d_pre, d_bias = _activation_backward(g, out, activation=activation)
+    d_x = d_weight = None
+    if x.ndim == 2:  # each operation that is left out is felt in a small layer
+        if needs[0]:
+            d_x = _matmul(d_pre, weight)
+        if needs[1]:
+            d_weight = _matmul(transpose(d_pre), x)
+        return [d_x, d_weight, d_bias]
     count = math.prod(x.shape[:-1])
     rows = reshape(d_pre, (count, weight.shape[0]))
-    d_x = reshape(_matmul(rows, weight), x.shape) if needs[0] else None
-    d_weight = _matmul(transpose(rows), reshape(x, (count, weight.shape[1]))) if needs[1] else None
+    if needs[0]:
+        d_x = reshape(_matmul(rows, weight), x.shape)
+    if needs[1]:
+        d_weight = _matmul(transpose(rows), reshape(x, (count, weight.shape[1])))
     return [d_x, d_weight, d_bias]
 
 

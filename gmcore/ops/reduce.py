@@ -32,12 +32,12 @@ from gmkernels.reduce import spec
 
 def normalize_axis(x: Tensor, axis: Axis, name: str) -> tuple[int, ...]:
     """`axis` as a sorted tuple of non-negative ints. Raises `ArgumentError` if out of range or repeated."""
-    return tuple(range(x.ndim)) if axis is None else tuple(sorted(several_axes(x.ndim, axis, name, x.shape)))
+    return tuple(range(x._data.ndim)) if axis is None else tuple(sorted(several_axes(x.ndim, axis, name, x.shape)))
 
 
 def _kept(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
     """The shape with the reduced axes kept as 1."""
-    return tuple(1 if i in axis else n for i, n in enumerate(shape))
+    return tuple([1 if i in axis else n for i, n in enumerate(shape)])
 
 
 def _spread(g: Tensor, shape: tuple[int, ...], axis: tuple[int, ...]) -> Tensor:
@@ -118,7 +118,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def _count(x: Tensor, axes: tuple[int, ...], ddof: float, name: str) -> float:
     """Number of elements over `axes`, less `ddof`. Raises `ArgumentError` unless that is positive."""
-    count = math.prod(x.shape[a] for a in axes) - ddof
+    count = math.prod([x.shape[a] for a in axes]) - ddof
     if count <= 0:
         short = f"too few elements for ddof={ddof}" if ddof else "no elements"
         raise ArgumentError(f"{name}: {short} along axis {axes} of shape {x.shape} (called at {user_line()})")

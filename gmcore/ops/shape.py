@@ -89,8 +89,9 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     ArgumentError : `axes` is no permutation.
     """
     x = as_tensor(x)
-    given = range(x.ndim)[::-1] if axes is None else axes
-    order = tuple([operator.index(a) + (x.ndim if a < 0 else 0) for a in given])
+    if axes is None:
+        return _transpose(x, axes=tuple(range(x.ndim))[::-1])
+    order = tuple([operator.index(a) + (x.ndim if a < 0 else 0) for a in axes])
     if sorted(order) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes {axes} are no permutation of those of shape {x.shape} "
                             f"(called at {user_line()})")  # fmt: skip

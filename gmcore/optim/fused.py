@@ -82,7 +82,7 @@ class FusedOptimizer(Optimizer):
             calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
             for p in ready:
                 step = self._begun(p, group, used)["step"] if used else 0
-                calls.setdefault((step, p.dtype), []).append(p)
+                calls.setdefault((step, p._data.dtype), []).append(p)
             for params in calls.values():
                 grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])

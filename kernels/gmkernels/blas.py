@@ -19,6 +19,7 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,6 +175,22 @@ def available() -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+class _Threads:
+    """Who has BLAS run on one thread."""
+
+    __slots__ = ("lock", "inside", "before")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        """Number of open contexts."""
+        self.before = 1
+        """Number of threads before the first of them."""
+
+
+_threads = _Threads()
+
+
 class single_threaded:
     """Context in which BLAS runs on the calling thread only; the number of threads is restored at its end.
 
@@ -181,43 +198,46 @@ class single_threaded:
     Python threads: the first to enter saves the number, the last restores.
     """
 
-    _lock = threading.Lock()
-    _inside = 0
-    _before = 1
-
-    @classmethod
-    def is_entered(cls) -> bool:
+    @staticmethod
+    def is_entered() -> bool:
         """Whether some context is open."""
-        return cls._inside > 0
+        return _threads.inside > 0
 
     def __enter__(self) -> None:
-        cls = single_threaded
-        with cls._lock:
-            if cls._inside == 0:
+        with _threads.lock:
+            if _threads.inside == 0:
                 blas = find()
-                cls._before = 1 if blas is None else blas.get_num_threads()
-                if blas is not None and cls._before > 1:
+                _threads.before = 1 if blas is None else blas.get_num_threads()
+                if blas is not None and _threads.before > 1:
                     blas.set_num_threads(1)
-            cls._inside += 1
+            _threads.inside += 1
 
     def __exit__(self, *exception: object) -> None:
-        cls = single_threaded
-        with cls._lock:
-            cls._inside -= 1
-            if cls._inside == 0 and cls._before > 1:
+        with _threads.lock:
+            _threads.inside -= 1
+            if _threads.inside == 0 and _threads.before > 1:
                 blas = find()
                 assert blas is not None
-                blas.set_num_threads(cls._before)
+                blas.set_num_threads(_threads.before)
+
+
+_ANY_THREADS = nullcontext()
+_ONE_THREAD = 9216  # 4 * 2304, below which OpenBLAS's matrix-vector products take one thread; for others it is more
+
+
+def for_product(m: int, k: int, n: int) -> AbstractContextManager[None]:
+    """`single_threaded` for a product (m, k) by (k, n), unless it is so small that BLAS takes one thread anyway."""
+    return _ANY_THREADS if m * k * n < _ONE_THREAD else single_threaded()
 
 
 def _after_fork() -> None:
     """In a child, the other threads that were inside are gone: only the forking thread could leave."""
-    single_threaded._lock = threading.Lock()
-    if single_threaded._inside:
-        single_threaded._inside = 0
+    _threads.lock = threading.Lock()
+    if _threads.inside:
+        _threads.inside = 0
         blas = find()
-        if blas is not None and single_threaded._before > 1:
-            blas.set_num_threads(single_threaded._before)
+        if blas is not None and _threads.before > 1:
+            blas.set_num_threads(_threads.before)
 
 
 if hasattr(os, "register_at_fork"):

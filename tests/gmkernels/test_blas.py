@@ -117,8 +117,8 @@ def test_threads_are_restored_after_nested_overlapping_and_failing_contexts(monk
 def test_the_context_does_nothing_where_no_blas_was_found(monkeypatch):
     monkeypatch.setattr(blas, "find", lambda: None)
     with blas.single_threaded():
-        assert blas.single_threaded._inside == 1
-    assert blas.single_threaded._inside == 0
+        assert blas.single_threaded.is_entered()
+    assert not blas.single_threaded.is_entered()
 
 
 @needs_blas

@@ -85,7 +85,7 @@ def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
         return
     arguments = operands(a, b)
     row_tiles, column_tiles = tiles(m, k, n)
-    with blas.single_threaded():
+    with blas.for_product(m, k, n):
         _matmul(row_tiles * column_tiles, *arguments, c, m, k, n, row_tiles, column_tiles)
 
 
@@ -155,7 +155,7 @@ def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> 
     row_tiles, column_tiles = tiles(m, k, n)
     arguments = operands(x.reshape(m, k), weight.T)
     code = _CODES[attrs.get("activation", "identity")]
-    with blas.single_threaded():
+    with blas.for_product(m, k, n):
         _linear(row_tiles * column_tiles, *arguments, y, bias, m, k, n, row_tiles, column_tiles, code)
 
 
