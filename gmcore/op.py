@@ -200,7 +200,8 @@ class Op:
         tensors = []
         for x in inputs:
             if type(x) in (int, float, bool) and dtypes:
-                x = np.asarray(x, _weak(x, dtypes))
+                tensors.append(Tensor(np.array(x, _weak(x, dtypes))))
+                continue
             try:
                 tensors.append(wrap(x))
             except DtypeError as error:
@@ -272,7 +273,7 @@ def _broadcast(shapes: Iterable[tuple[int, ...]]) -> bool:
 
 def _weak(x: bool | int | float, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """The dtype of a Python number among arrays of `dtypes`."""
-    common = np.result_type(*dtypes)
+    common = dtypes[0] if len(dtypes) == 1 else np.result_type(*dtypes)
     # NumPy's rule for Python numbers does not know that bfloat16 is floating.
     return common if is_floating(common) else np.result_type(common, x)
 

@@ -42,7 +42,7 @@ def _kept(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
 
 def _spread(g: Tensor, shape: tuple[int, ...], axis: tuple[int, ...]) -> Tensor:
     """A reduction's result or gradient, broadcast back over the reduced axes."""
-    return broadcast_to(reshape(g, _kept(shape, axis)), shape)
+    return broadcast_to(reshape(g, _kept(shape, axis)) if g.ndim else g, shape)
 
 
 def _examples(empty: bool) -> Any:

@@ -541,7 +541,8 @@ def rehearsal() -> Iterator[list[Launch]]:
 
 def is_watched() -> bool:
     """Whether somebody looks at the launches of this thread."""
-    return bool(_watchers or _rehearsals) and threading.get_ident() in _watchers.keys() | _rehearsals.keys()
+    thread = threading.get_ident()
+    return thread in _watchers or thread in _rehearsals
 
 
 class BlockKernel:
