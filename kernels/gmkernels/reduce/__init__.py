@@ -9,7 +9,9 @@ __all__ = ["sum", "sum_to"]
 
 for _spec in (spec.SUM, spec.SUM_TO):
     register(_spec, "reference", getattr(reference, _spec.name), strided=True, overhead=1e-5, efficiency=0.1)
-    register(_spec, "cpu", f"gmkernels.reduce.cpu:{_spec.name}", strided=True, overhead=5e-6, efficiency=0.6)
+    register(
+        _spec, "cpu", f"gmkernels.reduce.cpu:{_spec.name}", strided=True, overhead=5e-6, efficiency=0.6, replays=True
+    )
 
 
 def sum(
