@@ -23,7 +23,7 @@ import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
-from gmkernels import pool
+from gmkernels import pool, registry
 
 Call = Callable[[], object]
 
@@ -139,6 +139,7 @@ def counting() -> Iterator[Callable[[Call], int]]:
     originals = {kernel: kernel._compiled for kernel in pool.BlockKernel.everyone}
     for kernel in originals:
         kernel._compiled = {}
+    registry._plans.clear()  # which know the addresses of what they have launched
     pool._entry_point = lambda *arguments: _counted(compile_block(*arguments), counter.ctypes.data)
     pool.set_num_threads(1)  # threads would add to one number
     try:
@@ -148,3 +149,4 @@ def counting() -> Iterator[Callable[[Call], int]]:
         pool.set_num_threads(threads)
         for kernel in pool.BlockKernel.everyone:  # more than before: modules are imported at their first call
             kernel._compiled = originals.get(kernel, {})
+        registry._plans.clear()

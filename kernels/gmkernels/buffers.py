@@ -53,6 +53,11 @@ def is_loan(array: np.ndarray) -> bool:
     return type(array) is _Loan
 
 
+def is_small(shape: Sequence[int], dtype: np.dtype[Any]) -> bool:
+    """Whether `empty` leaves an array to NumPy."""
+    return math.prod(shape) * dtype.itemsize < SMALLEST
+
+
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
     """An uninitialised array; a large one may lie where one that is gone has lain.
 

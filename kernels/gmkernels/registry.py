@@ -7,10 +7,10 @@ A `KernelSpec` is the contract of an operation on arrays. A kernel is any callab
 registered for a spec on a backend. It writes the caller's `outputs` (and may scribble on `workspace`) and
 allocates nothing. `run` infers and allocates both, picks a kernel, and calls it.
 
-Choice: the `backend` argument, then `with use(...)`, then `GMKERNELS_BACKEND`, then the cheapest by the cost
-model among the kernels that accept, then `reference`. A kernel accepts or refuses by looking at a `Signature`
-only; `run` caches its choice by the shapes, dtypes and layouts of a call. `explain` says what was chosen, why, and
-why not the others.
+Choice: the `backend` argument, then `with use(...)`, then what `GMKERNELS_BACKEND` was at the start, then the cheapest
+by the cost model among the kernels that accept, then `reference`. A kernel accepts or refuses by looking at a
+`Signature` only; `run` caches its choice by the shapes, dtypes and strides of a call. `explain` says what was chosen,
+why, and why not the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gmkernels.buffers import empty
+from gmkernels.buffers import empty, is_small
 from gmkernels.cost import Cost, nominal_cpu
 
 Array = Any
@@ -147,6 +147,7 @@ class Entry:
     efficiency: float
     accepts: Callable[[Signature], str | None] | None
     note: Callable[[], str] | None
+    replays: bool
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
 
     def kernel(self) -> Kernel:
@@ -202,6 +203,7 @@ _entries: dict[str, dict[str, Entry]] = {}
 _plans: dict[tuple[Any, ...], Plan] = {}
 _MOST_PLANS = 4096
 _preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=None)
+_environment = os.environ.get("GMKERNELS_BACKEND", "")  # once: to ask the system takes as long as a small product
 
 
 def register(
@@ -215,6 +217,7 @@ def register(
     efficiency: float = 0.5,
     accepts: Callable[[Signature], str | None] | None = None,
     note: Callable[[], str] | None = None,
+    replays: bool = False,
 ) -> None:
     """Register a kernel for `spec` on `backend`; from outside the package just as from inside.
 
@@ -227,6 +230,9 @@ def register(
     efficiency : share of the floor reached on large calls, in (0, 1].
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
     note : says what else a reader of `explain` should know, such as the library that the kernel calls.
+    replays : whether all that its Python does follows from the shapes, dtypes, strides and attributes of a call, so
+        that calls after the first repeat its launches without it (`gmkernels.replay`). If it is `strided`, it packs no
+        array that is C-contiguous, and no matrix that is the transpose of one that is.
     spec : the operation; registered under its name with its first kernel.
     backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -240,7 +246,9 @@ def register(
         raise KernelError(f"another kernel spec is called {spec.name!r} already")
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
-    _entries[spec.name][backend] = Entry(spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note)
+    _entries[spec.name][backend] = Entry(
+        spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note, replays
+    )
     _plans.clear()
 
 
@@ -394,10 +402,10 @@ def preferred() -> str | None:
 def _preference() -> tuple[str | None, str]:
     if (name := _preferred.get()) is not None:
         return name, "with gmkernels.use(...)"
-    if name := os.environ.get("GMKERNELS_BACKEND"):
-        if name not in BACKENDS:
-            raise KernelError(f"GMKERNELS_BACKEND={name!r} is not one of {', '.join(BACKENDS)}")
-        return name, "GMKERNELS_BACKEND"
+    if _environment:
+        if _environment not in BACKENDS:
+            raise KernelError(f"GMKERNELS_BACKEND={_environment!r} is not one of {', '.join(BACKENDS)}")
+        return _environment, "GMKERNELS_BACKEND"
     return None, ""
 
 
@@ -474,30 +482,40 @@ def run(
     KernelError : inputs, outputs or attributes that do not fit the spec, or a backend that refuses.
     """
     attrs = attrs or {}
-    wanted = backend if backend is not None else _preference()[0]
-    key = (
-        spec, wanted, backend is None, tuple(attrs.items()),
-        tuple([(type(a), a.shape, a.dtype, a.flags.c_contiguous) for a in flat(inputs)]),
-    )  # fmt: skip
+    form: list[Any] = [spec, backend, _preferred.get(), _environment, *attrs.items()]
+    for a in inputs:  # plain loops and few calls: for small arrays this takes as long as the kernel
+        if type(a) is tuple:
+            form.append(_form(a))
+        else:
+            form += (type(a), a.shape, a.dtype, a.strides)
+    if spec.updates:
+        if outputs is None:
+            raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
+        for part in outputs:
+            form += (_form(flat([part])), tuple([a.flags.writeable for a in flat([part])]))
+    key = tuple(form)
     plan = _plans.get(key)
     if plan is None:
         plan = _plan(spec, inputs, attrs, backend)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
-    if outputs is None:
-        if spec.updates:
-            raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-    elif not spec.updates:
+    if outputs is not None and not spec.updates:
         _check_outputs(spec, plan.outputs, outputs)
     if _interceptors and (interceptor := _interceptors.get(threading.get_ident())) is not None:
         return interceptor(spec, plan, inputs, outputs, attrs)
+    allocate = np.empty if plan.small else empty
     if outputs is None:
-        outputs = tuple([empty(shape, dtype) for shape, dtype in plan.outputs])
+        outputs = tuple([allocate(shape, dtype) for shape, dtype in plan.outputs])
     if plan.pack:
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
-    plan.kernel(inputs, outputs, [empty(shape, dtype) for shape, dtype in plan.workspace], attrs)
+    plan.kernel(inputs, outputs, [allocate(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
+
+
+def _form(arrays: Iterable[Any]) -> tuple[Any, ...]:
+    """All that plans depend on."""
+    return tuple([(type(a), a.shape, a.dtype, a.strides) for a in arrays])
 
 
 Interceptor = Callable[[KernelSpec, "Plan", Sequence[Any], Sequence[Any] | None, Mapping[str, Any]], tuple[Any, ...]]
@@ -533,6 +551,8 @@ class Plan(NamedTuple):
     outputs: Layout
     workspace: Layout
     pack: bool
+    small: bool
+    """Whether all of its outputs and workspaces are."""
 
 
 def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> Plan:
@@ -540,7 +560,12 @@ def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], bac
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))
     workspace = spec.workspace(*inputs, **attrs)
-    return Plan(entry.kernel(), _with_dtypes(outputs), _with_dtypes(workspace), pack)
+    kernel = entry.kernel()
+    if entry.replays:
+        kernel = importlib.import_module("gmkernels.replay").Replay(kernel, spec.updates)  # which imports the compiler
+    made = _with_dtypes(outputs), _with_dtypes(workspace)
+    small = all(is_small(shape, dtype) for layout in made for shape, dtype in layout)
+    return Plan(kernel, *made, pack, small)
 
 
 def _with_dtypes(layout: Layout) -> Layout:

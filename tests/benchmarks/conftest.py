@@ -10,7 +10,7 @@ from benchmarks.workloads import STEPS
 @pytest.fixture
 def tiny(monkeypatch):
     """`STEPS`, small by default."""
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")
     for name, step in STEPS.items():
         monkeypatch.setitem(STEPS, name, step._replace(make=functools.partial(step.make, **step.small)))
     return STEPS

@@ -74,7 +74,7 @@ def make_data(pixels=6, train=40, binary=False, seed=0):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch, tmp_path):
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")  # nothing to compile
     monkeypatch.setattr(models, "_registered", {})
     models.register(Pixels)
     monkeypatch.chdir(tmp_path)

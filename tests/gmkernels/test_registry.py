@@ -53,7 +53,7 @@ def make_spec(name="scaled", **changes):
 
 @pytest.fixture
 def spec(monkeypatch):
-    monkeypatch.delenv("GMKERNELS_BACKEND", raising=False)
+    monkeypatch.setattr("gmkernels.registry._environment", "")
     made = make_spec()
     register(made, "reference", scaled_reference, overhead=1e-6, efficiency=0.1)
     register(made, "cpu", scaled_cpu, overhead=1e-5, efficiency=0.8)
@@ -73,7 +73,7 @@ def chosen(spec, inputs=SMALL, **arguments):
 def test_order_of_preference(spec, monkeypatch):
     assert chosen(spec) == "reference"  # least overhead
     assert chosen(spec, LARGE) == "cpu"  # nearest the floor
-    monkeypatch.setenv("GMKERNELS_BACKEND", "cpu")
+    monkeypatch.setattr("gmkernels.registry._environment", "cpu")
     assert chosen(spec) == "cpu"
     with use("reference"):
         assert chosen(spec) == chosen(spec, LARGE) == "reference"
@@ -81,7 +81,7 @@ def test_order_of_preference(spec, monkeypatch):
         with use("cpu"):
             assert chosen(spec) == "cpu"
     assert chosen(spec) == "cpu"
-    monkeypatch.delenv("GMKERNELS_BACKEND")
+    monkeypatch.setattr("gmkernels.registry._environment", "")
     assert chosen(spec) == "reference"
 
 
@@ -214,7 +214,7 @@ def test_unknown_backend(spec, monkeypatch):
         run(spec, SMALL, backend="fpga")
     with pytest.raises(KernelError, match="unknown backend 'fpga'"), use("fpga"):
         pass
-    monkeypatch.setenv("GMKERNELS_BACKEND", "fpga")
+    monkeypatch.setattr("gmkernels.registry._environment", "fpga")
     with pytest.raises(KernelError, match="GMKERNELS_BACKEND='fpga'"):
         run(spec, SMALL)
 

@@ -240,6 +240,28 @@ def test_what_is_launched_makes_the_whole_result(spec):
         assert_same_bits(outputs, expected, describe(example))
 
 
+REPLAYED = [pytest.param(spec, id=n) for n, spec in SPECS.items() if registry.entries(spec)["cpu"].replays]
+
+
+@pytest.mark.parametrize("spec", REPLAYED)
+def test_repeated_launches_do_not_depend_on_numbers(spec):
+    """A call of a form that was seen, on the same numbers in another order, is a call of the kernel."""
+    kernel, rng = registry.entries(spec)["cpu"].kernel(), np.random.default_rng(1)
+
+    def shuffled(a):
+        return a.reshape(-1)[rng.permutation(a.size)].reshape(a.shape) if a.dtype == np.float32 else packed(a)
+
+    for example in examples(spec, "float32"):
+        call(spec, example, "cpu", each(packed, example.inputs))
+        inputs = each(shuffled, example.inputs)
+        outputs = each(np.copy, example.updated)
+        if not spec.updates:
+            outputs = tuple(poison(*o) for o in spec.infer(*inputs, **example.attrs))
+        workspace = tuple(poison(*w) for w in spec.workspace(*inputs, **example.attrs))
+        kernel(inputs, outputs, workspace, example.attrs)
+        assert_same_bits(call(spec, example, "cpu", inputs), flat(outputs), describe(example))
+
+
 def test_import_needs_no_compiler():
     script = "import sys, gmkernels; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -7,7 +7,7 @@ from gmkernels.registry import Array, register, run
 
 for _spec in (spec.LEAKY_RELU, spec.LEAKY_RELU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-6, efficiency=0.1)
-    register(_spec, "cpu", f"gmkernels.activation.cpu:{_spec.name}", overhead=1e-5, efficiency=0.7)
+    register(_spec, "cpu", f"gmkernels.activation.cpu:{_spec.name}", overhead=1e-5, efficiency=0.7, replays=True)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, backend: str | None = None) -> Array:

@@ -7,7 +7,7 @@ from gmkernels.registry import Array, register, run
 
 for _spec in (spec.IWAE_BOUND, spec.IWAE_BOUND_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
-    register(_spec, "cpu", f"gmkernels.iwae.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6)
+    register(_spec, "cpu", f"gmkernels.iwae.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6, replays=True)
 
 
 def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tuple[Array, Array, Array]:

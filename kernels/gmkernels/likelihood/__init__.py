@@ -8,7 +8,7 @@ from gmkernels.registry import Array, Signature, register, run
 
 for _spec in (spec.BERNOULLI_LOG_PROB, spec.BERNOULLI_LOG_PROB_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
-    register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6)
+    register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6, replays=True)
 
 
 def _needs_blas(signature: Signature) -> str | None:
@@ -19,7 +19,7 @@ for _spec in (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BAC
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
     register(
         _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}",
-        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.describe,
+        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.describe, replays=True,
     )  # fmt: skip
 
 

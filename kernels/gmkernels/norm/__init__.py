@@ -9,7 +9,7 @@ __all__ = ["batch_norm", "batch_norm_backward"]
 
 for _spec in (spec.BATCH_NORM, spec.BATCH_NORM_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
-    register(_spec, "cpu", f"gmkernels.norm.cpu:{_spec.name}", overhead=1e-5, efficiency=0.6)
+    register(_spec, "cpu", f"gmkernels.norm.cpu:{_spec.name}", overhead=1e-5, efficiency=0.6, replays=True)
 
 
 def batch_norm(

@@ -33,7 +33,7 @@ for _spec, _reference, _cpu in (
         strided=True, overhead=_reference[0], efficiency=_reference[1],
     )  # fmt: skip
     register(
-        _spec, "cpu", f"gmkernels.optim.cpu:{_spec.name}", strided=True, overhead=_cpu[0], efficiency=_cpu[1]
+        _spec, "cpu", f"gmkernels.optim.cpu:{_spec.name}", overhead=_cpu[0], efficiency=_cpu[1], replays=True
     )  # fmt: skip
 
 

@@ -59,9 +59,8 @@ def _update(kernel: Any, updated: KernelSpec, inputs: Arrays, outputs: Arrays) -
     given, hyper = inputs
     spec.check_updated(updated, given, outputs)
     if given:
-        given = [np.ascontiguousarray(g) for g in given]
         chunks, first = spec.chunks(tuple([g.size for g in given]))
-        kernel(len(first) - 1, given[0], np.ascontiguousarray(hyper), chunks, first, _table(given, *outputs))
+        kernel(len(first) - 1, given[0], hyper, chunks, first, _table(given, *outputs))
 
 
 @jitable
@@ -330,7 +329,7 @@ def total_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs)
     """A block adds the powers of its chunks; the sums of the blocks are added in order."""
     (partial,) = workspace
     norm_type = attrs["norm_type"]
-    grads = [np.ascontiguousarray(g) for g in inputs[0]]
+    grads = inputs[0]
     chunks, first = spec.chunks(tuple([g.size for g in grads]))
     if len(partial):
         numbers = np.array([norm_type], np.float64)

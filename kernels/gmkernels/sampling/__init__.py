@@ -22,7 +22,7 @@ for _spec in (
     spec.DROPOUT,
 ):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
-    register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}")
+    register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}", replays=True)
 
 
 def gaussian_sample(

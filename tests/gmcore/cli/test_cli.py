@@ -35,7 +35,7 @@ OWN = ["--data", "own.npy", "--epochs", "2"]
 
 def work_in(folder, monkeypatch):
     """A folder with forty 2x3 images as a file."""
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")  # nothing to compile
     monkeypatch.delenv("GMCORE_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(folder)

@@ -92,7 +92,7 @@ def make_data(pixels):
 
 @pytest.mark.parametrize("pixels", [6, 22])
 def test_runs_resume_measure_and_draw(pixels, monkeypatch, tmp_path):
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")  # nothing to compile
     monkeypatch.setattr("gmcore.models.boltzmann.boltzmann_machine._SAMPLE_SWEEPS", 2)
     monkeypatch.chdir(tmp_path)
     straight = fit("boltzmann", make_data(pixels), epochs=2, settings={"chains": 7}, out="straight")

@@ -212,7 +212,7 @@ TINY = {"hidden_size": 5, "eval_samples": 10, "temperatures": 20, "chains": 9}
 
 @pytest.fixture
 def workplace(monkeypatch, tmp_path):
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")  # nothing to compile
     monkeypatch.setattr("gmcore.models.boltzmann.rbm._SAMPLE_STEPS", 3)
     monkeypatch.setattr("gmcore.models.boltzmann.rbm._PICTURED_STEPS", (0, 1, 3))
     monkeypatch.chdir(tmp_path)

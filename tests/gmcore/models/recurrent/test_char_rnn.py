@@ -25,7 +25,7 @@ each_cell = pytest.mark.parametrize("cell", CELLS)
 
 @pytest.fixture(autouse=True)
 def workplace(monkeypatch, tmp_path):
-    monkeypatch.setenv("GMKERNELS_BACKEND", "reference")  # nothing to compile
+    monkeypatch.setattr("gmkernels.registry._environment", "reference")  # nothing to compile
     monkeypatch.chdir(tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_tinyshakespeare_beside_pytorch(monkeypatch):
     """
     if not DATA.is_dir():
         pytest.skip("shared/data/tinyshakespeare is not beside the checkout")
-    monkeypatch.delenv("GMKERNELS_BACKEND")
+    monkeypatch.setattr("gmkernels.registry._environment", "")
     text = load("tinyshakespeare", DATA, download=False)
     model = CharRNN(text.vocabulary.characters, generator=gmcore.Generator(0)).train()
     batches = model.batches(text, model.recipe, 0, 1)
