@@ -20,7 +20,7 @@ _intrinsic: Any = intrinsic  # the functions it makes take other arguments than 
 
 
 @block_kernel
-def _clear(block, taken):  # type: ignore[no-untyped-def]
+def _clear(block, taken):
     for i in range(taken.size):
         taken[i] = 0
 

@@ -44,7 +44,7 @@ def suits(library: blas.Blas, dtype: np.dtype[Any], trans_a: int, trans_b: int, 
     )  # fmt: skip
 
 
-def _sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+def _sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """cblas_sgemm for row-major matrices, trans_a = NO_TRANS, trans_b = TRANS, alpha = 1, beta = 0, and k > 0."""
     rows, matrix, result = _array(a, 1), _array(b, 1), _array(c, 1)  # helpers know elements, not lengths
     panel = scratch(_PANEL, result.dtype)

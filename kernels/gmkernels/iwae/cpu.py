@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import exp_factors, fma, log, maximum, select
+from gmkernels.elementary import exp_factors, fma, log, select
 from gmkernels.iwae.spec import split
-from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
+from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
+from gmkernels.rows import largest_of, sum_of
 
 Arrays = Sequence[np.ndarray]
 
@@ -141,26 +142,10 @@ def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, mos
 
 
 @jitable
-def _row_maximum(x):
-    highest = x.dtype.type(-np.inf)
-    for j in range(x.size):
-        highest = maximum(x[j], highest)
-    return highest
-
-
-@jitable
 def _scaled_exp(x, highest, scale, y):
     for j in range(x.size):
         p, power = exp_factors(_difference(x[j], highest))
         y[j] = scale * p * power
-
-
-@reduction
-def _row_sum(x):
-    total = x.dtype.type(0)
-    for j in range(x.size):
-        total += x[j]
-    return total
 
 
 @block_kernel
@@ -169,12 +154,12 @@ def _rows(block, log_w, bound, highest, scale, samples, per_block):
     total = scratch(1, np.float64)
     for row in range(block * per_block, min((block + 1) * per_block, bound.size)):
         x = log_w[row * samples : (row + 1) * samples]
-        highest[row] = _row_maximum(x)
+        highest[row] = largest_of(x)
         total[0] = 0
         for at in range(0, samples, _ROW_RUN):
             run = x[at : at + _ROW_RUN]
             _scaled_exp(run, highest[row], x.dtype.type(1), exponentials)
-            total[0] += _row_sum(exponentials[: run.size])
+            total[0] += sum_of(exponentials[: run.size])
         _finish(total, samples, highest[row : row + 1], bound[row : row + 1], scale[row : row + 1])
 
 

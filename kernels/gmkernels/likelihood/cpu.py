@@ -20,8 +20,9 @@ from gmkernels import blas
 from gmkernels.dense.cpu import edge, matmul, operands, product_tile
 from gmkernels.elementary import exp, log1p_unit, select
 from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
-from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
+from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
 from gmkernels.reduce.cpu import add_up
+from gmkernels.rows import sum_of
 
 Arrays = Sequence[np.ndarray]
 
@@ -69,14 +70,6 @@ def _slopes(logits, x, slope):
         slope[i] = select(logits[i] > zero, x[i] * z - not_x, x[i] - not_x * z) / (one + z)
 
 
-@reduction
-def _sum(x):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        total += x[i]
-    return total
-
-
 @jitable
 def _scale(x, factor):
     for i in range(x.size):
@@ -98,7 +91,7 @@ def _log_prob(block, logits, x, sums, length):
         done = 0
         while done < width:
             take = min(left, width - done)
-            total += _sum(cost[done : done + take])
+            total += sum_of(cost[done : done + take])
             done += take
             left -= take
             if left == 0:
@@ -203,7 +196,7 @@ def _linear_log_prob(
                 part(x, (r * n + at) % x.size, width),
                 part(cost, 0, width),
             )
-            total += _sum(part(cost, 0, width))
+            total += sum_of(part(cost, 0, width))
         sums[r * column_tiles + column] = -total
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import exp, log, maximum, select
-from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction
+from gmkernels.elementary import exp, log, select
+from gmkernels.pool import block_kernel, jitable, long_loop, part
+from gmkernels.rows import largest_of, sum_of
 from gmkernels.softmax.spec import check_target
 
 Arrays = Sequence[np.ndarray]
@@ -22,14 +23,6 @@ _BLOCK = 1 << 14
 _TILE = 1 << 12
 """The same of a tile."""
 _RUN = 1024  # terms that are added in the arrays' dtype, in several lanes, before they go to a float64 sum
-
-
-@jitable
-def _largest(x):
-    highest = x.dtype.type(-np.inf)
-    for j in range(x.size):
-        highest = maximum(x[j], highest)
-    return highest
 
 
 @jitable
@@ -45,14 +38,6 @@ def _exp(x):
         x[j] = exp(x[j])
 
 
-@reduction
-def _sum(x):
-    total = x.dtype.type(0)
-    for j in range(x.size):
-        total += x[j]
-    return total
-
-
 @jitable
 def _scale(x, factor, y):
     for j in range(y.size):
@@ -66,7 +51,7 @@ def _cross_entropy(block, logits, target, loss, probabilities, classes, per_bloc
         end = min(last, first + per_tile)
         for r in range(first, end):
             x = part(logits, r * classes, classes)
-            top = _largest(x)
+            top = largest_of(x)
             shift = select(top == -np.inf, zero, top)
             _subtract(x, shift, part(probabilities, r * classes, classes))
             loss[r] = shift - x[target[r]]
@@ -74,7 +59,7 @@ def _cross_entropy(block, logits, target, loss, probabilities, classes, per_bloc
         for r in range(first, end):
             total = 0.0
             for at in range(0, classes, _RUN):
-                total += _sum(part(probabilities, r * classes + at, min(_RUN, classes - at)))
+                total += sum_of(part(probabilities, r * classes + at, min(_RUN, classes - at)))
             total = select(total == 0.0, 1.0, total)
             row = part(probabilities, r * classes, classes)
             _scale(row, logits.dtype.type(1.0 / total), row)
