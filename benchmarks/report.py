@@ -74,7 +74,8 @@ def step_table(cases: Mapping[str, Any], blas: str | None) -> str:
 def memory_table(steps: Mapping[str, Any]) -> str:
     """The peak of every contender, and in brackets what of it is held between steps, in MiB."""
     _check(steps)
-    contenders = list(dict.fromkeys(contender for figures in steps.values() for contender in figures))
+    fullest = sorted(steps.values(), key=len, reverse=True)  # whose order of contenders has room for the others'
+    contenders = list(dict.fromkeys(contender for figures in fullest for contender in figures))
     rows = [f"| MiB | {' | '.join(contenders)} |", "|---" * (len(contenders) + 1) + "|"]
     for name, figures in steps.items():
         peaks = (figures.get(contender, {}) for contender in contenders)
