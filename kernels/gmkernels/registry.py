@@ -39,6 +39,8 @@ Layout = list[tuple[tuple[int, ...], Any]]
 """Shapes and dtypes of the arrays that a call needs: `[(shape, dtype), ...]`."""
 
 FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")
+"""Stored only: GPU kernels compute with them in float32. bfloat16 is `ml_dtypes.bfloat16`."""
 
 
 class KernelError(ValueError):
@@ -167,7 +169,7 @@ class Entry:
             return f"runs on {backend.device}, the arrays are on {signature.device}"
         if (missing := backend.missing()) is not None:
             return missing
-        if unfit := [d for d in signature.dtypes if np.dtype(d).kind == "f" and d not in self.dtypes]:
+        if unfit := [d for d in signature.dtypes if is_float(d) and d not in self.dtypes]:
             return f"has no {unfit[0]} version (has {', '.join(self.dtypes)})"
         return self.accepts(signature) if self.accepts is not None else None
 
@@ -365,6 +367,16 @@ def flat(arrays: Sequence[Any]) -> Iterator[Array]:
             yield a
 
 
+def is_float(dtype: str) -> bool:
+    """Whether the name of a dtype is that of a floating one: also of bfloat16, which NumPy takes for no number.
+
+    Parameters
+    ----------
+    dtype : such as ``"float32"``.
+    """
+    return dtype in FLOATS or dtype in HALVES or dtype == "longdouble" or dtype.startswith("float")
+
+
 def _device(array: Array) -> str:
     if isinstance(array, np.ndarray):
         return "cpu"
@@ -411,7 +423,7 @@ def _preference() -> tuple[str | None, str]:
 
 def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
     """Predicted seconds of a call: overhead + floor / efficiency."""
-    itemsize = max((a.dtype.itemsize for a in flat(inputs) if a.dtype.kind == "f"), default=4)
+    itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
     floor = nominal_cpu().floor(entry.spec.cost(*inputs, **attrs), itemsize)
     return entry.overhead + floor / entry.efficiency
 
@@ -449,7 +461,7 @@ def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], ba
     if not accepting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "none is registered"
         known = {dtype for entry in candidates.values() for dtype in entry.dtypes}
-        unknown = candidates and any(np.dtype(d).kind == "f" and d not in known for d in sig.dtypes)
+        unknown = candidates and any(is_float(d) and d not in known for d in sig.dtypes)
         kind = KernelDtypeError if unknown else KernelError
         raise kind(f"{spec.name}: no kernel takes this call ({reasons})")
     return min(accepting.values(), key=lambda e: (_estimate(e, inputs, attrs), e.backend == "reference"))
@@ -657,6 +669,6 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "cheapest by the cost model"
     if chosen.note is not None:
         why += f"; {chosen.note()}"
-    itemsize = max((a.dtype.itemsize for a in flat(inputs) if a.dtype.kind == "f"), default=4)
+    itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
     floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
     return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)

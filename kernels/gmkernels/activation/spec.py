@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 
 def _leaky_infer(x: Array, *, negative_slope: float) -> Layout:
-    if x.dtype.kind != "f":
+    if not is_float(x.dtype.name):
         raise KernelError(f"leaky_relu: expected a floating x, got {x.dtype}{list(x.shape)}")
     return [(x.shape, x.dtype)]
 
 
 def _backward_infer(g: Array, x: Array, *, negative_slope: float) -> Layout:
-    if x.dtype.kind != "f" or g.dtype != x.dtype or g.shape != x.shape:
+    if not is_float(x.dtype.name) or g.dtype != x.dtype or g.shape != x.shape:
         raise KernelError(
             f"leaky_relu_backward: expected floating g and x of one shape and dtype, got g {g.dtype}{list(g.shape)}, "
             f"x {x.dtype}{list(x.shape)}"

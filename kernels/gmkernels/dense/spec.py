@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 ACTIVATIONS = ("identity", "tanh", "sigmoid", "relu", "softplus")
 _ACTIVATION_SLOTS = {"identity": 1, "tanh": 16, "sigmoid": 16, "relu": 1, "softplus": 32}
@@ -28,7 +29,7 @@ def _require(condition: bool, op: str, expected: str, **arrays: Array) -> None:
 
 def _require_float(op: str, **arrays: Array) -> None:
     dtypes = {a.dtype for a in arrays.values()}
-    if len(dtypes) > 1 or next(iter(dtypes)).kind != "f":
+    if len(dtypes) > 1 or not is_float(next(iter(dtypes)).name):
         raise KernelError(f"{op}: expected arrays of one floating dtype, got {_describe(**arrays)}")
 
 
@@ -41,6 +42,23 @@ def _require_activation(op: str, activation: str) -> None:
 # ---------------------------------------------------------------------------------------------------------
 # matmul
 # ---------------------------------------------------------------------------------------------------------
+
+GPU_TILES = 264
+"""Tiles of 64 by 64 that keep a GPU busy: two for each multiprocessor of an H200, on every device the same, so that
+results are."""
+_SHORTEST_SPLIT = 256
+"""Products that a part of a split sum has, at least."""
+
+
+def splits(m: int, k: int, n: int) -> int:
+    """Parts into which GPU kernels cut the sums of an (m, k) by (k, n) product, so that a small result of long sums,
+    such as a weight's gradient, keeps the device busy. The parts are added in order by a second launch."""
+    return max(1, min(GPU_TILES // max(1, -(-m // 64) * -(-n // 64)), k // _SHORTEST_SPLIT))
+
+
+def _product_workspace(a: Array, m: int, k: int, n: int) -> Layout:
+    parts = splits(m, k, n) if on_gpu(a) else 1
+    return [((parts, m, n), np.promote_types(np.float32, a.dtype))] if parts > 1 else []
 
 
 def _matmul_infer(a: Array, b: Array) -> Layout:
@@ -82,6 +100,7 @@ MATMUL = KernelSpec(
     formula="c[i, j] = sum_l a[i, l] b[l, j]",
     source="gemm of Dongarra, Du Croz, Hammarling & Duff, ACM TOMS 16(1), 1990",
     tolerance=_PRODUCT_TOLERANCE,
+    workspace=lambda a, b: _product_workspace(a, a.shape[0], a.shape[1], b.shape[1]),
     size=lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1],
 )
 
@@ -103,6 +122,11 @@ def _linear_infer(x: Array, weight: Array, bias: Array | None = None, *, activat
 
 def _linear_flops(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> int:
     return 2 * math.prod(x.shape[:-1]) * weight.shape[0] * weight.shape[1]
+
+
+def _linear_workspace(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Layout:
+    n, k = weight.shape
+    return _product_workspace(x, math.prod(x.shape[:-1]), k, n)
 
 
 def _linear_cost(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Cost:
@@ -134,6 +158,7 @@ LINEAR = KernelSpec(
     formula="y = activation(x weight^T + bias); the bias may be left out",
     source="torch.nn.functional.linear, with the activation applied to each tile of the product",
     tolerance=_PRODUCT_TOLERANCE,  # every activation has slope at most 1
+    workspace=_linear_workspace,
     size=_linear_flops,
 )
 
@@ -152,6 +177,15 @@ def backward_blocks(rows: int, features: int) -> tuple[int, int, int]:
     return rows_per_block, -(-rows // rows_per_block), -(-features // STRIP)
 
 
+GPU_STRIP = 64
+"""Columns of a block of `activation_backward` on a GPU."""
+
+
+def gpu_row_blocks(rows: int, features: int) -> int:
+    """Number of row blocks of `activation_backward` on a GPU: of 64 rows or more, and not above 2048 blocks in all."""
+    return max(1, min(-(-rows // 64), 2048 // max(1, -(-features // GPU_STRIP))))
+
+
 def _backward_infer(g: Array, y: Array, *, activation: str) -> Layout:
     _require_activation("activation_backward", activation)
     _require(g.ndim >= 1 and g.shape == y.shape, "activation_backward", "g and y (..., features)", g=g, y=y)
@@ -160,7 +194,9 @@ def _backward_infer(g: Array, y: Array, *, activation: str) -> Layout:
 
 
 def _backward_workspace(g: Array, y: Array, *, activation: str) -> Layout:
-    return [((backward_blocks(math.prod(g.shape[:-1]), g.shape[-1])[1], g.shape[-1]), np.dtype("float64"))]
+    rows, features = math.prod(g.shape[:-1]), g.shape[-1]
+    blocks = gpu_row_blocks(rows, features) if on_gpu(g) else backward_blocks(rows, features)[1]
+    return [((blocks, features), np.dtype("float64"))]
 
 
 def _backward_cost(g: Array, y: Array, *, activation: str) -> Cost:

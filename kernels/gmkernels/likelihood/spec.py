@@ -8,22 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
 from gmkernels.dense.tiles import tiles
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 CHUNK = 16384
 """Longest part of a row that one block sums."""
+GPU_CHUNK = 4096
+"""The same on a GPU."""
 
 
-def chunks(length: int) -> int:
+def chunks(length: int, chunk: int = CHUNK) -> int:
     """Number of parts in which a row of that length is summed."""
-    return -(-length // CHUNK)
+    return -(-length // chunk)
 
 
 def _check(op: str, logits: Array, x: Array) -> None:
     fits = 1 <= x.ndim <= logits.ndim and x.shape == logits.shape[logits.ndim - x.ndim :]
-    if not fits or logits.dtype.kind != "f" or x.dtype != logits.dtype:
+    if not fits or not is_float(logits.dtype.name) or x.dtype != logits.dtype:
         raise KernelError(
             f"{op}: expected floating logits (..., n) and x of the same dtype and of the shape of logits "
             f"or of its trailing axes, got logits {logits.dtype}{list(logits.shape)} and x "
@@ -37,7 +40,7 @@ def _log_prob_infer(logits: Array, x: Array) -> Layout:
 
 
 def _log_prob_workspace(logits: Array, x: Array) -> Layout:
-    parts = chunks(logits.shape[-1])
+    parts = chunks(logits.shape[-1], GPU_CHUNK if on_gpu(logits) else CHUNK)
     return [(logits.shape[:-1] + (parts,), np.float64)] if parts > 1 else []
 
 
@@ -130,7 +133,7 @@ def _linear_infer(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
     logits = (*h.shape[:-1], *bias.shape)
     data = 1 <= x.ndim <= len(logits) and x.shape == logits[len(logits) - x.ndim :]
     arrays = {"h": h, "weight": weight, "bias": bias, "x": x}
-    if not (layer and data) or h.dtype.kind != "f" or len({a.dtype for a in arrays.values()}) > 1:
+    if not (layer and data) or not is_float(h.dtype.name) or len({a.dtype for a in arrays.values()}) > 1:
         raise KernelError(
             "linear_bernoulli_log_prob: expected floating h (..., in), weight (out, in), bias (out,) and x (..., out) "
             "or of the trailing axes of that, all of one dtype, got "
@@ -195,7 +198,7 @@ def _linear_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -
     layer = h.ndim >= 1 and weight.ndim == 2 and h.shape[-1] == weight.shape[1]
     fits = layer and residual.shape == (*h.shape[:-1], weight.shape[0]) and g.shape == h.shape[:-1]
     arrays = {"g": g, "residual": residual, "h": h, "weight": weight}
-    if not fits or h.dtype.kind != "f" or len({a.dtype for a in arrays.values()}) > 1:
+    if not fits or not is_float(h.dtype.name) or len({a.dtype for a in arrays.values()}) > 1:
         raise KernelError(
             "linear_bernoulli_log_prob_backward: expected floating g (...), residual (..., out), h (..., in) and "
             "weight (out, in) of one dtype, got "

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 CHUNK = 16384  # elements of a block
 
@@ -32,7 +33,7 @@ def chunks(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def _require_one_float(op: str, arrays: Sequence[Array]) -> None:
     dtypes = {a.dtype for a in arrays}
-    if len(dtypes) > 1 or any(d.kind != "f" for d in dtypes):
+    if len(dtypes) > 1 or not all(is_float(d.name) for d in dtypes):
         names = ", ".join(sorted(d.name for d in dtypes))
         raise KernelError(f"{op}: expected gradients of one floating dtype, got {names}")
 
@@ -226,6 +227,8 @@ def _norm_infer(grads: tuple[Array, ...], *, norm_type: float) -> Layout:
 
 
 def _norm_workspace(grads: tuple[Array, ...], *, norm_type: float) -> Layout:
+    if any(map(on_gpu, grads)):  # small arrays share no block
+        return [((sum(-(-g.size // CHUNK) for g in grads),), np.dtype("float64"))]
     return [((len(chunks(tuple([g.size for g in grads]))[1]) - 1,), np.dtype("float64"))]
 
 

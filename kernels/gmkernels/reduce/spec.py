@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import FLOATS, Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import FLOATS, HALVES, Array, Example, KernelError, KernelSpec, Layout
 
 Shape = tuple[int, ...]
 
@@ -21,7 +22,18 @@ Shape = tuple[int, ...]
 BLOCK = 32768  # elements of a block: 128 kB of float32, about 8 us
 STRIP = 512  # most sums that are added up side by side
 _SHORTEST = 64  # numbers that a piece of an axis adds up, at least: so what is left is small
-_ENOUGH = 64  # tiles, for as many threads
+
+
+class Cut(NamedTuple):
+    """What a stage is cut by: elements of a block, sums side by side, and tiles that are enough for a device."""
+
+    block: int
+    strip: int
+    enough: int
+
+
+CPU = Cut(BLOCK, STRIP, 64)  # as many threads
+GPU = Cut(8192, 64, 1024)  # eight for each multiprocessor of the largest
 
 
 class Stage(NamedTuple):
@@ -52,7 +64,7 @@ def _merged(axes: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
 
 
 @functools.lru_cache(1024)
-def stages(shape: Shape, axes: Shape, contiguous: bool) -> tuple[Stage, ...]:
+def stages(shape: Shape, axes: Shape, contiguous: bool, cut: Cut = CPU) -> tuple[Stage, ...]:
     """The passes of a sum over `axes`, the longest axis first. What lies between two is C-contiguous and float64.
 
     Neighbouring axes of a contiguous array count as one. The axes of length 1 are left out; if none is left to sum,
@@ -68,8 +80,8 @@ def stages(shape: Shape, axes: Shape, contiguous: bool) -> tuple[Stage, ...]:
         lengths = tuple([length for length, _ in left])
         axis = max([i for i, (_, summed) in enumerate(left) if summed], key=lengths.__getitem__)
         length, sums = lengths[axis], math.prod(lengths[:axis] + lengths[axis + 1 :])
-        tiles = sums if axis + 1 == len(lengths) else -(-sums // STRIP)
-        pieces = max(1, min(-(-length * sums // BLOCK), length // _SHORTEST, _ENOUGH // max(1, tiles)))
+        tiles = sums if axis + 1 == len(lengths) else -(-sums // cut.strip)
+        pieces = max(1, min(-(-length * sums // cut.block), length // _SHORTEST, cut.enough // max(1, tiles)))
         piece = max(1, -(-length // pieces))
         pieces = max(1, -(-length // piece))
         if contiguous or found:  # the axes before it are one, and those after it
@@ -83,8 +95,9 @@ def stages(shape: Shape, axes: Shape, contiguous: bool) -> tuple[Stage, ...]:
 
 
 def _between(x: Array, axes: Shape) -> Layout:
-    """What lies between the stages."""
-    return [((math.prod(s.left),), np.float64) for s in stages(x.shape, axes, x.flags.c_contiguous)[:-1]]
+    """What lies between the stages. Kernels on a GPU are given contiguous arrays."""
+    cut = stages(x.shape, axes, True, GPU) if on_gpu(x) else stages(x.shape, axes, x.flags.c_contiguous)
+    return [((math.prod(s.left),), np.float64) for s in cut[:-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -93,7 +106,7 @@ def _between(x: Array, axes: Shape) -> Layout:
 
 
 def _require_float(op: str, x: Array) -> None:
-    if x.dtype.name not in FLOATS:
+    if x.dtype.name not in FLOATS + HALVES:
         raise KernelError(f"{op}: expected x {' or '.join(FLOATS)}, got {x.dtype}{list(x.shape)}")
 
 

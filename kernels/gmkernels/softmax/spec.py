@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 
 def check_target(op: str, target: np.ndarray, classes: int) -> None:
@@ -23,7 +23,7 @@ def check_target(op: str, target: np.ndarray, classes: int) -> None:
 
 def _require(fits: bool, op: str, expected: str, **arrays: Array) -> None:
     floating = {a.dtype for name, a in arrays.items() if name != "target"}
-    if not fits or len(floating) > 1 or floating.pop().kind != "f" or arrays["target"].dtype != np.int64:
+    if not fits or len(floating) > 1 or not is_float(floating.pop().name) or arrays["target"].dtype != np.int64:
         given = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
         raise KernelError(f"{op}: expected {expected} of one floating dtype and int64 target (rows,), got {given}")
 
