@@ -37,13 +37,15 @@ class Cost:
 class Device:
     """Rates of a device: bytes/s copied, product flop/s and instruction slots/s in float32.
 
-    float64 halves the product and the slot rates on a vector unit (`wide_factor`).
+    float64 halves the product and the slot rates on a vector unit (`wide_factor`); the matrix units of a GPU multiply
+    16-bit elements faster than a vector unit does wider ones (`half_factor`).
 
     Parameters
     ----------
     name : for people.
     copy_rate, product_rate, slot_rate : the rates; `floor` says of what.
     wide_factor : what is left of the product and slot rates with elements of more than 4 bytes.
+    half_factor : what the product rate is multiplied by with elements of 2 bytes.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Device:
     product_rate: float
     slot_rate: float
     wide_factor: float = 0.5
+    half_factor: float = 1.0
 
     def floor(self, cost: Cost, itemsize: int = 4) -> float:
         """Least time in seconds in which this device can do `cost` on elements of `itemsize` bytes.
@@ -62,7 +65,8 @@ class Device:
 
         Returns
         -------
-        max(bytes / copy_rate, flops / product_rate, slots / slot_rate), the latter rates times `wide_factor` if wide.
+        max(bytes / copy_rate, flops / product_rate, slots / slot_rate), the latter rates times `wide_factor` if wide,
+        and the product rate times `half_factor` if elements have 2 bytes.
         """
         return max(self.times(cost, itemsize).values())
 
@@ -79,9 +83,10 @@ class Device:
         dict: ``"copy"``, ``"product"`` and ``"slots"`` -> seconds.
         """
         factor = 1.0 if itemsize <= 4 else self.wide_factor
+        product = self.half_factor if itemsize == 2 else factor
         return {
             "copy": cost.bytes / self.copy_rate,
-            "product": cost.flops / (self.product_rate * factor),
+            "product": cost.flops / (self.product_rate * product),
             "slots": cost.slots / (self.slot_rate * factor),
         }
 
@@ -94,3 +99,25 @@ def nominal_cpu() -> Device:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Device(f"cpu x{cores} (nominal)", 6e9 * min(cores, 4), 80e9 * cores, 20e9 * cores)
+
+
+_GPUS = {
+    80: Device("A100 (nominal)", 1.8e12, 19.5e12, 19.5e12, half_factor=12.8),
+    90: Device("H100 (nominal)", 3.0e12, 67e12, 33.4e12, half_factor=11.8),
+}
+"""By compute capability: 0.88 of the rate of the memory's pins, multiply-adds of the vector units, and 128 instruction
+slots per multiprocessor and cycle; products of 16-bit elements at 0.8 of the peak of the matrix units."""
+
+
+@cache
+def nominal_gpu(number: int) -> Device:
+    """A GPU at nominal rates: enough to rank kernels and to say how far a call is from its floor.
+
+    Parameters
+    ----------
+    number : of the device.
+    """
+    import cupy
+
+    capability = int(cupy.cuda.Device(number).compute_capability)
+    return _GPUS[max((known for known in _GPUS if known <= capability), default=min(_GPUS))]

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.buffers import empty, is_small
-from gmkernels.cost import Cost, nominal_cpu
+from gmkernels.cost import Cost, Device, nominal_cpu, nominal_gpu
 
 Array = Any
 """An array of one of the array libraries: `numpy.ndarray` here, `cupy.ndarray` on a GPU."""
@@ -41,6 +42,10 @@ Layout = list[tuple[tuple[int, ...], Any]]
 FLOATS = ("float32", "float64")
 HALVES = ("float16", "bfloat16")
 """Stored only: GPU kernels compute with them in float32. bfloat16 is `ml_dtypes.bfloat16`."""
+OLDEST_GPU = 80
+"""Least compute capability of the GPU kernels: Ampere's, which has bfloat16 and asynchronous copies."""
+MOST_HOSTED = 4096
+"""Bytes of an input in host memory that a call on a GPU takes along: a key, or a number that varies between calls."""
 
 
 class KernelError(ValueError):
@@ -49,6 +54,10 @@ class KernelError(ValueError):
 
 class KernelDtypeError(KernelError, TypeError):
     """A call that would be taken if its arrays had other dtypes."""
+
+
+class DeviceMemoryError(KernelError, MemoryError):
+    """A GPU has no room for the results of a call: the message says how much was asked for and how much is free."""
 
 
 class Example(NamedTuple):
@@ -169,6 +178,11 @@ class Entry:
             return f"runs on {backend.device}, the arrays are on {signature.device}"
         if (missing := backend.missing()) is not None:
             return missing
+        if backend.device == "cuda" and (capability := int(signature.device.partition(":")[2])) < OLDEST_GPU:
+            return (
+                f"needs compute capability {OLDEST_GPU / 10:.1f} or newer, this GPU has {capability / 10:.1f}: "
+                "its calls run in CuPy (backend 'reference')"
+            )
         if unfit := [d for d in signature.dtypes if is_float(d) and d not in self.dtypes]:
             return f"has no {unfit[0]} version (has {', '.join(self.dtypes)})"
         return self.accepts(signature) if self.accepts is not None else None
@@ -377,24 +391,41 @@ def is_float(dtype: str) -> bool:
     return dtype in FLOATS or dtype in HALVES or dtype == "longdouble" or dtype.startswith("float")
 
 
-def _device(array: Array) -> str:
-    if isinstance(array, np.ndarray):
-        return "cpu"
-    capability = array.device.compute_capability
-    return f"cuda:{capability}"
-
-
 @functools.cache
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     return dtype.name  # NumPy computes it anew at each access
+
+
+def _gpu_of(spec: KernelSpec, arrays: Sequence[Any], names: Sequence[str]) -> int | None:
+    """Number of the GPU that the arrays of a call lie on, beside small ones in host memory; None if none does."""
+    on, first = None, ""
+    large = ""
+    for name, part in zip(names, arrays, strict=False):
+        for a in flat([part]):
+            if on_gpu(a):
+                number = a.device.id
+                if on is not None and number != on:
+                    raise KernelError(
+                        f"{spec.name}: {first} is on cuda:{on} and {name} on cuda:{number}; expected one device: "
+                        f"with cupy.cuda.Device({on}): {name} = cupy.asarray({name})"
+                    )
+                on, first = number, first or name
+            elif a.nbytes > MOST_HOSTED:
+                large = large or name
+    if on is not None and large:
+        raise KernelError(
+            f"{spec.name}: {large} is in host memory and {first} on cuda:{on}; expected one device: "
+            f"{large} = cupy.asarray({large})"
+        )
+    return on
 
 
 def signature(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Signature:
     """The `Signature` of a call."""
     device, dtypes, contiguous, largest = "cpu", [], True, 0
     for a in flat(inputs):
-        if type(a) is not np.ndarray:
-            device = _device(a)
+        if type(a) is not np.ndarray and on_gpu(a):
+            device = f"cuda:{a.device.compute_capability}"
         if a.dtype not in dtypes:
             dtypes.append(a.dtype)
         if contiguous and not a.flags.c_contiguous:
@@ -421,11 +452,16 @@ def _preference() -> tuple[str | None, str]:
     return None, ""
 
 
+def _floor(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
+    """Least seconds of a call at the nominal rates of the device that its arrays lie on."""
+    itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
+    device: Device = next((nominal_gpu(a.device.id) for a in flat(inputs) if on_gpu(a)), nominal_cpu())
+    return device.floor(spec.cost(*inputs, **attrs), itemsize)
+
+
 def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
     """Predicted seconds of a call: overhead + floor / efficiency."""
-    itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
-    floor = nominal_cpu().floor(entry.spec.cost(*inputs, **attrs), itemsize)
-    return entry.overhead + floor / entry.efficiency
+    return entry.overhead + _floor(entry.spec, inputs, attrs) / entry.efficiency
 
 
 def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None = None) -> Entry:
@@ -464,7 +500,13 @@ def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], ba
         unknown = candidates and any(is_float(d) and d not in known for d in sig.dtypes)
         kind = KernelDtypeError if unknown else KernelError
         raise kind(f"{spec.name}: no kernel takes this call ({reasons})")
-    return min(accepting.values(), key=lambda e: (_estimate(e, inputs, attrs), e.backend == "reference"))
+    last = sig.device != "cpu"  # NumPy's functions on arrays of CuPy: for what has no kernel of ours
+
+    def rank(entry: Entry) -> tuple[bool, float, bool]:
+        is_reference = entry.backend == "reference"
+        return last and is_reference, _estimate(entry, inputs, attrs), is_reference
+
+    return min(accepting.values(), key=rank)
 
 
 def run(
@@ -499,21 +541,26 @@ def run(
         if type(a) is tuple:
             form.append(_form(a))
         else:
-            form += (type(a), a.shape, a.dtype, a.strides)
+            kind = type(a)
+            form += (kind, a.shape, a.dtype, a.strides)
+            if kind is not np.ndarray:
+                form.append(_place(a))
     if spec.updates:
         if outputs is None:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
         for part in outputs:
-            form += (_form(flat([part])), tuple([a.flags.writeable for a in flat([part])]))
+            form += (_form(flat([part])), tuple([_writeable(a) for a in flat([part])]))
     key = tuple(form)
     plan = _plans.get(key)
     if plan is None:
-        plan = _plan(spec, inputs, attrs, backend)
+        plan = _plan(spec, inputs, attrs, backend, outputs if spec.updates else None)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
     if outputs is not None and not spec.updates:
-        _check_outputs(spec, plan.outputs, outputs)
+        _check_outputs(spec, plan, outputs)
+    if plan.device is not None:
+        return _run_on_gpu(spec, plan, plan.device, inputs, outputs, attrs)
     if _interceptors and (interceptor := _interceptors.get(threading.get_ident())) is not None:
         return interceptor(spec, plan, inputs, outputs, attrs)
     allocate = np.empty if plan.small else empty
@@ -527,7 +574,52 @@ def run(
 
 def _form(arrays: Iterable[Any]) -> tuple[Any, ...]:
     """All that plans depend on."""
-    return tuple([(type(a), a.shape, a.dtype, a.strides) for a in arrays])
+    return tuple(
+        [
+            (type(a), a.shape, a.dtype, a.strides)
+            if type(a) is np.ndarray
+            else (type(a), a.shape, a.dtype, a.strides, _place(a))
+            for a in arrays
+        ]
+    )
+
+
+def _place(a: Array) -> int | None:
+    """Number of the GPU that an array lies on; None in host memory."""
+    return a.device.id if on_gpu(a) else None
+
+
+def _writeable(a: Array) -> bool:
+    return on_gpu(a) or a.flags.writeable  # arrays of CuPy always are
+
+
+def _run_on_gpu(
+    spec: KernelSpec,
+    plan: Plan,
+    device: int,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any] | None,
+    attrs: Mapping[str, Any],
+) -> tuple[Any, ...]:
+    """What `run` does after the choice, with the arrays' device the current one."""
+    from gmkernels import launch
+
+    with launch.current(device):
+        if plan.hosted:
+            inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
+        if plan.pack:
+            inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
+        if outputs is None:
+            outputs = launch.allocate(spec.name, plan.outputs)
+        plan.kernel(inputs, outputs, launch.allocate(spec.name, plan.workspace), attrs)
+        return tuple(outputs)
+
+
+def _moved(a: Array) -> Array:
+    """An array of the host, on the current device."""
+    from gmkernels import launch
+
+    return a if on_gpu(a) else launch.resident(a)
 
 
 Interceptor = Callable[[KernelSpec, "Plan", Sequence[Any], Sequence[Any] | None, Mapping[str, Any]], tuple[Any, ...]]
@@ -565,9 +657,20 @@ class Plan(NamedTuple):
     pack: bool
     small: bool
     """Whether all of its outputs and workspaces are."""
+    device: int | None
+    """Number of the GPU that it runs on."""
+    hosted: bool
+    """Whether it runs there and an input is in host memory."""
 
 
-def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], backend: str | None) -> Plan:
+def _plan(
+    spec: KernelSpec,
+    inputs: Sequence[Any],
+    attrs: Mapping[str, Any],
+    backend: str | None,
+    updated: Sequence[Any] | None,
+) -> Plan:
+    device = _gpu_of(spec, [*inputs, *(updated or ())], [*spec.inputs, *spec.outputs] if updated else spec.inputs)
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))
@@ -577,22 +680,27 @@ def _plan(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], bac
         kernel = importlib.import_module("gmkernels.replay").Replay(kernel, spec.updates)  # which imports the compiler
     made = _with_dtypes(outputs), _with_dtypes(workspace)
     small = all(is_small(shape, dtype) for layout in made for shape, dtype in layout)
-    return Plan(kernel, *made, pack, small)
+    hosted = device is not None and not all(map(on_gpu, flat(inputs)))
+    return Plan(kernel, *made, pack, small, device, hosted)
 
 
 def _with_dtypes(layout: Layout) -> Layout:
     return [(tuple(shape), np.dtype(dtype)) for shape, dtype in layout]
 
 
-def _check_outputs(spec: KernelSpec, layout: Layout, outputs: Sequence[Any]) -> None:
+def _check_outputs(spec: KernelSpec, plan: Plan, outputs: Sequence[Any]) -> None:
+    layout = plan.outputs
     if len(outputs) != len(layout):
         raise KernelError(f"{spec.name} has {len(layout)} outputs ({', '.join(spec.outputs)}), got {len(outputs)}")
     for name, (shape, dtype), out in zip(spec.outputs, layout, outputs, strict=True):
-        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not _writeable(out):
             raise KernelError(
                 f"{spec.name}: output {name} must be a writable C-contiguous {dtype} array of shape "
                 f"{shape}, got {out.dtype} {out.shape}"
             )
+        if (place := _place(out)) != plan.device:
+            here, there = ("host memory" if n is None else f"cuda:{n}" for n in (plan.device, place))
+            raise KernelError(f"{spec.name}: output {name} must be in {here}, as the inputs are; it is in {there}")
 
 
 @dataclass(frozen=True)
@@ -669,6 +777,4 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "cheapest by the cost model"
     if chosen.note is not None:
         why += f"; {chosen.note()}"
-    itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
-    floor = nominal_cpu().floor(spec.cost(*inputs, **attrs), itemsize)
-    return Explanation(spec, sig, chosen.backend, why, floor, estimates, refusals)
+    return Explanation(spec, sig, chosen.backend, why, _floor(spec, inputs, attrs), estimates, refusals)
