@@ -8,6 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import cuda_stand_in, cupy_stand_in
+
+HAS_GPU = cupy_stand_in.has_gpu()
+if not HAS_GPU:  # CuPy then is its stand-in, also where CuPy is installed, and Triton interprets
+    cupy_stand_in.install()
 # Several processes of tests share the cores: threads that wait may not spin. Read when Numba starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests and compiled kernels are millions of objects that stay: the garbage collector would take a twentieth of the time
@@ -24,6 +29,20 @@ def pytest_configure() -> None:
     """Take Ctrl-C even where a shell that started the tests in the background has it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HAS_GPU:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def sound_memory() -> Iterator[None]:
+    """Fail a test in which something wrote outside its memory on the emulated device."""
+    yield
+    cuda_stand_in.check_guards()
 
 
 @pytest.fixture(autouse=True)
