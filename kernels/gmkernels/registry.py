@@ -602,9 +602,11 @@ def _run_on_gpu(
     attrs: Mapping[str, Any],
 ) -> tuple[Any, ...]:
     """What `run` does after the choice, with the arrays' device the current one."""
+    import cupy
+
     from gmkernels import launch
 
-    with launch.current(device):
+    with cupy.cuda.Device(device):
         if plan.hosted:
             inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
         if plan.pack:
