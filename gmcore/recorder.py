@@ -27,6 +27,7 @@ from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor, copied
 from gmcore.watch import Call, Watch, watch
 from gmkernels import KernelSpec, pool, registry
+from gmkernels.arrays import address, byte_bounds, is_array, on_gpu
 from gmkernels.buffers import is_loan
 
 
@@ -43,6 +44,7 @@ class Block:
     """Keeps the memory, so that no address means two things."""
     start: int
     size: int
+    on_gpu: bool
     digest: bytes | None = None
     """Of the numbers in memory outside, when the step first saw it."""
 
@@ -56,7 +58,7 @@ class Place:
     def __init__(self, block: Block | None, array: Array) -> None:
         self.block = block
         """None for an array of no elements, which lies nowhere."""
-        self.offset = 0 if block is None else array.__array_interface__["data"][0] - block.start
+        self.offset = 0 if block is None else address(array) - block.start
         """From the start of the block to the first element, in bytes."""
         self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
         self.array = array if block is None or block.kind == "outside" else None
@@ -120,7 +122,7 @@ class Instruction:
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """`value` with `function` applied to the arrays, tensors and places in it, however deep in tuples, lists, dicts and
     slices."""
-    if isinstance(value, (np.ndarray, Tensor, Place)):
+    if isinstance(value, (np.ndarray, Tensor, Place)) or is_array(value):
         return function(value)
     if isinstance(value, tuple):
         parts = [mapped(part, function) for part in value]
@@ -144,17 +146,13 @@ def places(value: Any) -> list[Place]:
 def _owner(array: Array) -> Array:
     """The array that holds the memory of a view: all arrays on that memory lead to it."""
     # A loan is the whole of what one array was lent; behind it is memory of many.
-    while isinstance(array.base, np.ndarray) and not is_loan(array):
+    while is_array(array.base) and not is_loan(array):
         array = array.base
     return array
 
 
-def _bounds(array: Array) -> tuple[int, int]:
-    return np.lib.array_utils.byte_bounds(array)
-
-
 def _digest(array: Array) -> bytes:
-    data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    data = np.ascontiguousarray(array.get() if on_gpu(array) else array)
     return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
@@ -210,11 +208,16 @@ class Recorder(Watch):
         with watch(self), registry.intercepted(self._run):
             yield
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the step uses the memory of a GPU."""
+        return any(block.on_gpu for block in self._blocks)
+
     # -- memory ----------------------------------------------------------------------------------------------
     def _new_block(self, kind: str, array: Array) -> Block:
         owner = _owner(array)
-        start, end = _bounds(owner)
-        block = Block(kind, self._counts[kind], owner, start, end - start)
+        start, end = byte_bounds(owner)
+        block = Block(kind, self._counts[kind], owner, start, end - start, on_gpu(owner))
         if kind == "outside":
             block.digest = _digest(owner)
         self._counts[kind] += 1
@@ -227,7 +230,7 @@ class Recorder(Watch):
         """Where an array lies, if that memory has been seen."""
         if not array.size:
             return Place(None, array)
-        block = self._block_at(_bounds(array)[0])
+        block = self._block_at(byte_bounds(array)[0])
         return None if block is None else Place(block, array)
 
     def _block_at(self, address: int) -> Block | None:
