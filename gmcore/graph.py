@@ -81,6 +81,8 @@ class GraphProgram(Program):
     CaptureError : an instruction that cannot be part of a CUDA graph.
     """
 
+    form = ", one CUDA graph"
+
     def __init__(self, recorder: Recorder, result: Any) -> None:
         _check(recorder)
         super().__init__(recorder, result)

@@ -40,6 +40,9 @@ class Program:
     size : bytes of that memory.
     """
 
+    form = ""
+    """What it is, for people, if not calls on the CPU."""
+
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self.recorder = recorder
         self._result = mapped(result, self._returned)

@@ -347,16 +347,20 @@ class Recorder(Watch):
             return copy
 
         inputs = mapped(tuple(inputs), packed)
-        workspace = [np.empty(shape, dtype) for shape, dtype in plan.workspace]
+        workspace = _allocated(spec, plan, plan.workspace)
         # Memory outside is looked at before the kernel writes into it.
         given, _ = (None, None) if outside else self._argument((inputs, outputs))
-        outputs = tuple([np.empty(*each) for each in plan.outputs]) if outputs is None else tuple(outputs)
+        outputs = tuple(_allocated(spec, plan, plan.outputs) if outputs is None else outputs)
         if outside:
-            plan.kernel(inputs, outputs, workspace, attrs)
+            _run_plain(plan, inputs, outputs, workspace, attrs)
             return outputs
         self._running = True
         try:
-            launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
+            if plan.device is None:
+                launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
+            else:
+                launches = None
+                _run_plain(plan, inputs, outputs, workspace, attrs)
         finally:
             self._running = False
         written = [self.place(a, "computed") for a in registry.flat(outputs)]
@@ -440,6 +444,27 @@ class Recorder(Watch):
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
+
+
+def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -> list[Array]:
+    """Arrays for the results or the scratch of a kernel, each in memory of its own."""
+    if plan.device is None:
+        return [np.empty(shape, dtype) for shape, dtype in layout]
+    from gmkernels import launch
+
+    with launch.current(plan.device):
+        return launch.allocate(spec.name, layout)
+
+
+def _run_plain(plan: registry.Plan, inputs: Any, outputs: Any, workspace: Any, attrs: Mapping[str, Any]) -> None:
+    """Run a kernel as `registry.run` does."""
+    if plan.device is None:
+        plan.kernel(inputs, outputs, workspace, attrs)
+        return
+    from gmkernels import launch
+
+    with launch.current(plan.device):
+        plan.kernel(mapped(inputs, lambda a: a if on_gpu(a) else launch.resident(a)), outputs, workspace, attrs)
 
 
 def _run_noting(

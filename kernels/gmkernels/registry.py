@@ -663,6 +663,8 @@ class Plan(NamedTuple):
     """Number of the GPU that it runs on."""
     hosted: bool
     """Whether it runs there and an input is in host memory."""
+    backend: str
+    """Whose kernel it is."""
 
 
 def _plan(
@@ -683,7 +685,7 @@ def _plan(
     made = _with_dtypes(outputs), _with_dtypes(workspace)
     small = all(is_small(shape, dtype) for layout in made for shape, dtype in layout)
     hosted = device is not None and not all(map(on_gpu, flat(inputs)))
-    return Plan(kernel, *made, pack, small, device, hosted)
+    return Plan(kernel, *made, pack, small, device, hosted, entry.backend)
 
 
 def _with_dtypes(layout: Layout) -> Layout:
