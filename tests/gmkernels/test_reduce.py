@@ -142,7 +142,7 @@ def test_sum_to_is_the_adjoint_of_broadcasting(shape, data):
         (lambda: gmkernels.sum(np.ones((2, 3)), (0, -2)), r"sum: expected axes of x \[2, 3\] .* got \(0, 0\)"),
         (lambda: gmkernels.sum_to(np.ones((2, 3)), (2,)), r"sum_to: .* broadcasts to that of x, \[2, 3\], got \[2\]"),
         (lambda: gmkernels.sum_to(np.ones(3), (1, 3)), r"sum_to: .* got \[1, 3\]"),
-        (lambda: gmkernels.sum_to(np.ones(3, np.float16), ()), "sum_to: no kernel takes this call .* has no float16 version"),
+        (lambda: gmkernels.sum_to(np.ones(3, np.float16), ()), "sum_to: .* has no float16 version"),
     ],
 )
 def test_refusals(call, message):

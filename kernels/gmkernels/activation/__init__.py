@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from gmkernels.activation import reference, spec
-from gmkernels.registry import Array, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, register, run
 
 for _spec in (spec.LEAKY_RELU, spec.LEAKY_RELU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-6, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.activation.cpu:{_spec.name}", overhead=1e-5, efficiency=0.7, replays=True)
+    register(
+        _spec, "triton", f"gmkernels.activation.triton:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.9,
+    )  # fmt: skip
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, backend: str | None = None) -> Array:

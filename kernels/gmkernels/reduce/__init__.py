@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gmkernels.reduce import reference, spec
-from gmkernels.registry import Array, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, register, run
 
 __all__ = ["sum", "sum_to"]
 
@@ -13,6 +13,9 @@ for _spec in (spec.SUM, spec.SUM_TO):
     # a small script needs no compiler.
     register(
         _spec, "cpu", f"gmkernels.reduce.cpu:{_spec.name}", strided=True, overhead=5.02e-6, efficiency=0.6, replays=True
+    )
+    register(
+        _spec, "triton", f"gmkernels.reduce.triton:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.8
     )
 
 

@@ -25,15 +25,17 @@ _SHORTEST = 64  # numbers that a piece of an axis adds up, at least: so what is 
 
 
 class Cut(NamedTuple):
-    """What a stage is cut by: elements of a block, sums side by side, and tiles that are enough for a device."""
+    """What a stage is cut by: elements of a block, sums side by side, tiles that are enough for a device, and what the
+    length of a piece is a multiple of."""
 
     block: int
     strip: int
     enough: int
+    unit: int
 
 
-CPU = Cut(BLOCK, STRIP, 64)  # as many threads
-GPU = Cut(8192, 64, 1024)  # eight for each multiprocessor of the largest
+CPU = Cut(BLOCK, STRIP, 64, 1)  # as many threads
+GPU = Cut(8192, 64, 1024, 16)  # eight tiles for each multiprocessor of the largest, and pieces that vectors fit
 
 
 class Stage(NamedTuple):
@@ -83,6 +85,8 @@ def stages(shape: Shape, axes: Shape, contiguous: bool, cut: Cut = CPU) -> tuple
         tiles = sums if axis + 1 == len(lengths) else -(-sums // cut.strip)
         pieces = max(1, min(-(-length * sums // cut.block), length // _SHORTEST, cut.enough // max(1, tiles)))
         piece = max(1, -(-length // pieces))
+        if pieces > 1:
+            piece = -(-piece // cut.unit) * cut.unit
         pieces = max(1, -(-length // piece))
         if contiguous or found:  # the axes before it are one, and those after it
             whole = math.prod(lengths[:axis]), length, math.prod(lengths[axis + 1 :])
