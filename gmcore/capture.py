@@ -15,11 +15,10 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-import numpy as np
-
 from gmcore.errors import ArgumentError, CaptureError, GraphError, user_line
 from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import registry
+from gmkernels.arrays import is_array, on_gpu
 
 if TYPE_CHECKING:
     from gmcore.program import Program
@@ -91,7 +90,7 @@ class Captured(Generic[P, R]):
 
     def _record(self, key: Any, args: Any, kwargs: Any) -> R:
         """Run the step eagerly, and record it."""
-        from gmcore.program import Program  # with Numba, which one who captures nothing need not wait for
+        # With Numba or CuPy, which one who captures nothing need not wait for.
         from gmcore.recorder import Recorder, difference, mapped
 
         if len(self._recordings | self._programs) >= self._limit and key not in self._recordings:
@@ -116,8 +115,14 @@ class Captured(Generic[P, R]):
         recorder.finish(result)
         earlier = self._recordings.setdefault(key, [])
         refusal = recorder.refusal
+        program = None
         if refusal is None and earlier and (refusal := difference(earlier[-1], recorder)) is None:
-            self._programs[key] = Program(recorder, result)
+            try:
+                program = _program(recorder, result)
+            except CaptureError as error:
+                refusal = recorder.refusal = f"{error}"
+        if program is not None:
+            self._programs[key] = program
             for each in (*earlier, recorder):
                 each.disown(recorder)
             recorder.release()
@@ -142,22 +147,33 @@ class Captured(Generic[P, R]):
         warnings.warn(f"captured {name} runs eagerly: {reason} (called at {user_line()})", CaptureWarning, stacklevel=4)
 
 
+def _program(recorder: Recorder, result: Any) -> Program:
+    """The recording as what repeats it: on the CPU, or as a CUDA graph."""
+    if recorder.on_gpu:
+        from gmcore.graph import GraphProgram
+
+        return GraphProgram(recorder, result)
+    from gmcore.program import Program
+
+    return Program(recorder, result)
+
+
 def _signature(value: Any, arrays: list[Array]) -> Any:
     """What of an argument must be the same for a program to fit it; the arrays that may differ go to `arrays`."""
     if isinstance(value, Tensor):
         array = value._data
         if value._edge is None:
             arrays.append(array)
-            return ("tensor", array.shape, array.dtype)
+            return ("tensor", array.shape, array.dtype, on_gpu(array))
         if not value.is_leaf:
             raise GraphError(
                 "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
                 f"Compute it inside the step, or detach() it (called at {user_line()})"
             )
         return _Same(value)
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         arrays.append(value)
-        return ("array", value.shape, value.dtype)
+        return ("array", value.shape, value.dtype, on_gpu(value))
     if isinstance(value, (tuple, list)):
         return (type(value), *[_signature(part, arrays) for part in value])
     if isinstance(value, dict):

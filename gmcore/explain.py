@@ -354,7 +354,7 @@ def captured(step: Captured[..., Any]) -> str:
     str: for each program its instructions in order. Memory is ``argument<i>`` of the step, ``host<i>``, which Python
         writes before each repetition (draws, hyperparameters), ``outside<i>`` (parameters, constants), or
         ``computed<i>``, with its place in the program's memory and the last stage that uses it. What runs in one stage
-        runs at once.
+        runs at once. After the name of a kernel stands its backend.
     """
     if step.refusal is not None:
         return f"eager: {step.refusal}"
@@ -366,8 +366,8 @@ def captured(step: Captured[..., Any]) -> str:
 def _program_text(program: steps.Program) -> str:
     blocks = program.offsets
     lines = [
-        f"{len(program.instructions)} instructions in {program.depth} stages; {_bytes(program.size)} for {len(blocks)} "
-        f"results of {_bytes(sum(block.size for block in blocks))}",
+        f"{len(program.instructions)} instructions in {program.depth} stages{program.form}; "
+        f"{_bytes(program.size)} for {len(blocks)} results of {_bytes(sum(block.size for block in blocks))}",
         f"before each repetition: {len(program.recorder.arguments)} arguments copied, "
         f"{len(program.recorder.hosts)} calls of Python",
     ]
@@ -375,7 +375,8 @@ def _program_text(program: steps.Program) -> str:
         results = [f"{place.block} {place}{_whereabouts(program, place.block)}" for place in instruction.writes]
         mine = {place.block for place in instruction.writes}
         reads = {str(place.block): place for place in instruction.reads if place.block not in mine}
-        text = f"{stage:>3} {instruction.name} -> {', '.join(results) or 'nothing'}"
+        backend = "" if instruction.plan is None else f": {instruction.plan.backend}"
+        text = f"{stage:>3} {instruction.name}{backend} -> {', '.join(results) or 'nothing'}"
         if reads:
             text += f" <- {', '.join(f'{name} {place}' for name, place in reads.items())}"
         lines += textwrap.wrap(text, 100, subsequent_indent="      ")

@@ -1,7 +1,7 @@
 """A recorded step as a program: its instructions, its memory, and the repetition.
 
-The program is data (`Program.instructions`, with the place in memory and the lifetime of every block); only `_bind`
-knows how an instruction is run on the CPU.
+The program is data (`Program.instructions`, with the place in memory and the lifetime of every block). How it is
+repeated is said twice: here, as calls and tables of launches on the CPU, and in `gmcore.graph`, as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ class Program:
     size : bytes of that memory.
     """
 
+    form = ""
+    """What it is, for people, if not calls on the CPU."""
+
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self.recorder = recorder
         self._result = mapped(result, self._returned)
         self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in recorder.tensors.values()]
         kept = {place.block for place in places((self._result, [place for _, place in self._gradients]))}
-        self.instructions = _needed(recorder.instructions, kept)
-        self.stages = _staged(self.instructions)
+        self.instructions = self._wanted(_needed(recorder.instructions, kept))
+        self.stages = _staged(self.instructions, list(map(self._launches, self.instructions)))
         self.lifetimes = _lifetimes(self.instructions, self.stages, dict.fromkeys(kept, self.depth))
         self.offsets, self.size = _planned(self.instructions, self.stages, self.lifetimes)
         self._memory: dict[Block, Array] = {}
         self._allocate()
-        self._body = self._bound()
-        self._inputs = [self.array(place) for place in recorder.arguments]
-        self._hosts = [(f, None if place is None else self.array(place)) for f, place in recorder.hosts]
+        self._prepare()
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
         self._counters = [t._counter() for t in recorder.written]
         self._final = [(t, Tensor(self.array(g)) if isinstance(g, Place) else g) for t, g in self._gradients]
@@ -99,20 +100,34 @@ class Program:
 
     def run(self, arguments: Sequence[Array]) -> Any:
         """Repeat the step on other arguments of the same shapes and dtypes."""
-        for function, array in self._hosts:
-            if array is None:
-                function()
-            else:
-                array[...] = function()
-        for array, argument in zip(self._inputs, arguments, strict=True):
-            array[...] = argument
-        for call in self._body:
-            call()
+        self._repeat(arguments)
         for counter in self._counters:
             counter[0] += 1
         for leaf, gradient in self._final:
             leaf.grad = gradient
         return mapped(self._result, self._copy)
+
+    def _prepare(self) -> None:
+        """Make what `_repeat` needs, once the memory is there."""
+        self._body = self._bound()
+        self._inputs = [self.array(place) for place in self.recorder.arguments]
+        self._hosts = [None if place is None else self.array(place) for _, place in self.recorder.hosts]
+
+    def _repeat(self, arguments: Sequence[Array]) -> None:
+        """What Python tells the step, its arguments, and its instructions."""
+        self._tell(self._hosts)
+        for array, argument in zip(self._inputs, arguments, strict=True):
+            array[...] = argument
+        for call in self._body:
+            call()
+
+    def _tell(self, hosts: Sequence[Array | None]) -> None:
+        """Write what Python tells the step."""
+        for (function, _), array in zip(self.recorder.hosts, hosts, strict=True):
+            if array is None:
+                function()
+            else:
+                array[...] = function()
 
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Place):
@@ -131,7 +146,7 @@ class Program:
                 launches.clear()
 
         for instruction, (first, _) in zip(self.instructions, self.stages, strict=True):
-            if _launches(instruction):
+            if self._launches(instruction):
                 for stage, each in enumerate(self._launched(instruction), first):
                     launches.setdefault(stage, []).append(each)
             else:
@@ -139,6 +154,19 @@ class Program:
                 calls.append(self._bind(instruction))
         launch()
         return calls
+
+    def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
+        """Those of the needed instructions that are repeated."""
+        return instructions
+
+    def _launches(self, instruction: Instruction) -> int:
+        """How many launches an instruction is; 0 for a call of Python."""
+        if instruction.launches is not None:
+            return len(instruction.launches)
+        inputs, out = instruction.inputs, instruction.outputs[0] if len(instruction.outputs) == 1 else None
+        if out is None or set(instruction.attrs) - {"out"} or not all(isinstance(each, Place) for each in inputs):
+            return 0
+        return int(arithmetic.is_launched(_function(instruction), inputs, out))
 
     def _launched(self, instruction: Instruction) -> Sequence[pool.Launch]:
         """An instruction as launches on the program's memory."""
@@ -215,23 +243,12 @@ def _function(instruction: Instruction) -> Any:
     return call.forward if isinstance(call, Op) else np.positive if call is copied else call
 
 
-def _launches(instruction: Instruction) -> int:
-    """How many launches an instruction is; 0 for a call of Python."""
-    if instruction.launches is not None:
-        return len(instruction.launches)
-    inputs, out = instruction.inputs, instruction.outputs[0] if len(instruction.outputs) == 1 else None
-    if out is None or set(instruction.attrs) - {"out"} or not all(isinstance(each, Place) for each in inputs):
-        return 0
-    return int(arithmetic.is_launched(_function(instruction), inputs, out))
-
-
-def _staged(instructions: Sequence[Instruction]) -> list[tuple[int, int]]:
+def _staged(instructions: Sequence[Instruction], counts: Sequence[int]) -> list[tuple[int, int]]:
     """The stages of each instruction: as early as what it reads is there, and as nobody uses what it writes; and after
-    the last call of Python."""
+    the last call of Python. `counts` are the launches that an instruction is, 0 for a call of Python."""
     stages: list[tuple[int, int]] = []
     last = began = 0
-    for instruction in instructions:
-        launches = _launches(instruction)
+    for instruction, launches in zip(instructions, counts, strict=True):
         first = last if launches == 0 else began
         reads, writes = _blocks(instruction.reads), _blocks([*instruction.writes, *instruction.workspace])
         for other, (_, end) in zip(instructions, stages, strict=False):
@@ -295,7 +312,7 @@ def _planned(
     for block in sorted(spans, key=lambda b: (-b.size, b.number)):
         first, last = spans[block]
         beside = [
-            (starts[b], starts[b] + _rounded(b.size)) for b in starts if spans[b][0] <= last and first <= spans[b][1]
+            (starts[b], starts[b] + rounded(b.size)) for b in starts if spans[b][0] <= last and first <= spans[b][1]
         ]
         at = 0
         for start, end in sorted(beside):
@@ -303,11 +320,11 @@ def _planned(
                 break
             at = max(at, end)
         starts[block] = at
-        total = max(total, at + _rounded(block.size))
+        total = max(total, at + rounded(block.size))
     return {block: starts[taken] for block, taken in home.items()}, total
 
 
-def _rounded(size: int) -> int:
+def rounded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

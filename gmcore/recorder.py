@@ -27,6 +27,7 @@ from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor, copied
 from gmcore.watch import Call, Watch, watch
 from gmkernels import KernelSpec, pool, registry
+from gmkernels.arrays import address, byte_bounds, is_array, on_gpu
 from gmkernels.buffers import is_loan
 
 
@@ -43,6 +44,7 @@ class Block:
     """Keeps the memory, so that no address means two things."""
     start: int
     size: int
+    on_gpu: bool
     digest: bytes | None = None
     """Of the numbers in memory outside, when the step first saw it."""
 
@@ -56,7 +58,7 @@ class Place:
     def __init__(self, block: Block | None, array: Array) -> None:
         self.block = block
         """None for an array of no elements, which lies nowhere."""
-        self.offset = 0 if block is None else array.__array_interface__["data"][0] - block.start
+        self.offset = 0 if block is None else address(array) - block.start
         """From the start of the block to the first element, in bytes."""
         self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
         self.array = array if block is None or block.kind == "outside" else None
@@ -120,7 +122,7 @@ class Instruction:
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """`value` with `function` applied to the arrays, tensors and places in it, however deep in tuples, lists, dicts and
     slices."""
-    if isinstance(value, (np.ndarray, Tensor, Place)):
+    if isinstance(value, (np.ndarray, Tensor, Place)) or is_array(value):
         return function(value)
     if isinstance(value, tuple):
         parts = [mapped(part, function) for part in value]
@@ -144,17 +146,13 @@ def places(value: Any) -> list[Place]:
 def _owner(array: Array) -> Array:
     """The array that holds the memory of a view: all arrays on that memory lead to it."""
     # A loan is the whole of what one array was lent; behind it is memory of many.
-    while isinstance(array.base, np.ndarray) and not is_loan(array):
+    while is_array(array.base) and not is_loan(array):
         array = array.base
     return array
 
 
-def _bounds(array: Array) -> tuple[int, int]:
-    return np.lib.array_utils.byte_bounds(array)
-
-
 def _digest(array: Array) -> bytes:
-    data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    data = np.ascontiguousarray(array.get() if on_gpu(array) else array)
     return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
@@ -210,11 +208,16 @@ class Recorder(Watch):
         with watch(self), registry.intercepted(self._run):
             yield
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the step uses the memory of a GPU."""
+        return any(block.on_gpu for block in self._blocks)
+
     # -- memory ----------------------------------------------------------------------------------------------
     def _new_block(self, kind: str, array: Array) -> Block:
         owner = _owner(array)
-        start, end = _bounds(owner)
-        block = Block(kind, self._counts[kind], owner, start, end - start)
+        start, end = byte_bounds(owner)
+        block = Block(kind, self._counts[kind], owner, start, end - start, on_gpu(owner))
         if kind == "outside":
             block.digest = _digest(owner)
         self._counts[kind] += 1
@@ -227,7 +230,7 @@ class Recorder(Watch):
         """Where an array lies, if that memory has been seen."""
         if not array.size:
             return Place(None, array)
-        block = self._block_at(_bounds(array)[0])
+        block = self._block_at(byte_bounds(array)[0])
         return None if block is None else Place(block, array)
 
     def _block_at(self, address: int) -> Block | None:
@@ -344,16 +347,20 @@ class Recorder(Watch):
             return copy
 
         inputs = mapped(tuple(inputs), packed)
-        workspace = [np.empty(shape, dtype) for shape, dtype in plan.workspace]
+        workspace = _allocated(spec, plan, plan.workspace)
         # Memory outside is looked at before the kernel writes into it.
         given, _ = (None, None) if outside else self._argument((inputs, outputs))
-        outputs = tuple([np.empty(*each) for each in plan.outputs]) if outputs is None else tuple(outputs)
+        outputs = tuple(_allocated(spec, plan, plan.outputs) if outputs is None else outputs)
         if outside:
-            plan.kernel(inputs, outputs, workspace, attrs)
+            _run_plain(plan, inputs, outputs, workspace, attrs)
             return outputs
         self._running = True
         try:
-            launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
+            if plan.device is None:
+                launches = _run_noting(plan.kernel, inputs, outputs, workspace, attrs, spec.updates)
+            else:
+                launches = None
+                _run_plain(plan, inputs, outputs, workspace, attrs)
         finally:
             self._running = False
         written = [self.place(a, "computed") for a in registry.flat(outputs)]
@@ -437,6 +444,27 @@ class Recorder(Watch):
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
+
+
+def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -> list[Array]:
+    """Arrays for the results or the scratch of a kernel, each in memory of its own."""
+    if plan.device is None:
+        return [np.empty(shape, dtype) for shape, dtype in layout]
+    from gmkernels import launch
+
+    with launch.current(plan.device):
+        return launch.allocate(spec.name, layout)
+
+
+def _run_plain(plan: registry.Plan, inputs: Any, outputs: Any, workspace: Any, attrs: Mapping[str, Any]) -> None:
+    """Run a kernel as `registry.run` does."""
+    if plan.device is None:
+        plan.kernel(inputs, outputs, workspace, attrs)
+        return
+    from gmkernels import launch
+
+    with launch.current(plan.device):
+        plan.kernel(mapped(inputs, lambda a: a if on_gpu(a) else launch.resident(a)), outputs, workspace, attrs)
 
 
 def _run_noting(

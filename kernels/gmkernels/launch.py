@@ -11,14 +11,12 @@ that random numbers have the same bits on all backends. ``GMKERNELS_FUSION=1`` i
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
-import json
 import math
 import os
-import struct
 import threading
-from array import array as packed_array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +25,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gmkernels.arrays import on_gpu
+from gmkernels.configurations import Choices
 from gmkernels.registry import DeviceMemoryError, KernelError, Layout
 
-__all__ = ["Choices", "Strided", "cuda", "on_gpu", "resident", "triton", "wide"]
+__all__ = [
+    "Choices",
+    "Pointer",
+    "Strided",
+    "activate",
+    "allocate",
+    "cuda",
+    "cuda_source",
+    "on_gpu",
+    "resident",
+    "residing",
+    "triton",
+    "triton_source",
+    "wide",
+]
 
 FOLDER = Path(__file__).parent
 FUSION = os.environ.get("GMKERNELS_FUSION", "") == "1"
@@ -113,27 +126,6 @@ def residing(by: Callable[[np.ndarray], Any]) -> Iterator[None]:
             del _residence[thread]
         else:
             _residence[thread] = outer
-
-
-@contextmanager
-def current(device: int) -> Iterator[None]:
-    """Make a device the current one of this thread, inside the block.
-
-    Parameters
-    ----------
-    device : its number.
-    """
-    from cupy.cuda import runtime
-
-    outer = runtime.getDevice()
-    if outer == device:
-        yield
-        return
-    runtime.setDevice(device)
-    try:
-        yield
-    finally:
-        runtime.setDevice(outer)
 
 
 def allocate(op: str, layout: Layout) -> list[Any]:
@@ -379,47 +371,80 @@ _POINTERS = {
     "int8": "*i8", "int16": "*i16", "int32": "*i32", "int64": "*i64",
     "uint8": "*u8", "uint16": "*u16", "uint32": "*u32", "uint64": "*u64",
 }  # fmt: skip
+_binaries: dict[tuple[Any, ...], Any] = {}
 
 
-class Interpreted:
-    """An array as Triton's interpreter wants it: with the methods of a tensor whose memory the host can read.
+@functools.cache
+def activate() -> None:
+    """Let Triton launch on CuPy's current device and stream from now on, in the whole process.
+
+    Kernels of ours do not need it. The first `Pointer` calls it; after that ``triton.runtime.driver.reset_active()``
+    gives Triton its own driver back, and ``set_active(gmkernels.triton_driver.TritonDriver())`` takes it again.
+    """
+    from triton.runtime import driver
+
+    from gmkernels.triton_driver import TritonDriver
+
+    driver.set_active(TritonDriver())
+
+
+class Pointer:
+    """An array of CuPy as an argument of a Triton kernel written elsewhere.
+
+    ``kernel[grid](Pointer(x), Pointer(y), n, BLOCK=1024)`` launches on CuPy's current device and stream. Where
+    Triton interprets (``TRITON_INTERPRET=1``), it is what its interpreter wants instead of a tensor.
 
     Parameters
     ----------
-    address : of the first element.
-    dtype : NumPy's.
+    array : on the current device. Its strides are the kernel's business.
+
+    Raises
+    ------
+    KernelError : an array elsewhere, or device memory where Triton interprets.
     """
 
-    def __init__(self, address: int, dtype: Any) -> None:
-        self._address = address
-        self.dtype = dtype
+    def __init__(self, array: Any) -> None:
+        import cupy
+        from triton import knobs
+
+        _checked("Pointer", 0, Strided(array), cupy.cuda.runtime.getDevice())
+        self.array = array
+        self.dtype = array.dtype
+        self._address = array.data.ptr
+        if not knobs.runtime.interpret:
+            activate()
+        elif cupy.cuda.runtime.pointerGetAttributes(self._address).type == cupy.cuda.runtime.memoryTypeDevice:
+            raise KernelError("Triton's interpreter cannot read device memory: unset TRITON_INTERPRET")
 
     def data_ptr(self) -> int:
+        """The address of the first element."""
         return self._address
 
-    def untyped_storage(self) -> Interpreted:
+    # What the interpreter does with a tensor's storage, to have a copy in host memory: this is the copy.
+
+    def untyped_storage(self) -> Pointer:
         return self
 
-    def cpu(self) -> Interpreted:
+    def cpu(self) -> Pointer:
         return self
 
-    def copy_(self, other: Interpreted) -> None:
-        """Nothing: it is the same memory."""
+    def new_empty(self, *shape: Any, **options: Any) -> Pointer:
+        return copy.copy(self)
 
-    def new_empty(self, *shape: Any, **options: Any) -> Interpreted:
-        return Interpreted(0, self.dtype)
-
-    def set_(self, storage: Interpreted, offset: Any, size: Any, stride: Any) -> None:
+    def set_(self, storage: Pointer, *layout: Any) -> None:
         self._address = storage._address
+
+    def copy_(self, other: Pointer) -> None:
+        """Nothing: it is the same memory."""
 
     def storage_offset(self) -> int:
         return 0
 
     def size(self) -> tuple[int, ...]:
-        return ()
+        return self.array.shape
 
     def stride(self) -> tuple[int, ...]:
-        return ()
+        return tuple(step // self.array.itemsize for step in self.array.strides)
 
 
 @functools.cache
@@ -442,40 +467,27 @@ def _mend_interpreter() -> None:
 def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:
     """Run a Triton kernel in Triton's interpreter, on arrays in memory that the host can read."""
     import cupy
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
 
     is_wide = _needs_wide(arguments)
+    dtype, kind = (np.int64, tl.int64) if is_wide else (np.int32, tl.int32)
     device = cupy.cuda.runtime.getDevice()
     values: list[Any] = []
     for position, a in enumerate(arguments):
         if a is None or type(a) is float:
             values.append(a)
-        elif isinstance(a, int):
-            values.append(_interpreted_int(a, is_wide))
+        elif isinstance(a, int):  # of the type that compiled code has, not the one that the value asks for
+            values.append(tl.tensor(TensorHandle(np.array([a], dtype), kind), kind))
         else:
-            a = _checked(kernel.__name__, position, a, device)
-            values.append(Interpreted(a.data.ptr, a.dtype))
+            values.append(Pointer(_checked(kernel.__name__, position, a, device)))
     given = dict(constants)
     if "WIDE" in kernel.arg_names:
         given.setdefault("WIDE", is_wide)
     variable = [name for name in kernel.arg_names if name not in given]
-    if len(values) > len(variable):
-        raise KernelError(f"{kernel.__name__}: {len(values)} arguments for {', '.join(variable)}")
     _mend_interpreter()
     with np.errstate(all="ignore"):  # as on a device
         kernel[tuple(grid)](**dict(zip(variable, values, strict=False)), **given)
-
-
-def _interpreted_int(value: int, is_wide: bool) -> Any:
-    """A scalar tensor of the type that compiled code would have."""
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
-
-    dtype, kind = (np.int64, tl.int64) if is_wide else (np.int32, tl.int32)
-    return tl.tensor(TensorHandle(np.array([value], dtype), kind), kind)
-
-
-def _is_interpreted(kernel: Any) -> bool:
-    return type(kernel).__name__ == "InterpretedFunction"
 
 
 def triton(
@@ -507,7 +519,7 @@ def triton(
     _check_grid(kernel.__name__, grid, 32 * warps)
     if math.prod(grid) == 0:
         return
-    if _is_interpreted(kernel):
+    if type(kernel).__name__ == "InterpretedFunction":
         _interpret(kernel, grid, arguments, constants)
         return
     import cupy
@@ -531,10 +543,9 @@ def triton(
             form += (a.dtype, address % 16 == 0)
             values.append(address)
     key = tuple(form)
-    binary = _triton_binaries.get(key)
+    binary = _binaries.get(key)
     if binary is None:
-        with _lock:
-            binary = _triton_binaries[key] = _TritonBinary(kernel, arguments, constants, is_wide, warps, stages)
+        binary = _compiled(key, kernel, arguments, constants, is_wide, warps, stages)
     binary.launch(grid, cupy.cuda.get_current_stream().ptr, values)
 
 
@@ -599,127 +610,20 @@ def triton_source(
     return ASTSource(kernel, signature, constexprs, attributes), kinds
 
 
-_PACKED = {
-    "i1": "b7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q",
-    "u1": "B7x", "u8": "B7x", "u16": "H6x", "u32": "I4x", "u64": "Q",
-    "fp16": "e6x", "fp32": "f4x", "fp64": "d",
-}  # fmt: skip
-"""How a value lies in its eight bytes of a launch's parameters, as the module `struct` says it."""
+def _compiled(
+    key: tuple[Any, ...],
+    kernel: Any,
+    arguments: Sequence[Any],
+    constants: Mapping[str, Any],
+    is_wide: bool,
+    warps: int,
+    stages: int,
+) -> Any:
+    from gmkernels.triton_driver import Binary
 
-_triton_binaries: dict[tuple[Any, ...], _TritonBinary] = {}
-
-
-class _Parameters(threading.local):
-    """Where this thread puts the parameters of a launch: eight bytes each, and their addresses. CUDA copies them."""
-
-    def __init__(self) -> None:
-        self.values = packed_array("Q", [0]) * 256
-        start = self.values.buffer_info()[0]
-        self._addresses = packed_array("Q", range(start, start + 8 * 256, 8))
-        self.address = self._addresses.buffer_info()[0]
-
-
-_parameters = _Parameters()
-
-
-class _TritonBinary:
-    """A compiled Triton kernel, loaded on the current device."""
-
-    def __init__(
-        self,
-        kernel: Any,
-        arguments: Sequence[Any],
-        constants: Mapping[str, Any],
-        is_wide: bool,
-        warps: int,
-        stages: int,
-    ) -> None:
-        import cupy
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import compile
-
-        capability = int(cupy.cuda.Device().compute_capability)
-        source, kinds = triton_source(kernel, arguments, constants, is_wide)
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FUSION}
-        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        self._kernel = kernel  # lives as long as its number stands for it
-        self._function = _load(compiled.metadata.name, compiled.asm["cubin"], compiled.metadata.shared)
-        self._threads = 32 * warps
-        self._shared = compiled.metadata.shared
-        # Two more, of scratch memory that these kernels do not use.
-        self._pack = struct.Struct("<" + "".join("Q" if k[0] == "*" else _PACKED[k] for k in kinds) + "QQ").pack_into
-
-    def launch(self, grid: Sequence[int], stream: int, values: Sequence[Any]) -> None:
-        from cupy.cuda import driver
-
-        x, y, z = (*grid, 1, 1)[:3]
-        self._pack(_parameters.values, 0, *values, 0, 0)
-        driver.launchKernel(self._function, x, y, z, self._threads, 1, 1, self._shared, stream, _parameters.address, 0)
-
-
-def _load(name: str, cubin: bytes, shared: int) -> int:
-    """The handle of a function of a binary, which stays loaded."""
-    from cupy.cuda import driver
-
-    function = driver.moduleGetFunction(driver.moduleLoadData(cubin), name)
-    if shared > USUAL_SHARED:
-        driver.funcSetAttribute(function, 8, shared)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    return function
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Launch configurations
-# ---------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _configurations() -> dict[str, dict[str, list[int]]]:
-    path = FOLDER / "configurations.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-@functools.cache
-def _capability(device: int) -> str:
-    import cupy
-
-    return str(cupy.cuda.Device(device).compute_capability)
-
-
-class Choices:
-    """Launch configurations of a kernel: which of a few candidates runs on this GPU for a call of this size.
-
-    Parameters
-    ----------
-    name : ``"operation.backend"``, as in ``"gaussian_sample.triton"``.
-    candidates : names and values that the launcher reads, such as ``{"block": 1024, "warps": 4}``; the first is right
-        wherever nothing was measured.
-    classes : sizes in ascending order at which a new class begins.
-
-    Notes
-    -----
-    What was measured is in ``configurations.json``: compute capability -> name -> the number of the candidate in each
-    class. ``gmcore kernels --tune`` measures and writes it.
-    """
-
-    every: dict[str, Choices] = {}
-    """All that there are, by name."""
-
-    def __init__(self, name: str, candidates: Sequence[Mapping[str, int]], classes: Sequence[int] = ()) -> None:
-        self.name = name
-        self.candidates = tuple(candidates)
-        self.classes = tuple(classes)
-        Choices.every[name] = self
-
-    def at(self, size: int) -> Mapping[str, int]:
-        """The configuration for calls of a size on the current device.
-
-        Parameters
-        ----------
-        size : in the unit of the classes.
-        """
-        import cupy
-
-        measured = _configurations().get(_capability(cupy.cuda.runtime.getDevice()), {}).get(self.name)
-        if measured is None:
-            return self.candidates[0]
-        return self.candidates[measured[sum(size >= start for start in self.classes)]]
+    with _lock:
+        if key not in _binaries:
+            source, kinds = triton_source(kernel, arguments, constants, is_wide)
+            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FUSION}
+            _binaries[key] = Binary(source, kinds, options)
+        return _binaries[key]

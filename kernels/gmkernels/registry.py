@@ -602,9 +602,11 @@ def _run_on_gpu(
     attrs: Mapping[str, Any],
 ) -> tuple[Any, ...]:
     """What `run` does after the choice, with the arrays' device the current one."""
+    import cupy
+
     from gmkernels import launch
 
-    with launch.current(device):
+    with cupy.cuda.Device(device):
         if plan.hosted:
             inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
         if plan.pack:
@@ -661,6 +663,8 @@ class Plan(NamedTuple):
     """Number of the GPU that it runs on."""
     hosted: bool
     """Whether it runs there and an input is in host memory."""
+    backend: str
+    """Whose kernel it is."""
 
 
 def _plan(
@@ -681,7 +685,7 @@ def _plan(
     made = _with_dtypes(outputs), _with_dtypes(workspace)
     small = all(is_small(shape, dtype) for layout in made for shape, dtype in layout)
     hosted = device is not None and not all(map(on_gpu, flat(inputs)))
-    return Plan(kernel, *made, pack, small, device, hosted)
+    return Plan(kernel, *made, pack, small, device, hosted, entry.backend)
 
 
 def _with_dtypes(layout: Layout) -> Layout:

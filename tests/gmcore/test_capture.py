@@ -615,11 +615,11 @@ def test_explain_prints_the_program():
         captured(x, gmcore.tensor(np.ones((3, 4))))
     text = gmcore.explain.captured(captured)
     assert "4 instructions in 4 stages; 128 B for 4 results of 200 B" in text
-    assert [line.split()[1] for line in text.splitlines()[2:] if line[3] == " " and line[2] != " "] == [
-        "matmul",
+    assert [line[4:].split(" ->")[0] for line in text.splitlines()[2:] if line[3] == " " and line[2] != " "] == [
+        "matmul: cpu",
         "tanh",
         "add",
-        "sum",
+        "sum: cpu",
     ]
     assert "argument0 float64[2, 3]" in text and "computed3 float64[] at" in text and "until the end" in text
 

@@ -890,6 +890,9 @@ def _runtime() -> types.ModuleType:
     module.driverGetVersion = version
     module.runtimeGetVersion = lambda: 13000
     module.memGetInfo = lambda: Device().mem_info
+    module.memoryTypeUnregistered, module.memoryTypeHost, module.memoryTypeDevice, module.memoryTypeManaged = range(4)
+    # What it is in truth: Triton's interpreter asks whether it can read an array.
+    module.pointerGetAttributes = lambda ptr: types.SimpleNamespace(type=module.memoryTypeUnregistered)
     module.is_hip = False
     module.streamCaptureModeGlobal = STREAM_CAPTURE_GLOBAL
     module.streamCaptureModeThreadLocal = STREAM_CAPTURE_THREAD_LOCAL

@@ -28,7 +28,6 @@ its own does not end.
 
 from __future__ import annotations
 
-import bisect
 import ctypes
 import functools
 import hashlib
@@ -36,12 +35,13 @@ import os
 import re
 import subprocess
 import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.support import cuda_stand_in
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILER = ("g++", "-std=c++17", "-fPIC", "-ffp-contract=off", "-w")
@@ -52,57 +52,6 @@ SHARED_AT_MOST = 227 << 10
 
 class EmulationError(RuntimeError):
     """What a GPU would have done wrong, perhaps without a word."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory of the device
-# ---------------------------------------------------------------------------------------------------------------------
-
-_live: weakref.WeakValueDictionary[int, Allocation] = weakref.WeakValueDictionary()
-
-
-class Allocation:
-    """Memory between two guard zones, all of it poisoned: NaN in every floating dtype.
-
-    Parameters
-    ----------
-    nbytes : size.
-
-    Attributes
-    ----------
-    ptr : its address, a multiple of 512 as CuPy's.
-    """
-
-    GUARD = 512
-    POISON = 0xFF
-    _ZONE = 0xA5
-
-    def __init__(self, nbytes: int):
-        self.nbytes = nbytes
-        self._memory = np.full(nbytes + 3 * self.GUARD, self._ZONE, np.uint8)
-        self._begin = self.GUARD + -self._memory.ctypes.data % self.GUARD
-        self.ptr = self._memory.ctypes.data + self._begin
-        self.bytes[:] = self.POISON
-        _live[self.ptr] = self
-
-    @property
-    def bytes(self) -> np.ndarray:
-        """The memory as uint8."""
-        return self._memory[self._begin : self._begin + self.nbytes]
-
-    def check(self) -> None:
-        """Raise `EmulationError` if something was stored into a guard zone."""
-        before, behind = self._memory[: self._begin], self._memory[self._begin + self.nbytes :]
-        for zone, where in ((before[::-1], "before"), (behind, "behind")):
-            if (zone != self._ZONE).any():
-                distance = int((zone != self._ZONE).argmax()) + 1
-                raise EmulationError(f"a store {distance} bytes {where} an array of {self.nbytes} bytes")
-
-
-def check_guard_zones() -> None:
-    """`Allocation.check` of every allocation there is."""
-    for allocation in list(_live.values()):
-        allocation.check()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -357,12 +306,11 @@ def _bounds(array: Any) -> tuple[int, int]:
 def _extents(args: Sequence[Any]) -> list[_Extent]:
     """The memory that a kernel with these arguments may touch."""
     found: list[tuple[int, int, int, str]] = []
-    live = sorted((a.ptr, a.ptr + a.nbytes) for a in list(_live.values()))
 
     def whole_allocation(address: int, name: str) -> None:
-        i = bisect.bisect_right(live, address, key=lambda ends: ends[0]) - 1
-        if i >= 0 and address < live[i][1]:
-            found.append((*live[i], 1, name))
+        block = cuda_stand_in.block_of(address)
+        if block is not None:
+            found.append((block.ptr, block.ptr + block.used, 1, name))
 
     for i, x in enumerate(args):
         if hasattr(x, "data") and hasattr(x.data, "ptr"):

@@ -10,22 +10,15 @@ import numpy as np
 import pytest
 
 import gmkernels
-from tests.support.emulator import Allocation, EmulationError, RawModule, check_guard_zones
+from tests.support import cupy_stand_in
+from tests.support.emulator import EmulationError, RawModule
 
 INCLUDE = f"-I{Path(gmkernels.__file__).parent}"
 
 
-class Array:
-    """As much of CuPy's array as a launch looks at."""
-
-    def __init__(self, values, dtype=None):
-        values = np.ascontiguousarray(values, dtype)
-        self.data = Allocation(values.nbytes)
-        self.data.bytes[:] = values.reshape(-1).view(np.uint8)
-        self.dtype, self.shape, self.strides, self.size = values.dtype, values.shape, values.strides, values.size
-
-    def get(self):
-        return self.data.bytes.view(self.dtype).reshape(self.shape)
+def array(values, dtype=None):
+    """On the emulated device."""
+    return cupy_stand_in.array(np.ascontiguousarray(values, dtype))
 
 
 @functools.cache
@@ -41,7 +34,7 @@ def kernel(name):
 
 
 def zeros(*shape, dtype=np.float32):
-    return Array(np.zeros(shape, dtype))
+    return array(np.zeros(shape, dtype))
 
 
 def int32(x):
@@ -70,7 +63,7 @@ def test_threads_know_where_they_are():
 def test_sum_over_a_block():
     x = np.random.default_rng(0).integers(-9, 9, (5, 256)).astype(np.float32)
     sums = zeros(5)
-    kernel("add_blocks")((5,), (256,), (Array(x), sums))
+    kernel("add_blocks")((5,), (256,), (array(x), sums))
     np.testing.assert_array_equal(sums.get(), x.sum(1))
 
 
@@ -78,7 +71,7 @@ def test_sum_over_a_block():
 def test_shuffles(width):
     x, lanes = np.arange(32, dtype=np.float32), np.arange(32)
     y, b = zeros(5, 32), zeros(32, dtype=np.float64)
-    kernel("shuffles")((1,), (32,), (Array(x), y, Array(x + 0.1, np.float64), b, int32(width)))
+    kernel("shuffles")((1,), (32,), (array(x), y, array(x + 0.1, np.float64), b, int32(width)))
     begin = lanes // width * width
     up, down, xor = lanes - 3, lanes + 3, lanes ^ 3
     expected = [begin + 5, np.where(up >= begin, up, lanes), np.where(down < begin + width, down, lanes), xor]
@@ -95,8 +88,8 @@ def test_conversions_are_those_of_ieee(dtype, name):
         x = np.concatenate([every, between, np.nextafter(between, np.float32(np.inf)), [1e30, -1e-30]])
         x = x.astype(np.float32)
         expected = x.astype(dtype)
-    y, z = Array(np.zeros_like(expected)), zeros(x.size)
-    kernel(f"convert_{name}")((-(-x.size // 256),), (256,), (Array(x), y, z, x.size))
+    y, z = array(np.zeros_like(expected)), zeros(x.size)
+    kernel(f"convert_{name}")((-(-x.size // 256),), (256,), (array(x), y, z, x.size))
     numbers = ~np.isnan(x)
     np.testing.assert_array_equal(y.get().view(np.uint16)[numbers], expected.view(np.uint16)[numbers])
     np.testing.assert_array_equal(z.get(), expected.astype(np.float32))
@@ -108,7 +101,7 @@ def test_product_of_16_bits(dtype, name, by_ldmatrix):
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-8, 8, (n, 16)).astype(dtype) for n in (16, 8))
     c = zeros(16, 8)
-    kernel(f"product_{name}")((1,), (32,), (Array(a), Array(b), c, int32(by_ldmatrix)))
+    kernel(f"product_{name}")((1,), (32,), (array(a), array(b), c, int32(by_ldmatrix)))
     np.testing.assert_array_equal(c.get(), a.astype(np.float32) @ b.astype(np.float32).T)
 
 
@@ -116,16 +109,16 @@ def test_product_of_tf32():
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-8, 8, (n, 8)).astype(np.float32) for n in (16, 8))
     c = zeros(16, 8)
-    kernel("product_tf32")((1,), (32,), (Array(a), Array(b), c))
+    kernel("product_tf32")((1,), (32,), (array(a), array(b), c))
     np.testing.assert_array_equal(c.get(), a @ b.T)
-    kernel("product_tf32")((1,), (32,), (Array(a + np.float32(2**-13)), Array(b), c))
+    kernel("product_tf32")((1,), (32,), (array(a + np.float32(2**-13)), array(b), c))
     assert (np.abs(c.get() - a @ b.T) <= np.abs(b).sum(1) * 2**-12).all(), "an operand has 11 bits"
 
 
 def test_transposed_matrices():
     x = np.arange(256, dtype=np.uint16).view(np.float16)
-    y = Array(x * 0)
-    kernel("transpose_matrices")((1,), (32,), (Array(x), y))
+    y = array(x * 0)
+    kernel("transpose_matrices")((1,), (32,), (array(x), y))
     expected = x.view(np.uint16).reshape(4, 8, 8).transpose(0, 2, 1)
     np.testing.assert_array_equal(y.get().view(np.uint16).reshape(4, 8, 8), expected)
 
@@ -133,14 +126,14 @@ def test_transposed_matrices():
 def test_blocks_of_a_cooperative_grid_wait_for_each_other():
     x = np.arange(4 * 64, dtype=np.float32) % 5
     sums, arrived = zeros(3, 4), zeros(1, dtype=np.uint32)
-    module(True).get_function("add_rounds")((4,), (64,), (Array(x), sums, arrived, int32(3)))
+    module(True).get_function("add_rounds")((4,), (64,), (array(x), sums, arrived, int32(3)))
     first = x.reshape(4, 64).sum(1)
     np.testing.assert_array_equal(sums.get(), [first, [16 * first.sum()] * 4, [64 * 16 * first.sum()] * 4])
 
 
 def test_asynchronous_copies():
     x, y = np.arange(5 * 128, dtype=np.float32), zeros(5, 128)
-    kernel("pipeline")((1,), (32,), (Array(x), y, int32(5), int32(1)))
+    kernel("pipeline")((1,), (32,), (array(x), y, int32(5), int32(1)))
     np.testing.assert_array_equal(y.get(), x.reshape(5, 128)[:, ::-1])
 
 
@@ -151,7 +144,7 @@ def test_shared_memory_starts_as_nan():
 
 
 def test_correct_kernels_pass():
-    x, y = Array(np.arange(128, dtype=np.float32)), zeros(128)
+    x, y = array(np.arange(128, dtype=np.float32)), zeros(128)
     kernel("reverse")((2,), (64,), (x, y, int32(1)))
     np.testing.assert_array_equal(y.get(), x.get().reshape(2, 64)[:, ::-1].reshape(-1))
     kernel("rotate_twice")((2,), (64,), (x, y, int32(1)))
@@ -168,7 +161,7 @@ def test_correct_kernels_pass():
 
 
 def test_finds_a_missing_barrier():
-    x, y = Array(np.arange(128, dtype=np.float32)), zeros(128)
+    x, y = array(np.arange(128, dtype=np.float32)), zeros(128)
     with reports("reverse", "(0, 0, 0), thread (32, 0, 0)", "shared memory", "thread (31, 0, 0)", "no __syncthreads"):
         kernel("reverse")((2,), (64,), (x, y, int32(0)))
     with reports("rotate_twice", "thread (", "writes shared memory", "read, with no __sync"):
@@ -176,7 +169,7 @@ def test_finds_a_missing_barrier():
 
 
 def test_finds_a_missing_barrier_of_a_warp():
-    x, y = Array(np.arange(32, dtype=np.float32)), zeros(32)
+    x, y = array(np.arange(32, dtype=np.float32)), zeros(32)
     with reports(
         "swap_neighbours", "(0, 0, 0), thread (1, 0, 0)", "shared memory", "thread (0, 0, 0)", "no __syncwarp"
     ):
@@ -198,7 +191,7 @@ def test_finds_accesses_out_of_bounds(i):
         kernel("store_at")((1,), (1,), (y, i))
     with reports("load_at", "loads 4 bytes out of bounds"):
         kernel("load_at")((1,), (1,), (x, y, i))
-    table = Array([x.data.ptr, y.data.ptr], np.uint64)
+    table = array([x.data.ptr, y.data.ptr], np.uint64)
     with reports("store_behind_table", "stores 4 bytes out of bounds"):
         kernel("store_behind_table")((1,), (1,), (table, i))
     assert not y.get().any()
@@ -260,7 +253,7 @@ def test_finds_a_grid_that_cannot_meet():
     with pytest.raises(EmulationError, match="not cooperative"):
         kernel("leave_before_grid")((2,), (32,), (zeros(1, dtype=np.uint32),))
     with reports("leave_before_grid", "the counter of grid_sync was not zero"):
-        module(True).get_function("leave_before_grid")((2,), (32,), (Array([3], np.uint32),))
+        module(True).get_function("leave_before_grid")((2,), (32,), (array([3], np.uint32),))
 
 
 def test_arguments_are_the_parameters():
@@ -290,20 +283,6 @@ def test_launches_have_the_limits_of_a_device():
             add(grid, block, (zeros(32), zeros(1)), shared_mem=shared)
     with pytest.raises(EmulationError, match="no kernel is called"):
         kernel("nothing")
-
-
-def test_guard_zones():
-    allocation = Allocation(10)
-    assert allocation.ptr % 512 == 0 and (allocation.bytes == 0xFF).all()
-    allocation.bytes[:] = 1
-    check_guard_zones()
-    for offset, what in ((10, "1 bytes behind an array of 10"), (-3, "3 bytes before")):
-        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * 1).from_address(allocation.ptr + offset))
-        kept = memory.copy()
-        memory[:] = 0
-        with pytest.raises(EmulationError, match=what):
-            check_guard_zones()
-        memory[:] = kept
 
 
 def test_is_fast_enough():

@@ -1,0 +1,202 @@
+"""A recorded step as a CUDA graph: all its kernels, launched by one call.
+
+The program is planned as on the CPU. Its instructions then run once while the stream is captured, on memory that stays
+where it is, and a repetition launches the graph. What Python tells a step (keys of draws, learning rates, counts) and
+arguments in the CPU's memory are written into one page-locked buffer, copied to the GPU in front of the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from gmcore.errors import CaptureError
+from gmcore.program import ALIGNMENT, Program, rounded
+from gmcore.recorder import Block, Instruction, Place, Recorder
+from gmcore.tensor import Array
+from gmkernels.arrays import on_gpu
+
+BUFFERS = 4
+"""Repetitions whose numbers from the CPU may be on their way: the next waits for the first of them."""
+MOST_FROM_CPU = 1 << 24
+"""Bytes that a repetition copies from the CPU at most; a step that wants more has its data on the wrong device."""
+
+
+class _Buffer(NamedTuple):
+    """Page-locked memory for what one repetition takes from the CPU."""
+
+    memory: Array
+    hosts: list[Array | None]
+    """Where what Python tells the step is written."""
+    copies: list[tuple[Array, Array]]
+    """Arrays in memory outside, and where their numbers go."""
+    arguments: list[Array | None]
+    """Where the arguments in the CPU's memory go; None for those on the GPU."""
+    copied: Any
+    """The event that the copy to the GPU is done."""
+
+
+def _check(recorder: Recorder) -> None:
+    """Raise `CaptureError` where a step that uses a GPU cannot be a CUDA graph."""
+    for instruction in recorder.instructions:
+        reads = [place for place in instruction.reads if place.block is not None]
+        for place in instruction.writes:
+            if place.block is None or place.block.on_gpu:
+                continue
+            if any(read.block.on_gpu for read in reads if read.block is not None):
+                raise CaptureError(f"{instruction.name} brings numbers back to the CPU (at {instruction.line})")
+            if place.block.kind == "outside":
+                raise CaptureError(
+                    f"{instruction.name} writes the CPU's memory (at {instruction.line}), and a CUDA graph cannot"
+                )
+    needed = sum(block.size for block in _of_cpu(recorder, recorder.instructions))
+    if needed > MOST_FROM_CPU:
+        raise CaptureError(
+            f"it takes {needed / 1e6:.0f} MB from the CPU's memory at each call; keep its data on the GPU"
+        )
+
+
+def _of_cpu(recorder: Recorder, instructions: Sequence[Instruction]) -> list[Block]:
+    """The memory of the CPU that a step reads and does not compute."""
+    given = [*recorder.arguments, *[place for _, place in recorder.hosts if place is not None]]
+    read = itertools.chain(given, *[instruction.reads for instruction in instructions])
+    blocks = dict.fromkeys(place.block for place in read if place.block is not None)
+    return [block for block in blocks if not block.on_gpu and block.kind != "computed"]
+
+
+class GraphProgram(Program):
+    """What a captured step runs on a GPU.
+
+    Parameters
+    ----------
+    recorder, result : as of `gmcore.program.Program`, whose attributes it has.
+
+    Raises
+    ------
+    CaptureError : an instruction that cannot be part of a CUDA graph.
+    """
+
+    form = ", one CUDA graph"
+
+    def __init__(self, recorder: Recorder, result: Any) -> None:
+        _check(recorder)
+        super().__init__(recorder, result)
+
+    # -- memory ----------------------------------------------------------------------------------------------
+    def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
+        # Checks of values would have Python wait for the GPU.
+        return [instruction for instruction in instructions if instruction.writes]
+
+    def _launches(self, instruction: Instruction) -> int:
+        return 0  # the tables of launches are the CPU's
+
+    def _allocate(self) -> None:
+        self._arena = cupy.empty(max(self.size, 1), np.uint8)
+        for block, offset in self.offsets.items():
+            self._memory[block] = self._arena[offset : offset + block.size]
+        for place in self.recorder.arguments:
+            if place.block is not None and place.block.on_gpu:
+                # Zeros, since instructions run on it before there is an argument: an index may not lead astray.
+                self._memory.setdefault(place.block, cupy.zeros(place.block.size, np.uint8))
+        starts, size = {}, 0
+        for block in _of_cpu(self.recorder, self.instructions):
+            starts[block], size = size, size + rounded(block.size)
+        self._from_cpu = cupy.zeros(max(size, 1), np.uint8)
+        for block, start in starts.items():
+            self._memory[block] = self._from_cpu[start : start + block.size]
+        self._buffers = itertools.cycle([self._buffer(starts, size) for _ in range(BUFFERS)])
+
+    def _buffer(self, starts: dict[Block, int], size: int) -> _Buffer:
+        memory = np.frombuffer(cupy.cuda.alloc_pinned_memory(max(size, ALIGNMENT)), np.uint8)[: max(size, 1)]
+
+        def here(place: Place | None) -> Array | None:
+            if place is None or place.block not in starts:
+                return None
+            return np.ndarray(place.shape, place.dtype, memory, starts[place.block] + place.offset, place.strides)
+
+        outside = {
+            place.block: place.array
+            for instruction in self.instructions
+            for place in instruction.reads
+            if place.block in starts and place.array is not None
+        }
+        copies = []
+        for block, start in starts.items():
+            if block in outside:
+                whole = block.array
+                assert whole is not None
+                copies.append((whole, np.ndarray(whole.shape, whole.dtype, memory, start, whole.strides)))
+        return _Buffer(
+            memory,
+            [here(place) for _, place in self.recorder.hosts],
+            copies,
+            [here(place) for place in self.recorder.arguments],
+            cupy.cuda.Event(disable_timing=True),
+        )
+
+    def array(self, place: Place) -> Array:
+        if place.array is not None and on_gpu(place.array):
+            return place.array
+        if place.block is None:
+            return cupy.empty(place.shape, place.dtype)
+        memory = self._memory[place.block]
+        return cupy.ndarray(place.shape, place.dtype, memory.data + place.offset, place.strides)
+
+    # -- running ---------------------------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        self._device = cupy.cuda.Device()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._inputs = [self.array(place) for place in self.recorder.arguments]
+        # What the instructions allocate on the way belongs to the graph as long as it lives.
+        self._pool = cupy.cuda.MemoryPool()
+        self._body = self._bound()  # holds the kernels and the arrays that the graph uses
+        written = dict.fromkeys(place.block for i in self.instructions for place in i.writes)
+        changed = [block.array for block in written if block is not None and block.kind == "outside"]
+        cupy.cuda.get_current_stream().synchronize()
+        with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
+            # Once without capturing: what is compiled, loaded or allocated at a first use is there afterwards.
+            before = [(array, array.copy()) for array in changed if array is not None]
+            self._call()
+            for array, copy in before:
+                array[...] = copy
+            self._stream.synchronize()
+            self._stream.begin_capture()
+            try:
+                self._call()
+            except CaptureError:
+                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # says that the capture is void
+                    self._stream.end_capture()
+                raise
+            self._graph = self._stream.end_capture()
+
+    def _call(self) -> None:
+        """Run the instructions, on the current stream."""
+        for instruction, call in zip(self.instructions, self._body, strict=True):
+            try:
+                call()
+            except Exception as error:
+                raise CaptureError(
+                    f"{instruction.name} (at {instruction.line}) cannot be part of a CUDA graph: {error}"
+                ) from error
+
+    def _repeat(self, arguments: Sequence[Array]) -> None:
+        with self._device:
+            buffer = next(self._buffers)
+            buffer.copied.synchronize()
+            self._tell(buffer.hosts)
+            for source, target in buffer.copies:
+                target[...] = source
+            for array, target, argument in zip(self._inputs, buffer.arguments, arguments, strict=True):
+                (array if target is None else target)[...] = argument
+            stream = cupy.cuda.get_current_stream()
+            self._from_cpu.data.copy_from_host_async(buffer.memory.ctypes.data, buffer.memory.size, stream)
+            buffer.copied.record(stream)
+            self._graph.launch(stream)
+
+
+__all__ = ["GraphProgram"]
