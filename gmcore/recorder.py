@@ -450,9 +450,11 @@ def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -
     """Arrays for the results or the scratch of a kernel, each in memory of its own."""
     if plan.device is None:
         return [np.empty(shape, dtype) for shape, dtype in layout]
+    import cupy
+
     from gmkernels import launch
 
-    with launch.current(plan.device):
+    with cupy.cuda.Device(plan.device):
         return launch.allocate(spec.name, layout)
 
 
@@ -461,9 +463,11 @@ def _run_plain(plan: registry.Plan, inputs: Any, outputs: Any, workspace: Any, a
     if plan.device is None:
         plan.kernel(inputs, outputs, workspace, attrs)
         return
+    import cupy
+
     from gmkernels import launch
 
-    with launch.current(plan.device):
+    with cupy.cuda.Device(plan.device):
         plan.kernel(mapped(inputs, lambda a: a if on_gpu(a) else launch.resident(a)), outputs, workspace, attrs)
 
 

@@ -559,10 +559,10 @@ def run(
         _plans[key] = plan
     if outputs is not None and not spec.updates:
         _check_outputs(spec, plan, outputs)
-    if plan.device is not None:
-        return _run_on_gpu(spec, plan, plan.device, inputs, outputs, attrs)
     if _interceptors and (interceptor := _interceptors.get(threading.get_ident())) is not None:
         return interceptor(spec, plan, inputs, outputs, attrs)
+    if plan.device is not None:
+        return _run_on_gpu(spec, plan, plan.device, inputs, outputs, attrs)
     allocate = np.empty if plan.small else empty
     if outputs is None:
         outputs = tuple([allocate(shape, dtype) for shape, dtype in plan.outputs])
