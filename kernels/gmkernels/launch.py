@@ -349,6 +349,8 @@ def cuda(
             values.append(np.float64(a))
         elif a is None:
             values.append(np.uint64(0))
+        elif type(a) is np.void:
+            values.append(np.array(a))  # the form in which CuPy passes a struct by value
         elif isinstance(a, np.generic):
             values.append(a)
         else:

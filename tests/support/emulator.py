@@ -44,7 +44,7 @@ import numpy as np
 from tests.support import cuda_stand_in
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILER = ("g++", "-std=c++17", "-fPIC", "-ffp-contract=off", "-w")
+COMPILER = ("g++", "-std=c++17", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-w")
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 SHARED_WITHOUT_ASKING = 48 << 10
 SHARED_AT_MOST = 227 << 10
@@ -277,7 +277,7 @@ class Function:
                 self._refuse(f"argument {i} is {passed}, the kernel declares a pointer to {code}")
         elif hasattr(x, "ptr"):
             passed, value = "a pointer", np.uint64(x.ptr)
-        elif isinstance(x, np.generic):
+        elif isinstance(x, np.generic) or isinstance(x, np.ndarray) and x.size == 1:
             passed, value = f"numpy.{x.dtype}", x
         elif isinstance(x, (bool, int, float)):
             passed, value = f"a Python {type(x).__name__}", np.array(x)[()]
@@ -320,6 +320,10 @@ def _extents(args: Sequence[Any]) -> list[_Extent]:
             if x.dtype == np.uint64:  # addresses, maybe
                 begin, end = _bounds(x)
                 for address in np.ctypeslib.as_array((ctypes.c_uint64 * ((end - begin) // 8)).from_address(begin)):
+                    whole_allocation(int(address), f"what argument {i} points to")
+        elif isinstance(x, np.ndarray) and x.dtype.names:  # a struct, with addresses among its numbers of 64 bits
+            for field in (x[name] for name in x.dtype.names if x.dtype[name].base == np.uint64):
+                for address in field.flat:
                     whole_allocation(int(address), f"what argument {i} points to")
         elif hasattr(x, "ptr") or type(x) is int:
             whole_allocation(getattr(x, "ptr", x), f"what argument {i} points to")

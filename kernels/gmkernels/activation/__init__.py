@@ -12,6 +12,7 @@ for _spec in (spec.LEAKY_RELU, spec.LEAKY_RELU_BACKWARD):
         _spec, "triton", f"gmkernels.activation.triton:{_spec.name}",
         dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.9,
     )  # fmt: skip
+    register(_spec, "cuda", f"gmkernels.activation.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, backend: str | None = None) -> Array:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 
 def split(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
@@ -18,9 +19,23 @@ def split(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
+_GPU_TILES = 1024  # eight blocks for each multiprocessor of the largest
+
+
+def gpu_pieces(outer: int, samples: int, inner: int) -> tuple[int, int]:
+    """Into how many pieces a GPU kernel cuts the samples, and how many samples a piece has, a multiple of 16.
+
+    More than one where there are few columns of many samples; the sums of the pieces are added by a second launch.
+    """
+    tiles, shortest = (outer, 4096) if inner == 1 else (-(-outer * inner // 64), 512)
+    pieces = max(1, min(_GPU_TILES // max(1, tiles), samples // shortest))
+    piece = -(-samples // (16 * pieces)) * 16
+    return -(-samples // piece), piece
+
+
 def _reduced(op: str, name: str, a: Array, axis: int) -> tuple[int, ...]:
     """Shape of `a` without the axis of the samples."""
-    if a.dtype.kind != "f":
+    if not is_float(a.dtype.name):
         raise KernelError(f"{op}: expected a floating {name}, got {a.dtype}{list(a.shape)}")
     if not -a.ndim <= axis < a.ndim:
         raise KernelError(f"{op}: {name} of shape {a.shape} has no axis {axis}")
@@ -33,6 +48,16 @@ def _reduced(op: str, name: str, a: Array, axis: int) -> tuple[int, ...]:
 def _bound_infer(log_w: Array, *, axis: int) -> Layout:
     reduced = _reduced("iwae_bound", "log_w", log_w, axis)
     return [(reduced, log_w.dtype)] * 3
+
+
+def _bound_workspace(log_w: Array, *, axis: int) -> Layout:
+    """The highest sample of each piece, and the sum of exponentials relative to it."""
+    outer, samples, inner = split(log_w.shape, axis)
+    pieces = gpu_pieces(outer, samples, inner)[0] if on_gpu(log_w) else 1
+    if pieces == 1:
+        return []
+    shape = (pieces, outer * inner)
+    return [(shape, np.promote_types(np.float32, log_w.dtype)), (shape, np.dtype(np.float64))]
 
 
 def _bound_cost(log_w: Array, *, axis: int) -> Cost:
@@ -72,6 +97,7 @@ IWAE_BOUND = KernelSpec(
     # Rounding of log_w - highest in an exponential, d u / 2 of e^-d, is at most 0.2 u of the highest, 1. The sums:
     # 64 u within a run of 64 terms, and as much for the scales they are brought to. u = 6e-8 (1.1e-16).
     tolerance={"float32": (8e-6, 4e-6), "float64": (1.5e-14, 8e-15)},
+    workspace=_bound_workspace,
 )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gmkernels import blas
 from gmkernels.likelihood import reference, spec
-from gmkernels.registry import Array, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, Signature, register, run
 
 for _spec in (spec.BERNOULLI_LOG_PROB, spec.BERNOULLI_LOG_PROB_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6, replays=True)
+    register(_spec, "cuda", f"gmkernels.likelihood.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def _needs_blas(signature: Signature) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmkernels.optim import reference, spec
-from gmkernels.registry import Array, KernelError, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, KernelError, register, run
 
 Arrays = Sequence[Array]
 
@@ -35,6 +35,7 @@ for _spec, _reference, _cpu in (
     register(
         _spec, "cpu", f"gmkernels.optim.cpu:{_spec.name}", overhead=_cpu[0], efficiency=_cpu[1], replays=True
     )  # fmt: skip
+    register(_spec, "cuda", f"gmkernels.optim.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def sgd(

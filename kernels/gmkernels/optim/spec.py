@@ -54,7 +54,7 @@ def check_updated(spec: KernelSpec, given: Sequence[Array], outputs: Sequence[Se
             raise KernelError(f"{spec.name}: expected {len(given)} arrays in {name}, got {len(arrays)}")
         for i, (a, g) in enumerate(zip(arrays, given, strict=True)):
             flags = a.flags
-            if a.shape != g.shape or a.dtype != g.dtype or not flags.c_contiguous or not flags.writeable:
+            if a.shape != g.shape or a.dtype != g.dtype or not flags.c_contiguous or not (on_gpu(a) or flags.writeable):
                 raise KernelError(
                     f"{spec.name}: expected {name[1:]}[{i}] like {spec.inputs[0][1:]}[{i}], {g.dtype}{list(g.shape)}, "
                     f"C-contiguous and writable, got {a.dtype}{list(a.shape)} with strides {a.strides}"

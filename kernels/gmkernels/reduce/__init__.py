@@ -17,6 +17,7 @@ for _spec in (spec.SUM, spec.SUM_TO):
     register(
         _spec, "triton", f"gmkernels.reduce.triton:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.8
     )
+    register(_spec, "cuda", f"gmkernels.reduce.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def sum(

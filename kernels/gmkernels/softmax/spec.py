@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
@@ -19,6 +20,17 @@ def check_target(op: str, target: np.ndarray, classes: int) -> None:
     """Raise `KernelError` for a number that is no class. Kernels call it, since specs see shapes only."""
     if target.size and not (target.min() >= 0 and target.max() < classes):
         raise KernelError(f"{op}: expected classes from 0 to {classes - 1}, got {target.min()} to {target.max()}")
+
+
+_GPU_HELD = 8192  # most classes of a row that the registers of a block hold
+_GPU_PIECE = 4096  # elements of a piece, at least
+
+
+def gpu_pieces(rows: int, classes: int) -> tuple[int, int]:
+    """Into how many pieces a GPU kernel cuts rows that it does not hold, and the length of one, a multiple of 16."""
+    pieces = max(1, min(1024 // max(1, rows), classes // _GPU_PIECE))
+    piece = -(-classes // (16 * pieces)) * 16
+    return -(-classes // max(1, piece)), piece
 
 
 def _require(fits: bool, op: str, expected: str, **arrays: Array) -> None:
@@ -36,6 +48,15 @@ def _infer(logits: Array, target: Array) -> Layout:
     fits = logits.ndim == 2 and target.shape == logits.shape[:1]
     _require(fits, "softmax_cross_entropy", "logits (rows, classes)", logits=logits, target=target)
     return [(target.shape, logits.dtype), (logits.shape, logits.dtype)]
+
+
+def _workspace(logits: Array, target: Array) -> Layout:
+    """The largest logit of each piece of a long row, and the sum of exponentials relative to it."""
+    rows, classes = logits.shape
+    if not on_gpu(logits) or classes <= _GPU_HELD:
+        return []
+    shape = (rows, gpu_pieces(rows, classes)[0])
+    return [(shape, np.promote_types(np.float32, logits.dtype)), (shape, np.dtype(np.float64))]
 
 
 def _examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -62,6 +83,7 @@ SOFTMAX_CROSS_ENTROPY = KernelSpec(
     # The difference of a logit and the largest, below 60 in the examples, rounds by 30 u of a unit in the exponent,
     # which is the relative error of its probability; sums and the exponential add 4 u. u = 6e-8 (1.1e-16).
     tolerance={"float32": (3e-6, 3e-7), "float64": (6e-15, 6e-16)},
+    workspace=_workspace,
 )
 
 
