@@ -47,7 +47,7 @@ def lanes_of(length: int, width: int) -> int:
     return lanes(length, _SHORTEST * width)
 
 
-def of_rows(rows: int, lanes: int) -> tuple[tuple[int], tuple[int]]:
+def of_rows(rows: int, lanes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The grid and the block of a launch with so many threads for each row.
 
     Parameters
@@ -59,7 +59,7 @@ def of_rows(rows: int, lanes: int) -> tuple[tuple[int], tuple[int]]:
     return (-(-rows * lanes // block),), (block,)
 
 
-def of_columns(groups: int, length: int, pieces: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+def of_columns(groups: int, length: int, pieces: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The grid and the block of a launch in which threads run along columns, and how many rows each goes through.
 
     Parameters

@@ -7,8 +7,8 @@ with its own stack, which gives way at ``__syncthreads``, at what a warp does to
 
 It raises `EmulationError`, which names kernel, block and thread, on
 
-- a load or store outside the arrays given to the kernel (those that an argument of pointers leads to included) or
-  outside its shared memory, and on one that is not aligned to its size;
+- a load or store outside the arrays given to the kernel (those that an argument of pointers leads to, be it an array or
+  a struct, included) or outside its shared memory, and on one that is not aligned to its size;
 - two accesses to one element, at least one of them a store, of two threads with no barrier between: a missing
   ``__syncthreads`` or ``__syncwarp`` in shared and in global memory, and blocks that rely on each other;
 - a shuffle, vote or ``mma`` by a lane that its mask leaves out, or for which a lane in the mask does not come, because
