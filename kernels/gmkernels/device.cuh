@@ -81,6 +81,25 @@ DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 (
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+DEVICE void mma_m16n8k8(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
+#if __CUDA_ARCH__ >= 900
+    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+        : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
+#else
+#pragma unroll
+    for (int half = 0; half < 2; half++) {  // of the rows
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                : "+d"(d[2 * half]), "+d"(d[2 * half + 1])
+                : "d"(a[half + 2 * k]), "d"(b[k]));
+        }
+    }
+#endif
+}
+
 DEVICE uint32 to_tf32(float x) {
     uint32 y;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
@@ -386,18 +405,19 @@ DEVICE uint32 to_tf32(float x) { return (float_bits(x) + 0x1000u) & 0xFFFFE000u;
 DEVICE float widen(bfloat16_t x);
 
 namespace emulated {
+template <class Real, class Register>
 struct Product {
-    float* d;
-    const uint32 *a, *b;
+    Real* d;
+    const Register *a, *b;
 };
 
 // D += A B of a warp, of 16 x K and K x 8 elements in the layout of mma.sync: a register has PER elements of a row of A
 // or of a column of B, for k = PER (lane mod 4) and the next ones; registers that follow are 8 rows or half of K on.
-template <int K, int PER, class Element>
+template <class Real, class Register, int K, int PER, class Element>
 DEVICE void multiply(void* const* lanes, Element element) {
-    float a[16][K], b[K][8];
+    Real a[16][K], b[K][8];
     for (int lane = 0; lane < 32; lane++) {
-        const Product* p = static_cast<const Product*>(lanes[lane]);
+        const auto* p = static_cast<const Product<Real, Register>*>(lanes[lane]);
         for (int i = 0; i < PER; i++) {
             const int row = lane / 4, k = lane % 4 * PER + i;
             for (int j = 0; j < 4; j++) a[row + j % 2 * 8][k + j / 2 * (K / 2)] = element(p->a[j], i);
@@ -405,11 +425,11 @@ DEVICE void multiply(void* const* lanes, Element element) {
         }
     }
     for (int lane = 0; lane < 32; lane++) {
-        float* d = static_cast<const Product*>(lanes[lane])->d;
+        Real* d = static_cast<const Product<Real, Register>*>(lanes[lane])->d;
         for (int j = 0; j < 4; j++) {
             const int row = lane / 4 + j / 2 * 8, column = lane % 4 * 2 + j % 2;
-            float sum = d[j];
-            for (int k = 0; k < K; k++) sum = fmaf(a[row][k], b[k][column], sum);
+            Real sum = d[j];
+            for (int k = 0; k < K; k++) sum = fma(a[row][k], b[k][column], sum);
             d[j] = sum;
         }
     }
@@ -418,11 +438,11 @@ DEVICE void multiply(void* const* lanes, Element element) {
 
 template <class Half>
 DEVICE void mma_m16n8k16(Half*, float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], PLACE) {
-    emulated::Product mine = {d, a, b};
+    emulated::Product<float, uint32> mine = {d, a, b};
     emulated::emulated_warp(
         "mma.sync.m16n8k16", FULL_WARP, &mine,
         [](void* const* lanes, uint32) {
-            emulated::multiply<16, 2>(lanes, [](uint32 pair, int i) {
+            emulated::multiply<float, uint32, 16, 2>(lanes, [](uint32 pair, int i) {
                 return widen(Half{static_cast<uint16>(pair >> 16 * i)});
             });
         },
@@ -430,11 +450,21 @@ DEVICE void mma_m16n8k16(Half*, float (&d)[4], const uint32 (&a)[4], const uint3
 }
 
 DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], PLACE) {
-    emulated::Product mine = {d, a, b};
+    emulated::Product<float, uint32> mine = {d, a, b};
     emulated::emulated_warp(
         "mma.sync.m16n8k8", FULL_WARP, &mine,
         [](void* const* lanes, uint32) {
-            emulated::multiply<8, 1>(lanes, [](uint32 x, int) { return bits_float(x & 0xFFFFE000u); });
+            emulated::multiply<float, uint32, 8, 1>(lanes, [](uint32 x, int) { return bits_float(x & 0xFFFFE000u); });
+        },
+        0, file, line);
+}
+
+DEVICE void mma_m16n8k8(double (&d)[4], const double (&a)[4], const double (&b)[2], PLACE) {
+    emulated::Product<double, double> mine = {d, a, b};
+    emulated::emulated_warp(
+        "mma.sync.m16n8k8", FULL_WARP, &mine,
+        [](void* const* lanes, uint32) {
+            emulated::multiply<double, double, 8, 1>(lanes, [](double x, int) { return x; });
         },
         0, file, line);
 }

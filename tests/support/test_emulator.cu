@@ -157,6 +157,14 @@ extern "C" __global__ void product_tf32(const float* a, const float* b, float* c
     mma_m16n8k8_tf32(d, x, y);
     for (int j = 0; j < 4; j++) c[(row + j / 2 * 8) * 8 + k * 2 + j % 2] = d[j];
 }
+extern "C" __global__ void product_double(const double* a, const double* b, double* c) {
+    const int row = threadIdx.x / 4, k = threadIdx.x % 4;
+    const double x[4] = {a[row * 8 + k], a[(row + 8) * 8 + k], a[row * 8 + k + 4], a[(row + 8) * 8 + k + 4]};
+    const double y[2] = {b[row * 8 + k], b[row * 8 + k + 4]};
+    double d[4] = {0, 0, 0, 0};
+    mma_m16n8k8(d, x, y);
+    for (int j = 0; j < 4; j++) c[(row + j / 2 * 8) * 8 + k * 2 + j % 2] = d[j];
+}
 extern "C" __global__ void transpose_matrices(const half_t* x, half_t* y) {
     SHARED(half_t, tile, 4 * 64);
     const int lane = threadIdx.x;

@@ -115,6 +115,14 @@ def test_product_of_tf32():
     assert (np.abs(c.get() - a @ b.T) <= np.abs(b).sum(1) * 2**-12).all(), "an operand has 11 bits"
 
 
+def test_product_of_doubles():
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-9, 9, (n, 8)) / 3.0 for n in (16, 8))
+    c = zeros(16, 8, dtype=np.float64)
+    kernel("product_double")((1,), (32,), (array(a), array(b), c))
+    np.testing.assert_allclose(c.get(), a @ b.T, rtol=1e-14)
+
+
 def test_transposed_matrices():
     x = np.arange(256, dtype=np.uint16).view(np.float16)
     y = array(x * 0)

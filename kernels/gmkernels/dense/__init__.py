@@ -5,7 +5,7 @@ from __future__ import annotations
 from gmkernels import blas
 from gmkernels.cost import nominal_cpu
 from gmkernels.dense import reference, spec
-from gmkernels.registry import Array, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, Signature, register, run
 
 
 def _needs_blas(signature: Signature) -> str | None:
@@ -31,6 +31,10 @@ for _spec, _reference, _cpu in (
         strided=_spec is not spec.ACTIVATION_BACKWARD, overhead=_cpu[0], efficiency=_cpu[1],
         accepts=_needs_blas if _spec in (spec.MATMUL, spec.LINEAR) else None,
         note=blas.describe if _spec in (spec.MATMUL, spec.LINEAR) else None, replays=True,
+    )  # fmt: skip
+    register(
+        _spec, "cuda", f"gmkernels.dense.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
+        strided=_spec is not spec.ACTIVATION_BACKWARD, overhead=1e-5, efficiency=0.8,
     )  # fmt: skip
 
 

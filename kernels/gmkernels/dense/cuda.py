@@ -1,0 +1,176 @@
+"""Dense layers in CUDA C: the tile of a product, how its operands are copied, and the launches of ``cuda.cu``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gmkernels import launch
+from gmkernels.arrays import Array, address
+from gmkernels.dense import spec
+
+Arrays = Sequence[Any]
+Attrs = Mapping[str, Any]
+
+_CODES = {name: code for code, name in enumerate(spec.ACTIVATIONS)}
+_ELEMENTS, _RUNS, _ACROSS, _ALONG = range(4)
+
+# ---------------------------------------------------------------------------------------------------------
+# Products
+# ---------------------------------------------------------------------------------------------------------
+
+
+class _Tile(NamedTuple):
+    """A tile of m by n elements in steps of k: `warp_m` by `warp_n` of it a warp's, so many steps in shared memory, so
+    many blocks on a multiprocessor (which bounds their registers)."""
+
+    m: int
+    n: int
+    k: int
+    warp_m: int
+    warp_n: int
+    stages: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.m // self.warp_m) * (self.n // self.warp_n)
+
+    @functools.cache  # noqa: B019 (there are nine tiles)
+    def defines(self, a_copy: int, b_copy: int) -> tuple[str, ...]:
+        names = ("BM", "BN", "BK", "WM", "WN", "STAGES", "BLOCKS", "A_COPY", "B_COPY")
+        return tuple(f"{name}={value}" for name, value in zip(names, (*self, a_copy, b_copy), strict=True))
+
+    def shared(self, a_copy: int, b_copy: int, itemsize: int) -> int:
+        """Bytes of shared memory: the steps, and after the last of them a band of 16 rows of sums of each warp."""
+        pad = 8 if itemsize == 2 else 4
+        step = sum(
+            size * (self.k + pad) if copy == _ALONG else self.k * (size + pad)
+            for size, copy in ((self.m, a_copy), (self.n, b_copy))
+        )
+        band = 16 * (self.m // self.warp_m) * (self.n + 8) * max(itemsize, 4)
+        return max(self.stages * step * itemsize, band)
+
+
+# No more than 99 KiB of shared memory, which is what the smaller devices have.
+_SINGLE = {
+    128: _Tile(128, 128, 16, 32, 64, 2, 2),
+    64: _Tile(64, 64, 16, 32, 32, 3, 4),
+    32: _Tile(32, 32, 16, 16, 32, 4, 8),
+}
+_DOUBLE = {
+    128: _Tile(128, 128, 16, 64, 32, 2, 1),
+    64: _Tile(64, 64, 16, 32, 32, 3, 3),
+    32: _Tile(32, 32, 16, 16, 16, 4, 4),
+}
+_HALF = {
+    128: _Tile(128, 128, 64, 64, 32, 2, 2),
+    64: _Tile(64, 64, 64, 32, 32, 3, 4),
+    32: _Tile(32, 32, 64, 16, 16, 3, 4),
+}
+_TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
+
+_CHOICES = launch.Choices(
+    "matmul.cuda", ({"tile": 0}, {"tile": 128}, {"tile": 64}, {"tile": 32}), classes=(1 << 24, 1 << 28, 1 << 32)
+)
+"""The tile by the operations of a product; 0: by the number of tiles, see `_tile`."""
+
+
+def _tile(tiles: Mapping[int, _Tile], m: int, k: int, n: int, parts: int) -> _Tile:
+    """The largest tile of which there are enough for the device."""
+    chosen = _CHOICES.at(2 * m * k * n)["tile"]
+    if chosen == 0:
+        of_64 = -(-m // 64) * -(-n // 64) * parts
+        chosen = 128 if of_64 >= 4 * spec.GPU_TILES else 64 if of_64 >= spec.GPU_TILES // 2 else 32
+    return tiles[chosen]
+
+
+def _copy(x: Array, across: int, along: int) -> int:
+    """How the steps of an operand are copied, from its strides in elements across the sum and along it."""
+    aligned = address(x) % 16 == 0
+    if across == 1 and aligned and along * x.itemsize % 16 == 0:
+        return _ACROSS
+    if along == 1 and aligned and across * x.itemsize % 16 == 0 and x.dtype != np.float32:
+        return _ALONG
+    return _RUNS if along == 1 else _ELEMENTS
+
+
+def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays, activation: str) -> None:
+    """c = activation(a b + bias) of a (m, k), b (k, n), bias (n,) and c (m, n), which is C-contiguous."""
+    (m, k), n, dtype = a.shape, b.shape[1], c.dtype.name
+    code, itemsize = _CODES[activation], c.itemsize
+    a_across, a_along, b_along, b_across = (stride // itemsize for stride in (*a.strides, *b.strides))
+    bias_stride = 0 if bias is None else bias.strides[0] // itemsize
+    parts = spec.splits(m, k, n)
+    partial = workspace[0] if parts > 1 else None
+    part_length = -(-k // (32 * parts)) * 32  # so that a part begins where 16 bytes do
+    tile = _tile(_TILES[dtype], m, k, n, parts)
+    copies = _copy(a, a_across, a_along), _copy(b, b_across, b_along)
+    launch.cuda(
+        "dense",
+        "product",
+        dtype,
+        (-(-m // tile.m) * -(-n // tile.n), parts),
+        (tile.threads,),
+        (
+            launch.Strided(a), np.int64(a_across), np.int64(a_along),
+            launch.Strided(b), np.int64(b_across), np.int64(b_along),
+            None if bias is None else launch.Strided(bias), np.int64(bias_stride),
+            c, partial, m, n, k, part_length, code,
+        ),
+        shared=tile.shared(*copies, itemsize),
+        defines=tile.defines(*copies),
+    )  # fmt: skip
+    if partial is not None:
+        strided_bias = None if bias is None else launch.Strided(bias)
+        launch.cuda(
+            "dense", "add_parts", dtype, (-(-c.size // 128),), (128,),
+            (partial, strided_bias, np.int64(bias_stride), c, c.size, n, parts, code),
+        )  # fmt: skip
+
+
+def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    a, b = inputs
+    _product(a, b, None, outputs[0], workspace, "identity")
+
+
+def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    """Leading axes of x that do not merge into one are packed first."""
+    x, weight, *bias = inputs
+    (y,) = outputs
+    n, k = weight.shape
+    m = math.prod(x.shape[:-1])
+    activation = attrs.get("activation", "identity")
+    _product(x.reshape(m, k), weight.T, bias[0] if bias else None, y.reshape(m, n), workspace, activation)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The gradient of activations
+# ---------------------------------------------------------------------------------------------------------
+
+_THREADS = 256  # of a block, as cuda.cu has them
+
+
+def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    """A block makes its part of d_pre and its column sums; those of the row blocks are added in order."""
+    g, y = inputs
+    d_pre, d_bias = outputs
+    (partial,) = workspace
+    dtype, features = g.dtype.name, g.shape[-1]
+    if features == 0:
+        return
+    rows, (blocks, _) = math.prod(g.shape[:-1]), partial.shape
+    width = min(32, 1 << (features - 1).bit_length())  # the sums' order follows from it, with vectors or without
+    vector = 16 // g.itemsize
+    aligned = features % vector == 0 and all(address(a) % 16 == 0 for a in (g, y, d_pre))
+    columns = vector if aligned and features >= 32 * vector else 1
+    strips = -(-features // (width * columns))
+    launch.cuda(
+        "dense", "backward" if columns == 1 else "backward_vectors", dtype, (strips * blocks,), (_THREADS,),
+        (g, y, d_pre, partial, rows, features, -(-rows // blocks), strips, width, _CODES[attrs["activation"]]),
+    )  # fmt: skip
+    launch.cuda("dense", "add_blocks", dtype, (-(-features // 32),), (_THREADS,), (partial, d_bias, blocks, features))
