@@ -42,6 +42,23 @@ DEVICE float bits_float(uint32 x) { return __uint_as_float(x); }
 DEVICE uint64 float_bits(double x) { return static_cast<uint64>(__double_as_longlong(x)); }
 DEVICE double bits_float(uint64 x) { return __longlong_as_double(static_cast<long long>(x)); }
 
+// One instruction; the compiler makes two or more of the C expression.
+DEVICE uint64 multiply_wide(uint32 x, uint32 y) {
+    uint64 product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(x), "r"(y));
+    return product;
+}
+
+// sqrtf where it needs no special case, 2^-100 <= x < infinity: the instructions that the compiler makes of sqrtf, with
+// its exact rounding, without the test for other arguments.
+DEVICE float sqrt_normal(float x) {
+    float inverse;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    const float root = x * inverse;
+    return fmaf(fmaf(-root, root, x), 0.5f * inverse, root);
+}
+DEVICE double sqrt_normal(double x) { return sqrt(x); }
+
 DEVICE float widen(half_t x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
@@ -174,7 +191,7 @@ DEVICE void expect_aligned(const void*, int) {}
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
-#define DEVICE static inline __attribute__((always_inline, unused))
+#define DEVICE inline __attribute__((always_inline))
 
 struct uint3 {
     uint32 x, y, z;
@@ -342,6 +359,9 @@ EMULATED_ORDER(int) EMULATED_ORDER(uint32) EMULATED_ORDER(long) EMULATED_ORDER(u
 EMULATED_ORDER(long long) EMULATED_ORDER(uint64)
 #undef EMULATED_ORDER
 
+DEVICE uint64 multiply_wide(uint32 x, uint32 y) { return static_cast<uint64>(x) * y; }
+DEVICE float sqrt_normal(float x) { return sqrtf(x); }
+DEVICE double sqrt_normal(double x) { return sqrt(x); }
 DEVICE uint32 __umulhi(uint32 x, uint32 y) { return static_cast<uint32>(static_cast<uint64>(x) * y >> 32); }
 DEVICE int __popc(uint32 x) { return __builtin_popcount(x); }
 DEVICE int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<uint32>(x)); }
@@ -531,6 +551,16 @@ typedef REAL Real;
 #endif
 #ifdef INDEX
 typedef INDEX Index;
+// As wide as Index: for offsets that may go past the end of an array, where Index would overflow.
+template <int BYTES>
+struct Unsigned {
+    typedef uint32 type;
+};
+template <>
+struct Unsigned<8> {
+    typedef uint64 type;
+};
+typedef Unsigned<sizeof(Index)>::type Offset;
 #endif
 
 DEVICE float widen(bfloat16_t x) { return bits_float(static_cast<uint32>(x.bits) << 16); }
@@ -547,6 +577,13 @@ DEVICE void store(float* p, float x) { *p = x; }
 DEVICE void store(double* p, double x) { *p = x; }
 DEVICE void store(half_t* p, float x) { p->bits = static_cast<uint16>(pack(p, x, 0.0f)); }
 DEVICE void store(bfloat16_t* p, float x) { p->bits = static_cast<uint16>(pack(p, x, 0.0f)); }
+
+// Whether p may be accessed 16 bytes at a time, or by N elements if those are fewer.
+template <int N, class T>
+DEVICE bool is_aligned(const T* p) {
+    constexpr uint64 BYTES = N * sizeof(T) < 16 ? N * sizeof(T) : 16;
+    return (reinterpret_cast<uint64>(p) & (BYTES - 1)) == 0;
+}
 
 template <class T, int N>
 struct alignas(N * sizeof(T)) Pack {
@@ -568,18 +605,18 @@ DEVICE void load_vector(const Store* p, Real (&x)[N]) {
     }
 }
 
-template <class Store, int N>
-DEVICE void store_vector(Store* p, const float (&x)[N]) {
+template <class Store, class Real, int N>
+DEVICE void store_vector(Store* p, const Real (&x)[N]) {
     constexpr int BYTES = N * sizeof(Store) < 16 ? N * sizeof(Store) : 16, PER = BYTES / sizeof(Store);
     static_assert(N % PER == 0, "not a whole number of accesses");
     expect_aligned(p, BYTES);
-    if constexpr (sizeof(Store) == 4) {
+    if constexpr (sizeof(Store) == sizeof(Real)) {
 #pragma unroll
         for (int i = 0; i < N; i += PER) {
-            Pack<float, PER> pack;
+            Pack<Real, PER> pack;
 #pragma unroll
             for (int j = 0; j < PER; j++) pack.element[j] = x[i + j];
-            *reinterpret_cast<Pack<float, PER>*>(p + i) = pack;
+            *reinterpret_cast<Pack<Real, PER>*>(p + i) = pack;
         }
     } else {
         static_assert(PER % 2 == 0, "halves are stored in pairs");
@@ -593,19 +630,6 @@ DEVICE void store_vector(Store* p, const float (&x)[N]) {
     }
 }
 
-template <int N>
-DEVICE void store_vector(double* p, const double (&x)[N]) {
-    constexpr int PER = N < 2 ? N : 2;
-    static_assert(N % PER == 0, "not a whole number of accesses");
-    expect_aligned(p, PER * sizeof(double));
-#pragma unroll
-    for (int i = 0; i < N; i += PER) {
-        Pack<double, PER> pack;
-#pragma unroll
-        for (int j = 0; j < PER; j++) pack.element[j] = x[i + j];
-        *reinterpret_cast<Pack<double, PER>*>(p + i) = pack;
-    }
-}
 
 // ------------------------------------------------------------------------------------------------- threads and warps
 

@@ -156,7 +156,7 @@ def test_errors_name_the_operation():
     mu, logvar = parameters((3, 5))
     with pytest.raises(KernelError, match=r"gaussian_sample: expected mu and logvar of one shape .*\[3, 5\]"):
         gaussian_sample(mu, logvar[:2], key=KEY)
-    with pytest.raises(KernelError, match="gaussian_sample: expected float32 or float64"):
+    with pytest.raises(KernelError, match="gaussian_sample: expected float32, float64"):
         gaussian_sample(mu, logvar.astype(np.float32), key=KEY)
     with pytest.raises(KernelError, match="gaussian_sample: samples must be"):
         gaussian_sample(mu, logvar, key=KEY, samples=0)

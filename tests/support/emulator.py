@@ -145,7 +145,9 @@ def _library(code: str, options: Sequence[str]) -> tuple[ctypes.CDLL, list[str]]
     text = preprocessed + _INDICES + _DESCRIBE + "".join(_ENTRY.format(name=name) for name in names)
     emulator = _built(SOURCE.read_text(), ".o", [*COMPILER, "-O2", "-c"])
     kernels = _built(text, ".o", [*COMPILER, "-O1", *WATCHED, "-DGMKERNELS_KERNEL=", "-c"])
-    library = _built(f"{emulator} {kernels}", ".so", [*COMPILER, "-shared", str(kernels), str(emulator)])
+    library = _built(
+        f"{emulator} {kernels}", ".so", [*COMPILER, "-shared", "-Wl,-Bsymbolic", str(kernels), str(emulator)]
+    )
     return ctypes.CDLL(str(library)), names
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmkernels.registry import register, run
+from gmkernels.registry import FLOATS, HALVES, register, run
 from gmkernels.rng import as_key
 from gmkernels.sampling import reference, spec
 
@@ -23,6 +23,7 @@ for _spec in (
 ):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
     register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}", replays=True)
+    register(_spec, "cuda", f"gmkernels.sampling.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def gaussian_sample(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels.cost import Cost
-from gmkernels.registry import FLOATS, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import FLOATS, HALVES, Example, KernelError, KernelSpec, Layout
 from gmkernels.rng.spec import NORMAL_SLOTS, WORD_SLOTS, check_key, keys
 
 CHUNK = 16384
@@ -27,8 +27,8 @@ def _describe(**arrays: Any) -> str:
 
 def _check(op: str, key: Any, samples: int | None, **arrays: Any) -> None:
     dtypes = {a.dtype.name for a in arrays.values()}
-    if len(dtypes) > 1 or not dtypes.issubset(FLOATS):
-        raise KernelError(f"{op}: expected float32 or float64, the same for all; got {_describe(**arrays)}")
+    if len(dtypes) > 1 or not dtypes.issubset(FLOATS + HALVES):
+        raise KernelError(f"{op}: expected {', '.join(FLOATS + HALVES)}, the same for all; got {_describe(**arrays)}")
     check_key(op, key)
     if samples is not None and (type(samples) is not int or samples < 1):
         raise KernelError(f"{op}: samples must be None or a positive int, got {samples!r}")
