@@ -1,4 +1,11 @@
-"""Every spec on every backend that runs here, in float32 and float64: generated from the specs' examples."""
+"""Every spec on every backend, in every dtype that its kernels take: generated from the specs' examples.
+
+A case is a kernel and where its arrays lie. On the CPU run the kernels of NumPy and Numba, on a GPU those of Triton and
+CUDA C, and the reference on arrays of CuPy, which is what an operation without a kernel of ours falls back to. Where
+there is no GPU, Triton interprets, CUDA C is emulated and CuPy is its stand-in (`tests/support`), whose fresh memory is
+poisoned: the default run then has the results in float32 on small arrays, and the rest is slow. Where there is one,
+``-m gpu`` selects its cases.
+"""
 
 import contextlib
 import functools
@@ -7,12 +14,14 @@ import itertools
 import pkgutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import gmkernels
-from gmkernels import pool, registry
+from gmkernels import arrays, pool, registry
+from tests.support.cupy_stand_in import has_gpu
 
 for _module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
     if _module.ispkg:
@@ -20,14 +29,55 @@ for _module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
 
 SPECS = registry.specs()
 DTYPES = ("float32", "float64")
-HERE = [b for b in registry.BACKENDS.values() if b.device in ("", "cpu") and b.missing() is None]
-KERNELS = [
-    pytest.param(spec, backend.name, dtype, id=f"{name}-{backend.name}-{dtype}")
-    for name, spec in SPECS.items()
-    for backend in HERE
-    if backend.name in registry.entries(spec)
-    for dtype in DTYPES
-]
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+LARGE = 4096
+"""Elements of an example's inputs from which on an emulated GPU takes too long for the default run."""
+FEW = 2
+"""Examples of the reference on an emulated GPU in the default run: it has hundreds of operations of CuPy in each."""
+
+
+class Case(NamedTuple):
+    """A kernel, the device of its arrays, their dtype, and which examples of its spec."""
+
+    spec: registry.KernelSpec
+    backend: str
+    device: str
+    dtype: str
+    size: str = "any"
+
+    def name(self):
+        size = "" if self.size == "any" else f"-{self.size}"
+        return f"{self.spec.name}-{self.backend}-{self.device}-{self.dtype}{size}"
+
+
+def cases_of(spec, name):
+    """The cases of a spec's kernel on a backend, with their marks."""
+    entry, backend = registry.entries(spec)[name], registry.BACKENDS[name]
+    if backend.missing() is not None:
+        return
+    if backend.device in ("", "cpu"):
+        for dtype in DTYPES:
+            yield Case(spec, name, "cpu", dtype), ()
+    if backend.device in ("", "cuda"):
+        for dtype in entry.dtypes:
+            if has_gpu():
+                yield Case(spec, name, "gpu", dtype), (pytest.mark.gpu,)
+            elif dtype == "float32":
+                yield Case(spec, name, "gpu", dtype, "small"), ()
+                yield Case(spec, name, "gpu", dtype, "large"), (pytest.mark.slow,)
+            elif not (name == "triton" and dtype == "bfloat16"):  # which its interpreter gets wrong
+                yield Case(spec, name, "gpu", dtype), (pytest.mark.slow,)
+
+
+def cases(wanted=lambda case: True, emulated=True):
+    """The cases that are wanted, as parameters of a test; those on an emulated GPU may all be slow."""
+    found = [both for spec in SPECS.values() for name in registry.entries(spec) for both in cases_of(spec, name)]
+    slow = (pytest.mark.slow,)
+    return [
+        pytest.param(case, id=case.name(), marks=marks or (slow if case.device == "gpu" and not emulated else ()))
+        for case, marks in found
+        if wanted(case)
+    ]
 
 
 def each(function, arrays):
@@ -39,45 +89,81 @@ def flat(arrays):
     return list(registry.flat(arrays))
 
 
+def dtype_of(name):
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 @functools.cache
 def examples(spec, dtype):
     """The examples of a kernel; every test sees the same arrays, so none may write them."""
-    made = tuple(spec.examples(np.random.default_rng(7), np.dtype(dtype)))
+    made = tuple(spec.examples(np.random.default_rng(7), dtype_of(dtype)))
     for a in itertools.chain.from_iterable(flat((*e.inputs, *e.updated)) for e in made):
         a.flags.writeable = False
     return made
 
 
-def call(spec, example, backend, inputs=None):
-    outputs = each(np.copy, example.updated) if spec.updates else None
-    inputs = example.inputs if inputs is None else inputs
-    return flat(registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend))
+def examples_of(case):
+    made = examples(case.spec, case.dtype)
+    if case.size == "any":
+        return made
+    small = [e for e in made if sum(a.size for a in flat((*e.inputs, *e.updated))) <= LARGE]
+    if case.backend == "reference":
+        small = small[:FEW]
+    return small if case.size == "small" else [e for e in made if not any(e is other for other in small)]
+
+
+def to_device(case):
+    """Takes an array of the host to where a case has its arrays."""
+    if case.device == "cpu":
+        return np.copy
+    import cupy
+
+    return cupy.array
+
+
+def to_host(outputs):
+    return [a.get() if arrays.on_gpu(a) else a for a in flat(outputs)]
+
+
+def call(case, example, inputs=None):
+    """What the kernel of a case makes of an example, or of other inputs on its device; on the host."""
+    inputs = each(to_device(case), example.inputs) if inputs is None else inputs
+    outputs = each(to_device(case), example.updated) if case.spec.updates else None
+    return to_host(registry.run(case.spec, inputs, example.attrs, outputs=outputs, backend=case.backend))
 
 
 @functools.cache
-def found(spec, backend, dtype):
-    """Each example with copies of its inputs that the kernel was given, and what it made of them."""
-    given = [(example, each(np.copy, example.inputs)) for example in examples(spec, dtype)]
-    return [(example, inputs, call(spec, example, backend, inputs)) for example, inputs in given]
+def found(case):
+    """Each example with the inputs that the kernel was given, and what it made of them."""
+    given = [(example, each(to_device(case), example.inputs)) for example in examples_of(case)]
+    return [(example, inputs, call(case, example, inputs)) for example, inputs in given]
 
 
-def oracle(spec, example):
-    """The reference in float64; in the example's own dtype where the tolerance is bit for bit."""
+def is_float(a):
+    return registry.is_float(a.dtype.name)
 
-    def widen(a):
-        return a.astype(np.float64) if a.dtype.kind == "f" else a
+
+def oracle(spec, example, dtype):
+    """The reference on the host, with floating arrays of one dtype and others in another."""
+
+    def converted(a):
+        return a.astype(dtype) if is_float(a) else a
 
     attrs = dict(example.attrs)
     if "dtype" in attrs:
-        attrs["dtype"] = "float64"
-    wide = registry.Example(each(widen, example.inputs), attrs, each(widen, example.updated))
-    return call(spec, wide, "reference")
+        attrs["dtype"] = dtype
+    wide = registry.Example(each(converted, example.inputs), attrs, each(converted, example.updated))
+    return call(Case(spec, "reference", "cpu", dtype), wide)
 
 
 def assert_same_bits(actual, expected, what):
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype, what
-        if a.dtype.kind == "f":
+        if is_float(a):
             nan = np.isnan(b)
             np.testing.assert_array_equal(np.isnan(a), nan, what)
             a, b = np.where(nan, 0, a), np.where(nan, 0, b)
@@ -88,11 +174,15 @@ def assert_close(actual, expected, tolerance, what):
     rtol, atol = tolerance
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape, what
-        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rtol, atol=atol, err_msg=what)
+        if a.dtype.name in EPSILON:  # one rounding to it, on each side; a result may be infinite in it
+            rtol, atol = rtol + EPSILON[a.dtype.name], atol + float(np.finfo(np.float16).smallest_subnormal)
+            with np.errstate(over="ignore"):
+                b = b.astype(a.dtype)
+        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=rtol, atol=atol, err_msg=what)
 
 
 def packed(a):
-    return np.copy(a, order="C")
+    return a.copy(order="C")
 
 
 def describe(example):
@@ -113,100 +203,107 @@ def test_spec_is_complete(spec):
         assert any(size % 2 and size > 1 for size in sizes), "no example of odd size"
 
 
-@pytest.mark.parametrize("spec, backend, dtype", [k for k in KERNELS if k.values[1:] != ("reference", "float64")])
-def test_agrees_with_the_float64_reference(spec, backend, dtype):
-    tolerance = spec.tolerance[dtype]
-    for example, _, actual in found(spec, backend, dtype):
-        if tolerance == (0.0, 0.0):
-            assert_same_bits(actual, call(spec, example, "reference"), describe(example))
+@pytest.mark.parametrize("case", cases(lambda c: c[1:4] != ("reference", "cpu", "float64")))
+def test_agrees_with_the_float64_reference(case):
+    for example, _, actual in found(case):
+        if tolerance_of(case) == (0.0, 0.0):
+            assert_same_bits(actual, oracle(case.spec, example, case.dtype), describe(example))
         else:
-            assert_close(actual, oracle(spec, example), tolerance, describe(example))
+            assert_close(actual, oracle(case.spec, example, "float64"), tolerance_of(case), describe(example))
 
 
-@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
-def test_outputs_are_as_inferred(spec, backend, dtype):
-    for example, _, outputs in found(spec, backend, dtype):
-        layout = flat(example.updated) if spec.updates else None
-        expected = (
-            [(a.shape, a.dtype) for a in layout]
-            if layout is not None
-            else [(tuple(shape), np.dtype(d)) for shape, d in spec.infer(*example.inputs, **example.attrs)]
-        )
+def tolerance_of(case):
+    """Half types are for storage only: kernels compute in float32."""
+    return case.spec.tolerance["float32" if case.dtype in EPSILON else case.dtype]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_outputs_are_as_inferred(case):
+    for example, _, outputs in found(case):
+        if case.spec.updates:
+            expected = [(a.shape, a.dtype) for a in flat(example.updated)]
+        else:
+            layout = case.spec.infer(*example.inputs, **example.attrs)
+            expected = [(tuple(shape), np.dtype(d)) for shape, d in layout]
         assert [(a.shape, a.dtype) for a in outputs] == expected, describe(example)
 
 
-@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
-def test_inputs_are_read_only(spec, backend, dtype):
-    for example, inputs, _ in found(spec, backend, dtype):
-        assert_same_bits(flat(inputs), flat(example.inputs), describe(example))
+@pytest.mark.parametrize("case", cases())
+def test_inputs_are_read_only(case):
+    for example, inputs, _ in found(case):
+        assert_same_bits(to_host(inputs), flat(example.inputs), describe(example))
 
 
-def poison(shape, dtype):
+def poison(shape, dtype, library=np):
     """An array of NaN, or of an integer that nobody expects."""
     dtype = np.dtype(dtype)
-    return np.full(shape, np.nan if dtype.kind == "f" else dtype.type(77), dtype)
+    return library.full(shape, np.nan if registry.is_float(dtype.name) else dtype.type(77), dtype)
 
 
-@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
-def test_buffers_are_written_whole_and_not_read(spec, backend, dtype):
-    entry = registry.entries(spec)[backend]
+@pytest.mark.parametrize("case", cases(emulated=False))
+def test_buffers_are_written_whole_and_not_read(case):
+    entry = registry.entries(case.spec)[case.backend]
     kernel = entry.kernel()
-    for example, _, expected in found(spec, backend, dtype):
-        inputs = each(packed, example.inputs)
-        workspace = tuple(poison(*w) for w in spec.workspace(*inputs, **example.attrs))
-        if spec.updates:
-            outputs = each(np.copy, example.updated)
+    for example, _, expected in found(case):
+        inputs = each(to_device(case), each(packed, example.inputs))
+        library = arrays.namespace(*flat(inputs))
+        workspace = tuple(poison(*w, library) for w in case.spec.workspace(*inputs, **example.attrs))
+        if case.spec.updates:
+            outputs = each(to_device(case), example.updated)
         else:
-            outputs = tuple(poison(*o) for o in spec.infer(*inputs, **example.attrs))
+            outputs = tuple(poison(*o, library) for o in case.spec.infer(*inputs, **example.attrs))
         kernel(inputs, outputs, workspace, example.attrs)
         if entry.strided:  # it may add packed inputs in another order
-            expected = call(spec, example, backend, inputs)
-        assert_same_bits(flat(outputs), expected, describe(example))
+            expected = call(case, example, inputs)
+        assert_same_bits(to_host(outputs), expected, describe(example))
 
 
 def every_other(a):
     """`a` as every second element, along its last axis, of an array twice as long."""
     if a.ndim == 0:
         return a
-    wide = poison((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide = poison((*a.shape[:-1], 2 * a.shape[-1]), a.dtype, arrays.namespace(a))
     wide[..., ::2] = a
     return wide[..., ::2]
 
 
 def fortran(a):
-    return np.copy(a, order="F")
+    return a.copy(order="F")
 
 
 def reversed_view(a):
     return a if a.ndim == 0 else a[::-1].copy()[::-1]
 
 
-@pytest.mark.parametrize("spec, backend, dtype", KERNELS)
-def test_layout_does_not_matter(spec, backend, dtype):
-    in_place = registry.entries(spec)[backend].strided
-    for example, _, expected in found(spec, backend, dtype):
-        inputs = each(packed, example.inputs)
+@pytest.mark.parametrize("case", cases(emulated=False))
+def test_layout_does_not_matter(case):
+    in_place = registry.entries(case.spec)[case.backend].strided
+    for example, _, expected in found(case):
+        inputs = each(to_device(case), each(packed, example.inputs))
         for layout in (every_other, fortran, reversed_view):
             laid_out = each(layout, inputs)
             if all(a.flags.c_contiguous for a in flat(laid_out)):
                 continue  # packed, as the test of the buffers has them
-            actual = call(spec, example, backend, laid_out)
+            actual = call(case, example, laid_out)
             if in_place:  # it may add in another order
-                assert_close(actual, expected, spec.tolerance[dtype], describe(example))
+                assert_close(actual, expected, tolerance_of(case), describe(example))
             else:
                 assert_same_bits(actual, expected, describe(example))
 
 
-@pytest.mark.parametrize("spec, backend, dtype", [kernel for kernel in KERNELS if "reference" not in kernel.values])
-def test_threads_and_runs_do_not_matter(spec, backend, dtype):
+@pytest.mark.parametrize("case", cases(lambda c: c.backend != "reference", emulated=False))
+def test_threads_and_runs_do_not_matter(case):
+    for example, _, expected in found(case):
+        assert_same_bits(call(case, example), expected, describe(example))
+    if case.device == "gpu":
+        return
     threads = pool.get_num_threads()
-    for example, _, expected in found(spec, backend, dtype):
-        assert_same_bits(call(spec, example, backend), expected, describe(example))
-        try:
-            pool.set_num_threads(1)
-            assert_same_bits(call(spec, example, backend), expected, describe(example))
-        finally:
-            pool.set_num_threads(threads)
+    try:
+        pool.set_num_threads(1)
+        for example, _, expected in found(case):
+            assert_same_bits(call(case, example), expected, describe(example))
+    finally:
+        pool.set_num_threads(threads)
 
 
 LAUNCHED = (
@@ -225,7 +322,7 @@ def test_what_is_launched_makes_the_whole_result(spec):
         launches.append(launch)
         yield
 
-    for example, _, expected in found(spec, "cpu", "float32"):
+    for example, _, expected in found(Case(spec, "cpu", "cpu", "float32")):
         outputs = tuple(poison(*o) for o in spec.infer(*example.inputs, **example.attrs))
         workspace = tuple(poison(*w) for w in spec.workspace(*example.inputs, **example.attrs))
         launches.clear()
@@ -247,19 +344,20 @@ REPLAYED = [pytest.param(spec, id=n) for n, spec in SPECS.items() if registry.en
 def test_repeated_launches_do_not_depend_on_numbers(spec):
     """A call of a form that was seen, on the same numbers in another order, is a call of the kernel."""
     kernel, rng = registry.entries(spec)["cpu"].kernel(), np.random.default_rng(1)
+    case = Case(spec, "cpu", "cpu", "float32")
 
     def shuffled(a):
         return a.reshape(-1)[rng.permutation(a.size)].reshape(a.shape) if a.dtype == np.float32 else packed(a)
 
     for example in examples(spec, "float32"):
-        call(spec, example, "cpu", each(packed, example.inputs))
+        call(case, example, each(packed, example.inputs))
         inputs = each(shuffled, example.inputs)
         outputs = each(np.copy, example.updated)
         if not spec.updates:
             outputs = tuple(poison(*o) for o in spec.infer(*inputs, **example.attrs))
         workspace = tuple(poison(*w) for w in spec.workspace(*inputs, **example.attrs))
         kernel(inputs, outputs, workspace, example.attrs)
-        assert_same_bits(call(spec, example, "cpu", inputs), flat(outputs), describe(example))
+        assert_same_bits(call(case, example, inputs), flat(outputs), describe(example))
 
 
 def test_import_needs_no_compiler():

@@ -147,15 +147,16 @@ def submit(kind: str, work: Callable[[], Any], touched: tuple[Block, ...] = ()) 
     CUDARuntimeError : work on the legacy stream while a stream that blocks it is being captured.
     GuardError : a kernel wrote outside its memory.
     """
-    capture = capturing()
-    if kind == "library" and capture is not None:
-        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
-    if capture is None and get_current_stream().ptr == 0 and any(not s.is_non_blocking for s in list(_capturing)):
-        refuse(906)
     counts[kind] += 1
-    if capture is not None:
-        capture.work.append((kind, work, touched))
-        return False
+    if _capturing:
+        capture = capturing()
+        if kind == "library" and capture is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if capture is None and get_current_stream().ptr == 0 and any(not s.is_non_blocking for s in list(_capturing)):
+            refuse(906)
+        if capture is not None:
+            capture.work.append((kind, work, touched))
+            return False
     work()
     if kind == "launch":
         check_guards()
@@ -200,14 +201,16 @@ class Block:
         base = self.raw.ctypes.data
         self.start = GUARD + -(base + GUARD) % ALIGNMENT
         self.ptr, self.size = base + self.start, size
-        self.device_id, self.pool, self.live, self.lent = device_id, pool, False, 0
+        self.device_id, self.pool, self.live, self.lent, self.used = device_id, pool, False, 0, -1
 
     def lend(self, used: int) -> None:
         """Poison the bytes that are asked for, and guard what is around them."""
-        self.used, self.live, self.lent = used, True, self.lent + 1
+        self.live, self.lent = True, self.lent + 1
         self.raw[self.start : self.start + used] = POISON
-        for zone, guard in self._zones():
-            zone[:] = np.frombuffer(guard, np.uint8)
+        if used != self.used:
+            self.used = used
+            for zone, guard in self._zones():
+                zone[:] = np.frombuffer(guard, np.uint8)
 
     def _zones(self) -> Iterator[tuple[np.ndarray, bytes]]:
         yield self.raw[self.start - GUARD : self.start], _GUARD_ZONE[:GUARD]
@@ -296,7 +299,9 @@ def host(ptr: int, size: int) -> np.ndarray:
 
 
 def touched(*pointers: MemoryPointer) -> tuple[Block, ...]:
-    """The blocks that pointers point into."""
+    """The blocks that pointers point into, which a capture wants to know."""
+    if not _capturing:
+        return ()
     return tuple(p.mem.block for p in pointers if isinstance(p.mem, PooledMemory))
 
 
@@ -427,7 +432,7 @@ class MemoryPool:
 
     def _make_room(self, device: int, size: int) -> None:
         """A fresh piece of the device's memory: only a capture in relaxed mode may ask for one."""
-        if any(stream._capture.mode != STREAM_CAPTURE_RELAXED for stream in list(_capturing)):
+        if _capturing and any(stream._capture.mode != STREAM_CAPTURE_RELAXED for stream in list(_capturing)):
             refuse()
         limit = self._limits[device]
         for attempt in (1, 2):

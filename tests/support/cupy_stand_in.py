@@ -261,8 +261,9 @@ class ndarray:
 
     def __getitem__(self, index: Any) -> ndarray:
         parts, advanced = _index(index)
-        if not advanced:
-            return _view(self, self._host[parts])
+        if not advanced:  # the ellipsis lets NumPy give an array, not a number
+            return _view(self, self._host[parts if Ellipsis in parts else (*parts, ...)])
+        _count(parts)
         return _call("elementwise", lambda x, i: x[_wrapped(i, x.shape)], self, _lifted(parts))
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -274,6 +275,8 @@ class ndarray:
             raise TypeError(f"Unsupported type {type(value)}")
 
         parts, _ = _index(index)
+        if isinstance(value, ndarray) and value.size > 1:
+            _count(parts)
 
         def assign(x: np.ndarray, i: Any, v: Any) -> None:
             x[_wrapped(i, x.shape)] = v
@@ -480,11 +483,15 @@ def _index(index: Any) -> tuple[Any, bool]:
                 raise IndexError(
                     f"arrays used as indices must be of integer or boolean type. (actual: {part.dtype.type})"
                 )
-            if part.dtype.kind == "b":
-                cuda._wait()  # CuPy counts what is true, on the host
             advanced = True
         parts.append(part)
     return tuple(parts), advanced
+
+
+def _count(index: tuple[Any, ...]) -> None:
+    """Wait, as CuPy does to count what is true in an index."""
+    if any(isinstance(part, ndarray) and part.dtype.kind == "b" for part in index):
+        cuda._wait()
 
 
 def _lifted(parts: tuple[Any, ...]) -> _Lifted:

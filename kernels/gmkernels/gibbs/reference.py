@@ -123,7 +123,7 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
     rows, units = x.shape
     for sweep in range(attrs["sweeps"]):
         w = words(step_key(key, sweep, units), x.size).reshape(x.shape)
-        for i in np.flatnonzero(~clamped):
+        for i in np.flatnonzero(~clamped).tolist():
             mean = _sigmoid(x @ weight[i] + bias[i])
             threshold = np.floor(np.where(np.isnan(mean), 0, mean) * 2.0**32).astype(np.uint64)
             x[:, i] = np.where(np.isnan(mean), mean, w[:, i] < threshold)

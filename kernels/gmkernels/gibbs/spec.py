@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import namespace
 from gmkernels.cost import Cost
 from gmkernels.dense.tiles import tiles
 from gmkernels.registry import FLOATS, Array, Example, KernelError, KernelSpec, Layout
@@ -50,8 +51,8 @@ _HOLDS_STATES = (*FLOATS, "uint8")
 
 def step_key(key: Array, step: int, units: int) -> Array:
     """The key of one step of a call (see the sub-counter rule)."""
-    offset = (int(key[2]) * units + (step << STEP_BITS)) % 2**64
-    return np.array((key[0], key[1], offset), np.uint64)
+    seed, draw, offset = key.tolist()
+    return namespace(key).array((seed, draw, (offset * units + (step << STEP_BITS)) % 2**64), np.uint64)
 
 
 def _describe(**arrays: Array) -> str:

@@ -23,7 +23,7 @@ def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs)
         deviation = x - center
         var[...] = np.mean(np.square(deviation), (0, 2))
         mean[...] = center[0, :, 0]
-        scale = weight / np.sqrt(var + np.asarray(attrs["eps"], var.dtype))
+        scale = weight / np.sqrt(var + var.dtype.type(attrs["eps"]))
         y[...] = deviation * scale[:, None] + bias[:, None]
 
 
@@ -33,7 +33,7 @@ def batch_norm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
     batch, channels, each = shape = split(x.shape)
     g, x, d_x, n = g.reshape(shape), x.reshape(shape), d_x.reshape(shape), batch * each
     with np.errstate(invalid="ignore", over="ignore"):
-        rstd = 1 / np.sqrt(var + np.asarray(attrs["eps"], var.dtype))
+        rstd = 1 / np.sqrt(var + var.dtype.type(attrs["eps"]))
         h = (x - np.mean(x, (0, 2), np.float64, keepdims=True)) * rstd[:, None]
         d_bias[...] = np.sum(g, (0, 2), np.float64)
         d_weight[...] = np.sum(g * h, (0, 2))

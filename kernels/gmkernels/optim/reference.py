@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -100,6 +101,6 @@ def total_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs)
     norm_type = attrs["norm_type"]
     magnitudes = [np.abs(g.astype(np.float64)) for g in inputs[0]]
     if norm_type == math.inf:
-        outputs[0][...] = np.max([np.max(a, initial=0) for a in magnitudes], initial=0)
+        outputs[0][...] = functools.reduce(np.maximum, [a.max() for a in magnitudes if a.size], 0.0)
     else:
         outputs[0][...] = sum(np.sum(a**norm_type) for a in magnitudes) ** (1 / norm_type)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import is_array, namespace
 from gmkernels.rng import constants
 
 U32 = np.uint64(0xFFFFFFFF)
@@ -35,7 +36,7 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, An
     A round multiplies two of the words by constants to 64 bits and lets the high halves, mixed with the other
     two words and the key, change places with the low halves. The key moves on by a Weyl sequence.
     """
-    c0, c1, c2, c3 = (np.asarray(c, np.uint64) for c in counter)
+    c0, c1, c2, c3 = (c.astype(np.uint64) if is_array(c) else np.uint64(c) for c in counter)
     k0, k1 = (int(k) for k in key)
     m0, m1 = (np.uint64(m) for m in constants.MULTIPLIERS)
     for _ in range(constants.ROUNDS):
@@ -51,10 +52,10 @@ def groups(key: Any, n: int, start: int = 0) -> tuple[np.ndarray, int]:
 
     Returns them with the lane at which the first element lies. `start` counts from the key's offset.
     """
-    seed, draw, offset = (int(k) for k in key)
+    seed, draw, offset = key.tolist()
     first = offset + start
     lane = first % 4
-    group = np.arange((lane + n + 3) // 4, dtype=np.uint64) + np.uint64(first // 4 % 2**62)
+    group = namespace(key).arange((lane + n + 3) // 4, dtype=np.uint64) + np.uint64(first // 4 % 2**62)
     group &= np.uint64(2**62 - 1)  # element indices wrap at 2^64
     draw_words = (np.uint64(draw & 0xFFFFFFFF), np.uint64(draw >> 32))
     words = philox4x32((group & U32, group >> HALF, *draw_words), (seed & 0xFFFFFFFF, seed >> 32))
@@ -126,7 +127,7 @@ def normals(w: np.ndarray, dtype: Any) -> np.ndarray:
 
     z0 = r cos(theta), z1 = r sin(theta), r = sqrt(-2 log u), theta = 2 pi w1 / 2^32; |z| <= 6.77.
     """
-    z = np.empty(w.shape, dtype)
+    z = namespace(w).empty(w.shape, dtype)
     r = np.sqrt(minus_two_log_uniforms(w[:, 0::2], dtype))
     cos, sin = cos_sin(w[:, 1::2], dtype)
     z[:, 0::2] = r * cos

@@ -53,7 +53,7 @@ def bernoulli_sample_logits(inputs: Arrays, outputs: Arrays, workspace: Arrays, 
     logits, key = inputs
     with np.errstate(over="ignore"):
         probs = 1 / (1 + np.exp(-logits))
-    bernoulli_sample((np.asarray(probs), key), outputs, workspace, attrs)
+    bernoulli_sample((probs, key), outputs, workspace, attrs)
 
 
 def dropout(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

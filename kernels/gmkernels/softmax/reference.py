@@ -16,14 +16,16 @@ def softmax_cross_entropy(inputs: Arrays, outputs: Arrays, workspace: Arrays, at
     logits, target = inputs
     loss, probabilities = outputs
     check_target("softmax_cross_entropy", target, logits.shape[1])
-    top = np.max(logits, axis=1, keepdims=True, initial=-np.inf)
+    if not logits.size:
+        return
+    top = np.max(logits, axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         shifted = logits - np.where(top == -np.inf, 0, top)  # exponentials do not overflow; a masked row stays so
     np.exp(shifted, out=probabilities)
     total = probabilities.sum(axis=1)
     total[total == 0] = 1
     probabilities /= total[:, None]
-    loss[...] = np.log(total) - shifted[np.arange(len(target)), target]
+    loss[...] = np.log(total) - np.take_along_axis(shifted, target[:, None], 1)[:, 0]
 
 
 def softmax_cross_entropy_backward(
@@ -33,4 +35,5 @@ def softmax_cross_entropy_backward(
     (d_logits,) = outputs
     check_target("softmax_cross_entropy_backward", target, probabilities.shape[1])
     np.multiply(g[:, None], probabilities, out=d_logits)
-    d_logits[np.arange(len(target)), target] -= g
+    at = target[:, None]
+    np.put_along_axis(d_logits, at, np.take_along_axis(d_logits, at, 1) - g[:, None], 1)
