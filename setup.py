@@ -18,6 +18,11 @@ TEST = [
     "mypy>=1.10",
     "build>=1",
     "ml_dtypes>=0.4",
+    # Triton's interpreter and compiler, and NVRTC, need no GPU.
+    *(
+        package + '; sys_platform == "linux"'
+        for package in ("triton>=3.6", "cupy-cuda13x>=14", "nvidia-cuda-nvrtc>=13")
+    ),
     *APP,
 ]
 
@@ -35,13 +40,14 @@ setup(
         *("gmcore" + dot for dot in ["", *("." + p for p in find_packages("gmcore"))]),
         *("gmkernels" + dot for dot in ["", *("." + p for p in find_packages("kernels/gmkernels"))]),
     ],
-    package_data={"gmcore": ["py.typed"], "gmkernels": ["py.typed"]},
+    package_data={"gmcore": ["py.typed"], "gmkernels": ["py.typed", "*.json", "*.cuh", "*/*.cu", "*/*.cuh"]},
     install_requires=["numpy>=2", "numba>=0.62", "safetensors>=0.4", "threadpoolctl>=3.2"],
     extras_require={
         "app": APP,
         "bfloat16": ["ml_dtypes>=0.4"],
-        "cuda12": ["cupy-cuda12x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
-        "cuda13": ["cupy-cuda13x>=14", "triton>=3.6", "ml_dtypes>=0.4"],
+        # ctk: the libraries of CUDA that CuPy loads, NVRTC among them, so that a driver is all that the machine needs.
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "triton>=3.6", "ml_dtypes>=0.4"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "triton>=3.6", "ml_dtypes>=0.4"],
         "mkl": ["mkl>=2024"],
         "mpi": ["mpi4py>=4"],
         "test": TEST,

@@ -20,11 +20,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from gmkernels.arrays import on_gpu
+from gmkernels.arrays import is_array, on_gpu
 from gmkernels.configurations import Choices
 from gmkernels.registry import DeviceMemoryError, KernelError, Layout
 
@@ -48,8 +48,6 @@ FOLDER = Path(__file__).parent
 FUSION = os.environ.get("GMKERNELS_FUSION", "") == "1"
 """Whether compilers may fuse multiplications with additions."""
 LARGEST_INT = 2**31 - 1
-LARGEST_GRID = (2**31 - 1, 65535, 65535)
-LARGEST_BLOCK = 1024
 USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
 
@@ -188,46 +186,43 @@ def _bytes(n: int) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, position: int, argument: Any, device: int) -> Any:
-    """The array of an argument, on the current device and C-contiguous unless it is `Strided`."""
-    strided = type(argument) is Strided
-    a = argument.array if strided else argument
-    if not on_gpu(a) or not hasattr(a, "data"):
+def _check_grid(name: str, grid: Sequence[int], threads: int) -> None:
+    x, y, z = (*grid, 1, 1, 1)[:3]
+    if not (len(grid) <= 3 and 0 <= x <= LARGEST_INT and 0 <= y <= 65535 and 0 <= z <= 65535):
+        raise KernelError(f"{name}: a grid of {tuple(grid)} blocks; CUDA takes up to (2147483647, 65535, 65535)")
+    if not 0 < threads <= 1024:
+        raise KernelError(f"{name}: a block of {threads} threads; CUDA takes 1 to 1024")
+
+
+def _refuse(name: str, position: int, argument: Any, device: int) -> NoReturn:
+    """Say what is wrong with an argument of a launch."""
+    a = argument.array if type(argument) is Strided else argument
+    if not is_array(a) or not on_gpu(a):
         where = "in host memory" if isinstance(a, np.ndarray) else f"of type {type(a).__name__}"
         raise KernelError(f"{name}: argument {position} is {where}; expected an array of CuPy or a number")
-    if a.device.id != device:
+    if a.data.device_id != device:
         raise KernelError(
-            f"{name}: argument {position} is on cuda:{a.device.id}, the launch is on cuda:{device}; "
-            f"move it there: with cupy.cuda.Device({device}): cupy.asarray(x)"
+            f"{name}: argument {position} is on cuda:{a.data.device_id}, the launch is on cuda:{device}; expected one "
+            f"device: with cupy.cuda.Device({device}): cupy.asarray(x)"
         )
-    if not strided and not a.flags.c_contiguous:
-        raise KernelError(
-            f"{name}: argument {position} has shape {a.shape} and strides {a.strides}; expected a C-contiguous array "
-            f"(cupy.ascontiguousarray makes one)"
-        )
-    return a
+    raise KernelError(
+        f"{name}: argument {position} has shape {a.shape} and strides {a.strides}; expected a C-contiguous array: "
+        "cupy.ascontiguousarray(x)"
+    )
 
 
-def _check_grid(name: str, grid: Sequence[int], threads: int) -> None:
-    if len(grid) > 3 or any(not 0 <= n <= most for n, most in zip(grid, LARGEST_GRID, strict=False)):
-        raise KernelError(f"{name}: a grid of {tuple(grid)} blocks; CUDA takes up to {LARGEST_GRID}")
-    if not 0 < threads <= LARGEST_BLOCK:
-        raise KernelError(f"{name}: a block of {threads} threads; CUDA takes 1 to {LARGEST_BLOCK}")
-
-
-def _needs_wide(arguments: Sequence[Any]) -> bool:
-    """Whether an array has too many elements for 32-bit indices, or a number too many bits."""
-    for a in arguments:
-        kind = type(a)
-        if kind is int or kind is bool:
-            if not -LARGEST_INT <= a <= LARGEST_INT:
-                return True
-        elif kind is Strided:
-            if a.array.size > LARGEST_INT:
-                return True
-        elif kind is not float and a is not None and a.size > LARGEST_INT:
-            return True
-    return False
+def _address(name: str, position: int, argument: Any, device: int) -> tuple[Any, int]:
+    """The array of an argument and where it lies; raises unless a kernel on the current device may have it."""
+    strided = type(argument) is Strided
+    a = argument.array if strided else argument
+    try:
+        data = a.data
+        fits = data.device_id == device and (strided or a.flags.c_contiguous)
+    except AttributeError:  # no array, or one of NumPy
+        fits = False
+    if not fits:
+        _refuse(name, position, argument, device)
+    return a, data.ptr
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -269,6 +264,7 @@ def cuda_source(
     options = (
         "-std=c++17",
         f"-fmad={'true' if FUSION else 'false'}",
+        "-ftz=true",  # denormals are flushed, as in the kernels of the CPU; CuPy adds it anyway
         f"-I{FOLDER}",
         f"-I{path.parent}",
         f"-DREAL={real}",
@@ -334,34 +330,53 @@ def cuda(
     """
     import cupy
 
-    blocks, threads = math.prod(grid), math.prod(block)
+    threads = math.prod(block)
     _check_grid(name, grid, threads)
-    if blocks == 0:
+    if 0 in grid:
         return
-    is_wide = _needs_wide(arguments)
     device = cupy.cuda.runtime.getDevice()
-    index = np.int64 if is_wide else np.int32
+    is_wide = False
     values: list[Any] = []
     for position, a in enumerate(arguments):
         if isinstance(a, int):
-            values.append(index(a))
-        elif type(a) is float:
-            values.append(np.float64(a))
+            is_wide = is_wide or not -LARGEST_INT <= a <= LARGEST_INT
+            values.append(a)
         elif a is None:
             values.append(np.uint64(0))
+        elif type(a) is float:
+            values.append(np.float64(a))
         elif type(a) is np.void:
             values.append(np.array(a))  # the form in which CuPy passes a struct by value
         elif isinstance(a, np.generic):
             values.append(a)
         else:
-            values.append(_checked(name, position, a, device))
+            a, _ = _address(name, position, a, device)
+            is_wide = is_wide or a.size > LARGEST_INT
+            values.append(a)
+    index = np.int64 if is_wide else np.int32
+    passed = tuple([index(a) if isinstance(a, int) else a for a in values])
     form = (family, name, dtype, is_wide, defines, cooperative)
     kernel = _cuda_kernels.get(form)
     if kernel is None:
         kernel = _cuda_kernels[form] = _cuda_kernel(family, name, _name(dtype), is_wide, defines, cooperative)
     if shared > USUAL_SHARED:
         kernel.max_dynamic_shared_size_bytes = shared
-    kernel(tuple(grid), tuple(block), tuple(values), shared_mem=shared)
+    if cooperative:
+        _check_cooperative(name, kernel, math.prod(grid), threads, shared, device)
+    kernel(tuple(grid), tuple(block), passed, shared_mem=shared)
+
+
+def _check_cooperative(name: str, kernel: Any, blocks: int, threads: int, shared: int, device: int) -> None:
+    """Raise unless all blocks of a grid run at once: CuPy would launch fewer of them, with a warning."""
+    import cupy
+
+    each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, threads, shared)
+    most = each * cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+    if blocks > most:
+        raise KernelError(
+            f"{name}: {blocks} blocks of {threads} threads with {shared} bytes of shared memory wait for each other, "
+            f"and cuda:{device} runs {most} at once"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -409,10 +424,9 @@ class Pointer:
         import cupy
         from triton import knobs
 
-        _checked("Pointer", 0, Strided(array), cupy.cuda.runtime.getDevice())
+        _, self._address = _address("Pointer", 0, Strided(array), cupy.cuda.runtime.getDevice())
         self.array = array
         self.dtype = array.dtype
-        self._address = array.data.ptr
         if not knobs.runtime.interpret:
             activate()
         elif cupy.cuda.runtime.pointerGetAttributes(self._address).type == cupy.cuda.runtime.memoryTypeDevice:
@@ -472,7 +486,7 @@ def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], const
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 
-    is_wide = _needs_wide(arguments)
+    is_wide = _has_wide(arguments)
     dtype, kind = (np.int64, tl.int64) if is_wide else (np.int32, tl.int32)
     device = cupy.cuda.runtime.getDevice()
     values: list[Any] = []
@@ -482,7 +496,7 @@ def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], const
         elif isinstance(a, int):  # of the type that compiled code has, not the one that the value asks for
             values.append(tl.tensor(TensorHandle(np.array([a], dtype), kind), kind))
         else:
-            values.append(Pointer(_checked(kernel.__name__, position, a, device)))
+            values.append(Pointer(_address(kernel.__name__, position, a, device)[0]))
     given = dict(constants)
     if "WIDE" in kernel.arg_names:
         given.setdefault("WIDE", is_wide)
@@ -490,6 +504,13 @@ def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], const
     _mend_interpreter()
     with np.errstate(all="ignore"):  # as on a device
         kernel[tuple(grid)](**dict(zip(variable, values, strict=False)), **given)
+
+
+def _has_wide(arguments: Sequence[Any]) -> bool:
+    """Whether an array has too many elements for 32-bit indices, or a number too many bits."""
+    numbers = [a for a in arguments if isinstance(a, int)]
+    arrays = [a.array if type(a) is Strided else a for a in arguments if is_array(a) or type(a) is Strided]
+    return wide(*arrays) or any(not -LARGEST_INT <= a <= LARGEST_INT for a in numbers)
 
 
 def triton(
@@ -518,8 +539,9 @@ def triton(
     ------
     KernelError : an array elsewhere or not contiguous, a dtype that Triton lacks, or a grid that does not fit.
     """
-    _check_grid(kernel.__name__, grid, 32 * warps)
-    if math.prod(grid) == 0:
+    name = kernel.__name__
+    _check_grid(name, grid, 32 * warps)
+    if 0 in grid:
         return
     if type(kernel).__name__ == "InterpretedFunction":
         _interpret(kernel, grid, arguments, constants)
@@ -527,24 +549,25 @@ def triton(
     import cupy
 
     device = cupy.cuda.runtime.getDevice()
-    is_wide = _needs_wide(arguments)
-    form: list[Any] = [id(kernel), device, warps, stages, is_wide, *constants.items()]
+    is_wide = False
+    form: list[Any] = [id(kernel), device, warps, stages, *constants.items()]
     values: list[Any] = []
     for position, a in enumerate(arguments):
-        kind = type(a)
-        if kind is int or kind is bool:
+        if isinstance(a, int):
+            is_wide = is_wide or not -LARGEST_INT <= a <= LARGEST_INT
             form.append(a % 16 == 0)
             values.append(a)
-        elif kind is float or a is None:
-            form.append(kind)
-            if a is not None:
-                values.append(a)
+        elif a is None:
+            form.append(None)
+        elif type(a) is float:
+            form.append(float)
+            values.append(a)
         else:
-            a = _checked(kernel.__name__, position, a, device)
-            address = a.data.ptr
+            a, address = _address(name, position, a, device)
+            is_wide = is_wide or a.size > LARGEST_INT
             form += (a.dtype, address % 16 == 0)
             values.append(address)
-    key = tuple(form)
+    key = (is_wide, *form)
     binary = _binaries.get(key)
     if binary is None:
         binary = _compiled(key, kernel, arguments, constants, is_wide, warps, stages)

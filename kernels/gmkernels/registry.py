@@ -403,7 +403,7 @@ def _gpu_of(spec: KernelSpec, arrays: Sequence[Any], names: Sequence[str]) -> in
     for name, part in zip(names, arrays, strict=False):
         for a in flat([part]):
             if on_gpu(a):
-                number = a.device.id
+                number = a.data.device_id
                 if on is not None and number != on:
                     raise KernelError(
                         f"{spec.name}: {first} is on cuda:{on} and {name} on cuda:{number}; expected one device: "
@@ -455,7 +455,7 @@ def _preference() -> tuple[str | None, str]:
 def _floor(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
     """Least seconds of a call at the nominal rates of the device that its arrays lie on."""
     itemsize = max((a.dtype.itemsize for a in flat(inputs) if is_float(_dtype_name(a.dtype))), default=4)
-    device: Device = next((nominal_gpu(a.device.id) for a in flat(inputs) if on_gpu(a)), nominal_cpu())
+    device: Device = next((nominal_gpu(a.data.device_id) for a in flat(inputs) if on_gpu(a)), nominal_cpu())
     return device.floor(spec.cost(*inputs, **attrs), itemsize)
 
 
@@ -586,7 +586,7 @@ def _form(arrays: Iterable[Any]) -> tuple[Any, ...]:
 
 def _place(a: Array) -> int | None:
     """Number of the GPU that an array lies on; None in host memory."""
-    return a.device.id if on_gpu(a) else None
+    return a.data.device_id if on_gpu(a) else None
 
 
 def _writeable(a: Array) -> bool:
