@@ -1,4 +1,4 @@
-"""Report what gmcore finds on this machine: versions, threads, BLAS, caches, optional packages."""
+"""Report what gmcore finds on this machine: versions, threads, BLAS, caches, GPUs, optional packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def examine() -> dict[str, dict[str, str]]:
     """What there is, by section, name and text."""
-    return {"versions": _versions(), "kernels": _kernels(), "data": _data(), "optional packages": _optional()}
+    from gmkernels import devices
+
+    return {
+        "versions": _versions(),
+        "kernels": _kernels(),
+        "GPU": devices.examine(),
+        "data": _data(),
+        "optional packages": _optional(),
+    }
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""List the kernels and the backends that have them; or explain one."""
+"""List the kernels and the backends that have them; or explain one; or measure their launch configurations on a GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op", nargs="?", metavar="OP", help="explain this one")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure launch configurations on this GPU (of OP or all) and keep the fastest",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -22,6 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     for family in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
         if family.ispkg:
             importlib.import_module(family.name)  # registers its kernels
+    if arguments.tune:
+        _tune(arguments.op, arguments.json)
+        return
     specs = dict(sorted(gmkernels.specs().items(), key=lambda item: (item[1].family, item[0])))
     if arguments.op is not None and arguments.op not in specs:
         raise unknown_name("kernel", arguments.op, specs)
@@ -40,6 +48,20 @@ def run(arguments: argparse.Namespace) -> None:
         output.print_table(("kernel", *BACKENDS, "formula"), rows)
     else:
         _explain(chosen[0], dtypes[arguments.op])
+
+
+def _tune(op: str | None, as_json: bool) -> None:
+    """Measure the candidates of the kernels of an operation or family, or of all, and print their times."""
+    from gmcore.cli import output
+    from gmkernels import configurations
+
+    found = list(configurations.tune(names=() if op is None else (op,)))
+    if as_json:
+        output.print_json([{**m._asdict(), "best": m.best} for m in found])
+        return
+    rows = [(m.kernel, f"{m.size:,}", str(m.best), " ".join(f"{1e6 * s:.1f}" for s in m.seconds)) for m in found]
+    output.print_table(("kernel", "size", "best", "us by candidate"), rows)
+    print(f"\nwritten to {configurations.FILE}")
 
 
 def _explain(spec: Any, dtypes: dict[str, list[str]]) -> None:

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gmkernels import devices, registry
+from gmkernels.registry import KernelError
 
 FILE = Path(__file__).parent / "configurations.json"
 
@@ -52,6 +59,8 @@ class Choices:
         self.candidates = tuple(candidates)
         self.classes = tuple(classes)
         self._tried: Mapping[str, int] | None = None
+        self.asked: int | None = None
+        """The size that `at` was last asked for, inside `trying`."""
         Choices.every[name] = self
 
     def at(self, size: int) -> Mapping[str, int]:
@@ -64,11 +73,21 @@ class Choices:
         import cupy
 
         if self._tried is not None:
+            self.asked = size
             return self._tried
         known = measured().get(_capability(cupy.cuda.runtime.getDevice()), {}).get(self.name)
         if known is None:
             return self.candidates[0]
-        return self.candidates[known[sum(size >= start for start in self.classes)]]
+        return self.candidates[known[self.class_of(size)]]
+
+    def class_of(self, size: int) -> int:
+        """Number of the class of a size.
+
+        Parameters
+        ----------
+        size : in the unit of the classes.
+        """
+        return sum(size >= start for start in self.classes)
 
     @contextmanager
     def trying(self, candidate: Mapping[str, int]) -> Iterator[None]:
@@ -78,8 +97,172 @@ class Choices:
         ----------
         candidate : one of `candidates`.
         """
-        self._tried = candidate
+        self._tried, self.asked = candidate, None
         try:
             yield
         finally:
             self._tried = None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------
+
+_CALLS, _ROUNDS = 10, 7
+_DTYPE = np.dtype(np.float32)
+
+
+class Measurement(NamedTuple):
+    """Times of the candidates of a kernel in one size class.
+
+    Parameters
+    ----------
+    kernel : name of its `Choices`.
+    size : at which it was measured, in their unit.
+    seconds : of a call, by candidate.
+    """
+
+    kernel: str
+    size: int
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """Number of the fastest candidate; the first unless another is 2 % faster, which is more than noise."""
+        fastest = min(range(len(self.seconds)), key=self.seconds.__getitem__)
+        return fastest if self.seconds[fastest] < 0.98 * self.seconds[0] else 0
+
+
+def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
+    """Measure the candidates of kernels on the current GPU, and write which are the fastest.
+
+    Parameters
+    ----------
+    path : of the file of configurations; what it holds of other GPUs and kernels stays.
+    names : of the operations or families to measure; all if there are none.
+
+    Yields
+    ------
+    What was measured, class by class. The file is written after each kernel.
+
+    Raises
+    ------
+    KernelError : there is no GPU, or the file cannot be written.
+    """
+    if (reason := devices.problem()) is not None:
+        raise KernelError(f"launch configurations are measured on a GPU: {reason}")
+    import cupy
+
+    for spec in registry.specs().values():
+        for backend in ("triton", "cuda"):
+            if (entry := registry.entries(spec).get(backend)) is not None and not registry.BACKENDS[backend].missing():
+                entry.kernel()  # whose module makes its choices
+    capability = _capability(cupy.cuda.runtime.getDevice())
+    for name, choices in sorted(Choices.every.items()):
+        if len(choices.candidates) < 2 or (names and name.rpartition(".")[0] not in names):
+            continue
+        best = []
+        for number in range(len(choices.classes) + 1):
+            found = _measure(choices, number)
+            best.append(found.best)
+            yield found
+        measured.cache_clear()
+        held = measured(path)
+        held.setdefault(capability, {})[name] = best
+        try:
+            path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise KernelError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _typical(choices: Choices, number: int) -> int:
+    """A size in the middle of a class."""
+    if not choices.classes:
+        return 1 << 20
+    if number == 0:
+        return max(choices.classes[0] // 4, 1)
+    if number == len(choices.classes):
+        return choices.classes[-1] * 4
+    return math.isqrt(choices.classes[number - 1] * choices.classes[number])
+
+
+def _measure(choices: Choices, number: int) -> Measurement:
+    call = _call(choices, number)
+    seconds = []
+    for candidate in choices.candidates:
+        with choices.trying(candidate):
+            seconds.append(_seconds(call))
+    assert choices.asked is not None
+    return Measurement(choices.name, choices.asked, tuple(seconds))
+
+
+def _call(choices: Choices, number: int) -> Callable[[], Any]:
+    """A call whose kernel asks for a configuration in a class: an example of its operation, with longer arrays."""
+    operation, _, backend = choices.name.rpartition(".")
+    specs = registry.specs()
+    members = [specs[operation]] if operation in specs else [s for s in specs.values() if s.family == operation]
+    wanted = _typical(choices, number)
+    for spec in members:
+        if backend not in registry.entries(spec):
+            continue
+        for example in sorted(spec.examples(np.random.default_rng(0), _DTYPE), key=_elements, reverse=True):
+            for length in sorted({n for a in registry.flat(example.inputs) for n in a.shape if n > 1}, reverse=True):
+                factor = 1.0
+                for _ in range(6):
+                    call = _stretched(spec, backend, example, length, max(round(length * factor), 1))
+                    if call is None or (asked := _asked(choices, call)) is None:
+                        break
+                    if choices.class_of(asked) == number and wanted / 4 <= asked <= wanted * 4:
+                        return call
+                    factor *= wanted / max(asked, 1)
+    raise KernelError(f"{choices.name}: no example of {operation} can be brought to a size of about {wanted}")
+
+
+def _elements(example: registry.Example) -> int:
+    return sum(a.size for a in registry.flat(example.inputs))
+
+
+def _stretched(
+    spec: registry.KernelSpec, backend: str, example: registry.Example, length: int, longer: int
+) -> Callable[[], Any] | None:
+    """A call like an example in which axes of one length are longer, on the GPU; None if the operation refuses it."""
+    import cupy
+
+    def on_gpu(arrays: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(on_gpu(a) if type(a) is tuple else cupy.asarray(stretch(a)) for a in arrays)
+
+    def stretch(a: np.ndarray) -> np.ndarray:
+        is_key = a.dtype == np.uint64
+        return a if is_key else np.resize(a, tuple(longer if n == length else n for n in a.shape))
+
+    try:
+        inputs = on_gpu(example.inputs)
+        outputs = on_gpu(example.updated) if spec.updates else None
+        outputs = registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend)
+    except (registry.KernelError, MemoryError):
+        return None
+    return lambda: registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend)
+
+
+def _asked(choices: Choices, call: Callable[[], Any]) -> int | None:
+    """The size for which a call asks for a configuration; None if it does not."""
+    with choices.trying(choices.candidates[0]):
+        call()
+    return choices.asked
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Median time of a call on the GPU, by events round several."""
+    import cupy
+
+    call()
+    found = []
+    for _ in range(_ROUNDS):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        for _ in range(_CALLS):
+            call()
+        end.record()
+        end.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(start, end) / 1e3 / _CALLS)
+    return sorted(found)[_ROUNDS // 2]
