@@ -1,16 +1,30 @@
 """A recording driver: what `gmkernels.launch` asks of CUDA's driver, kept instead of done.
 
-It stands in for `cupy.cuda.driver`, beside the stand-in for the rest of CuPy, in a process in which Triton compiles
-(it cannot both compile and interpret). Every launch is kept with its grid, stream and parameters.
+It stands in for `cupy.cuda.driver` and `cupy.RawModule`, beside the stand-in for the rest of CuPy, in a process of its
+own in which Triton does not interpret. Every launch is kept with its grid, stream and parameters.
+
+``python -m tests.support.recording`` calls every Triton and CUDA C kernel on the examples of its operation, with a
+compiler that does nothing, and prints what is wrong with the launches.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import itertools
+import json
+import os
+import pkgutil
+import struct
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from tests.support import cuda_stand_in, cupy_stand_in
 
 
 @dataclass(frozen=True)
@@ -23,17 +37,18 @@ class Launch:
     grid, block : numbers of blocks and of threads.
     shared : bytes of dynamic shared memory of a block.
     stream : its handle.
-    parameters : addresses of the parameters' values; `words` reads them.
-    words : the first 64 parameters, eight bytes each.
+    words : the first parameters, eight bytes each.
+    image : the binary that the kernel is of.
     cooperative : whether all blocks run at once.
     """
 
     function: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
     shared: int
     stream: int
     words: tuple[int, ...]
+    image: bytes
     cooperative: bool = False
 
 
@@ -44,16 +59,7 @@ class Recorder(types.ModuleType):
         super().__init__("cupy.cuda.driver")
         self.launches: list[Launch] = []
         self.loaded: list[bytes] = []
-        self.attributes: dict[tuple[str, int], int] = {}
-        self._names: list[str] = []
-
-    def install(self) -> Recorder:
-        """Be `cupy.cuda.driver`."""
-        import cupy
-
-        cupy.cuda.driver = self
-        sys.modules["cupy.cuda.driver"] = self
-        return self
+        self._functions: list[tuple[str, int]] = []
 
     def ctxGetCurrent(self) -> int:
         return 0  # as in a thread that the runtime has not been called from
@@ -67,39 +73,176 @@ class Recorder(types.ModuleType):
 
     def moduleGetFunction(self, module: int, name: str) -> int:
         assert self.loaded[module - 1], "a function of a module that is not loaded"
-        self._names.append(name)
-        return len(self._names)
+        self._functions.append((name, module))
+        return len(self._functions)
 
-    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
-        self.attributes[self._names[function - 1], attribute] = value
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None: ...
 
     def funcGetAttribute(self, attribute: int, function: int) -> int:
         return {0: 1024, 3: 0, 4: 32}[attribute]
 
-    def launchKernel(self, function: int, *sizes_and_rest: int) -> None:
-        *sizes, shared, stream, parameters, extra = sizes_and_rest
-        assert extra == 0
-        self._keep(function, sizes, shared, stream, parameters, False)
+    def launchKernel(self, function: int, *rest: int) -> None:
+        assert rest[-1] == 0  # no parameters in another form
+        self._keep(function, rest[:-1], False)
 
-    def launchCooperativeKernel(self, function: int, *sizes_and_rest: int) -> None:
-        *sizes, shared, stream, parameters = sizes_and_rest
-        self._keep(function, sizes, shared, stream, parameters, True)
+    def launchCooperativeKernel(self, function: int, *rest: int) -> None:
+        self._keep(function, rest, True)
 
-    def _keep(
-        self, function: int, sizes: list[int], shared: int, stream: int, parameters: int, cooperative: bool
-    ) -> None:
-        addresses = (ctypes.c_uint64 * 64).from_address(parameters)
+    def _keep(self, function: int, rest: tuple[int, ...], cooperative: bool) -> None:
+        *sizes, shared, stream, parameters = rest
+        addresses = (ctypes.c_uint64 * 32).from_address(parameters)
         words = tuple(ctypes.c_uint64.from_address(a).value for a in addresses)
-        name = self._names[function - 1]
-        self.launches.append(Launch(name, tuple(sizes[:3]), tuple(sizes[3:]), shared, stream, words, cooperative))  # type: ignore[arg-type]
+        name, module = self._functions[function - 1]
+        image = self.loaded[module - 1]
+        kept = Launch(name, tuple(sizes[:3]), tuple(sizes[3:]), shared, stream, words, image, cooperative)
+        self.launches.append(kept)
 
 
-def install() -> Any:
+def install() -> Recorder:
     """The stand-in for CuPy with a recording driver, in a process in which Triton compiles."""
-    import os
-
-    from tests.support import cupy_stand_in
-
     cupy_stand_in.install()
     del os.environ["TRITON_INTERPRET"]
-    return Recorder().install()
+    import cupy
+
+    recorder = Recorder()
+    cupy.cuda.driver = recorder
+    sys.modules["cupy.cuda.driver"] = recorder
+    return recorder
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What every launch must keep to
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def compile_nothing(source: Any, target: Any, options: dict[str, Any]) -> Any:
+    """In place of `triton.compiler.compile`: a binary that holds the signature."""
+    assert target.arch == 90 and options["enable_fp_fusion"] is False
+    signature = [kind for kind in source.signature.values() if kind != "constexpr"]
+    names = {source.fn.arg_names[place[0]] for place in source.constants}
+    assert names == {name for name, kind in source.signature.items() if kind == "constexpr"}, "a constant has no value"
+    metadata = types.SimpleNamespace(name=source.fn.__name__, shared=0, num_warps=options["num_warps"])
+    return types.SimpleNamespace(metadata=metadata, asm={"cubin": json.dumps(signature).encode()})
+
+
+class Module:
+    """In place of `cupy.RawModule`: keeps the launches of its kernels. Family tests check their types."""
+
+    def __init__(self, **given: Any) -> None: ...
+
+    def get_function(self, name: str) -> Any:
+        def kernel(grid: Any, block: Any, values: Any, *, shared_mem: int = 0) -> None:
+            cuda_stand_in.submit("launch", lambda: _calls.append((name, grid, block, values)))
+
+        return kernel
+
+
+_calls: list[tuple[str, Any, Any, Any]] = []
+
+
+def _wrong_sizes(name: str, grid: tuple[int, ...], block: tuple[int, ...]) -> Iterator[str]:
+    limits = (2**31 - 1, 65535, 65535)
+    if not all(0 < n <= most for n, most in zip(grid, limits, strict=False)):
+        yield f"{name}: grid {grid}"
+    threads = int(np.prod(block))
+    if not 0 < threads <= 1024:
+        yield f"{name}: block {block}"
+
+
+def _wrong_triton(launch: Launch, stream: int) -> Iterator[str]:
+    """What is wrong with a launch of a Triton kernel."""
+    yield from _wrong_sizes(launch.function, launch.grid, launch.block)
+    if launch.stream != stream:
+        yield f"{launch.function}: on stream {launch.stream}, not on the current one"
+    kinds = json.loads(launch.image)
+    if launch.words[len(kinds) : len(kinds) + 2] != (0, 0):
+        yield f"{launch.function}: memory for scratch"
+    for position, (kind, word) in enumerate(zip(kinds, launch.words, strict=False)):
+        if kind.startswith("*"):
+            if word and cuda_stand_in.block_of(word) is None:
+                yield f"{launch.function}: argument {position} is no address of memory in use"
+        elif kind in ("fp32", "fp64"):
+            (value,) = struct.unpack_from("<f" if kind == "fp32" else "<d", struct.pack("<Q", word))
+            if not abs(value) < 1e30:
+                yield f"{launch.function}: argument {position} is {value}"
+        elif kind == "i32" and word >> 32 not in (0, 0xFFFFFFFF):
+            yield f"{launch.function}: argument {position} has more than 32 bits"
+
+
+def _wrong_cuda(call: tuple[str, Any, Any, Any], device: int) -> Iterator[str]:
+    name, grid, block, values = call
+    yield from _wrong_sizes(name, grid, block)
+    for position, value in enumerate(values):
+        if isinstance(value, np.generic):
+            continue
+        if value.device.id != device:
+            yield f"{name}: argument {position} is on another device"
+
+
+def _on_device(arrays: Any, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    import cupy
+
+    def put(a: np.ndarray) -> Any:
+        return cupy.asarray(np.array(a.astype(dtype) if a.dtype.kind == "f" else a, order="C"))
+
+    return tuple(_on_device(a, dtype) if type(a) is tuple else put(a) for a in arrays)
+
+
+def check(recorder: Recorder) -> tuple[dict[str, int], list[str]]:
+    """Call every kernel on the examples of its operation.
+
+    Returns
+    -------
+    The number of launches by kernel, and what is wrong with them.
+    """
+    import cupy
+    import ml_dtypes
+    import triton.compiler
+
+    import gmkernels
+    from gmkernels import registry
+
+    triton.compiler.compile = compile_nothing
+    cupy.RawModule = Module
+    for module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
+        if module.ispkg:
+            importlib.import_module(module.name)
+    counts: dict[str, int] = {}
+    wrong: list[str] = []
+    stream = cupy.cuda.Stream(non_blocking=True)
+    for (op, spec), backend in itertools.product(registry.specs().items(), ("triton", "cuda")):
+        entry = registry.entries(spec).get(backend)
+        for name in entry.dtypes if entry is not None else ():
+            dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+            for example in spec.examples(np.random.default_rng(7), dtype if dtype.kind == "f" else np.float32):
+                inputs = _on_device(example.inputs, dtype)
+                attrs = example.attrs | ({"dtype": name} if "dtype" in example.attrs else {})
+                layout = None if spec.updates else spec.infer(*inputs, **attrs)
+                outputs = _on_device(example.updated, dtype) if layout is None else [cupy.empty(*o) for o in layout]
+                workspace = [cupy.empty(*w) for w in spec.workspace(*inputs, **attrs)]
+                what = f"{op} on {backend} in {name}, {[a.shape for a in registry.flat(inputs)]}, {attrs}"
+                del recorder.launches[:], _calls[:]
+                signature = registry.signature(spec, inputs, attrs)
+                if entry.refusal(signature) is not None:
+                    continue
+                try:
+                    with stream, cuda_stand_in.counting() as asked:
+                        entry.kernel()(inputs, outputs, workspace, attrs)
+                except Exception as error:
+                    wrong.append(f"{what}: {error!r}")
+                    continue
+                found = [w for launch in recorder.launches for w in _wrong_triton(launch, stream.ptr)]
+                found += [w for call in _calls for w in _wrong_cuda(call, 0)]
+                # A stream that is being captured takes launches, and copies on the device.
+                found += [f"asks for {kind}" for kind in asked if kind not in ("launch", "elementwise")]
+                launched = len(recorder.launches) + len(_calls)
+                if launched and not any(a.size for a in registry.flat(outputs)):
+                    found.append("launches something for outputs without elements")
+                wrong += [f"{what}: {w}" for w in found]
+                counts[f"{op}.{backend}.{name}"] = counts.get(f"{op}.{backend}.{name}", 0) + launched
+    return counts, wrong
+
+
+if __name__ == "__main__":
+    launched, failures = check(install())
+    print(json.dumps({"launched": launched, "wrong": failures}))

@@ -1,0 +1,394 @@
+"""Launches: arguments, grids and streams; what is refused; calls of the registry on a GPU (here its stand-in)."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cupy
+import ml_dtypes
+import numpy as np
+import pytest
+import triton
+import triton.language as tl
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gmkernels
+from gmkernels import KernelError, KernelSpec, launch, registry
+from gmkernels.cost import Cost, nominal_gpu
+from gmkernels.registry import DeviceMemoryError
+from tests.support import cuda_stand_in
+
+ROOT = Path(__file__).parents[2]
+CODE = Path(__file__).with_name("launched.cu")
+DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def process(*arguments, **environment):
+    """What a process of its own prints: one in which Triton compiles."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")))
+    env = {**os.environ, "PYTHONPATH": path, **environment}
+    env.pop("TRITON_INTERPRET", None)
+    found = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# CUDA C
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def passed(dtype="float32", n=5, grid=(3,), block=(32,), x=None, name="passed"):
+    seen = cupy.zeros(10, np.float64)
+    x = cupy.full(4, 1.5, DTYPES.get(dtype, np.float32)) if x is None else x
+    arguments = (seen, x, None, n, 0.1, np.uint8(200))
+    launch.cuda(CODE, name, dtype, grid, block, arguments, defines=("EXTRA=7",))
+    return seen.get()
+
+
+def test_what_a_cuda_kernel_is_passed():
+    assert passed().tolist() == [4, 4, 4, 1.5, 1, 5, 0.1, 200, 7, 96]
+
+
+@pytest.mark.slow  # a compilation each
+@pytest.mark.parametrize("dtype, store, real", [("float64", 8, 8), ("float16", 2, 4), ("bfloat16", 2, 4)])
+def test_types_of_storage_and_of_arithmetic(dtype, store, real):
+    assert passed(dtype)[1:4].tolist() == [store, real, 1.5]
+
+
+@pytest.mark.slow
+def test_a_large_number_widens_all_indices():
+    assert passed(n=2**31 - 1)[[0, 5]].tolist() == [4, 2**31 - 1]
+    assert passed(n=2**31)[[0, 5]].tolist() == [8, 2**31]
+
+
+@pytest.mark.parametrize("grid", [(0,), (5, 0), (0, 0, 1)])
+def test_a_grid_without_blocks_launches_nothing(grid):
+    with cuda_stand_in.counting() as asked:
+        assert not passed(grid=grid).any()
+    assert "launch" not in asked
+
+
+def test_a_launch_goes_to_the_current_stream():
+    x, y = cupy.full(4, 1.5, np.float32), cupy.zeros(10, np.float64)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with cuda_stand_in.counting() as asked:
+            launch.cuda(CODE, "passed", "float32", (1,), (1,), (y, x, None, 1, 0.0, np.uint8(0)), defines=("EXTRA=7",))
+        graph = stream.end_capture()
+    assert set(asked) <= {"launch"}, "a launch allocates nothing and copies nothing"
+    assert not y.get().any(), "it ran while it was captured"
+    graph.launch()
+    assert y.get()[3] == 1.5
+    x.fill(2.5)
+    graph.launch()
+    assert y.get()[3] == 2.5, "a replay reads memory"
+
+
+def strided():
+    return cupy.zeros((4, 6), np.float32)[:, ::2]
+
+
+def elsewhere():
+    with cupy.cuda.Device(1):
+        return cupy.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: np.zeros(4, np.float32), r"passed: argument 1 is in host memory; expected an array of CuPy"),
+        (lambda: "text", r"passed: argument 1 is of type str"),
+        (strided, r"passed: argument 1 has shape \(4, 3\) and strides \(24, 8\); .*cupy.ascontiguousarray"),
+        (elsewhere, r"passed: argument 1 is on cuda:1, the launch is on cuda:0; .*cupy.cuda.Device\(0\)"),
+    ],
+)
+def test_arguments_that_are_refused(make, message):
+    with cuda_stand_in.machine(devices=2), pytest.raises(KernelError, match=message):
+        passed(x=make())
+    with cuda_stand_in.machine(devices=2), pytest.raises(KernelError, match=message.replace("passed", "_axpy")):
+        axpy(make())
+
+
+def test_strides_are_the_kernels_business_where_it_says_so():
+    x = strided()
+    x.fill(1.5)
+    assert passed(x=launch.Strided(x))[3] == 1.5
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grid": (1, 65536)}, r"passed: a grid of \(1, 65536\) blocks; CUDA takes up to \(2147483647, 65535, 65535\)"),
+        ({"grid": (1, 1, 1, 1)}, "a grid of"),
+        ({"grid": (-1,)}, "a grid of"),
+        ({"block": (1025,)}, "a block of 1025 threads; CUDA takes 1 to 1024"),
+        ({"block": (0,)}, "a block of 0 threads"),
+        ({"dtype": "int32"}, "float32, float64, float16, bfloat16 versions, got int32"),
+    ],
+)
+def test_launches_that_are_refused(changes, message):
+    with pytest.raises(KernelError, match=message):
+        passed(**changes)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Triton
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["n"])
+def _axpy(x, y, bias, n, a, b: tl.float64, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + i, i < n) * a + b
+    if bias is not None:
+        value += tl.load(bias + i, i < n)
+    tl.store(y + i, tl.where(n.dtype == tl.int64, -value, value), i < n)
+
+
+def axpy(x, bias=None, n=None, programs=2):
+    y = cupy.zeros(100, np.float64)
+    launch.triton(_axpy, (programs,), (x, y, bias, 100 if n is None else n, 2.0, 0.1), {"BLOCK": 64})
+    return y.get()
+
+
+def test_what_a_triton_kernel_is_passed():
+    x, bias = cupy.arange(100, dtype=np.float32), cupy.full(100, 3.0, np.float32)
+    np.testing.assert_array_equal(axpy(x), x.get() * 2.0 + 0.1)
+    np.testing.assert_array_equal(axpy(x, bias), x.get() * 2.0 + 0.1 + 3.0)
+    assert not axpy(x, programs=0).any()
+
+
+def test_pointers_of_a_kernel_from_elsewhere():
+    x, y = cupy.arange(100, dtype=np.float32), cupy.zeros((200, 2), np.float32)[::2, 0]
+    _axpy[(2,)](launch.Pointer(x), launch.Pointer(y), None, 50, 3.0, 0.0, BLOCK=64, WIDE=False)
+    # The kernel knows no strides: elements 0 to 49 lie on the first 25 of every second row of two.
+    np.testing.assert_array_equal(y.get()[:13], 3.0 * x.get()[0:50:4])
+
+
+def test_every_kernel_launches_as_it_must():
+    """Grids, streams, arguments; nothing for outputs without elements; nothing that a capture would refuse."""
+    report = json.loads(process("-m", "tests.support.recording"))
+    assert not report["wrong"], "\n".join(report["wrong"][:20])
+    registered = [
+        f"{op}.{backend}.{dtype}"
+        for op, spec in registry.specs().items()
+        for backend in ("triton", "cuda")
+        if (entry := registry.entries(spec).get(backend)) is not None
+        for dtype in entry.dtypes
+    ]
+    assert [name for name in registered if not report["launched"].get(name)] == [], "never launched"
+
+
+COMPILED = """
+import struct, sys
+from tests.support import recording
+recorder = recording.install()
+import cupy, numpy as np, triton
+from gmkernels import launch
+from tests.gmkernels.kernels_elsewhere import axpy, tuned
+x, y = cupy.zeros(100, np.float32), cupy.zeros(100, np.float32)
+odd = cupy.zeros(101, np.float32)[1:]
+stream = cupy.cuda.Stream(non_blocking=True)
+with stream:
+    for n, a, from_ in ((100, 2.0, x), (7, 3.0, x), (2**31, 3.0, x), (100, 2.0, odd)):
+        launch.triton(axpy, (2, 3), (from_, y, n, a, 0.1), {"BLOCK": 64}, warps=8)
+    axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
+axpy[(0,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
+axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
+ours, theirs = recorder.launches[:4], recorder.launches[4:]
+assert len(theirs) == 2 and len({bytes(l.image) for l in ours}) == 3, "compiled by alignment and width, not by value"
+for l, (n, a) in zip(ours, ((100, 2.0), (7, 3.0), (2**31, 3.0), (100, 2.0))):
+    assert l.grid == (2, 3, 1) and l.block == (256, 1, 1) and l.stream == stream.ptr
+for l, s in zip(theirs, (stream.ptr, cupy.cuda.Stream.null.ptr)):
+    assert l.grid == (5, 1, 1) and l.block == (128, 1, 1) and l.stream == s
+for l, (n, a) in zip((*ours, *theirs), ((100, 2.0), (7, 3.0), (2**31, 3.0), (100, 2.0), (100, 2.0), (100, 2.0))):
+    assert l.words[0] in (x.data.ptr, odd.data.ptr) and l.words[1] == y.data.ptr and l.words[2] == n
+    assert struct.unpack("<f4x", struct.pack("<Q", l.words[3])) == (a,)
+    assert struct.unpack("<d", struct.pack("<Q", l.words[4])) == (0.1,)
+    assert l.words[5:7] == (0, 0), "no scratch memory"
+tuned[lambda meta: (triton.cdiv(100, meta["BLOCK"]),)](launch.Pointer(x), 100)
+from gmkernels.triton_driver import TritonDriver
+driver = triton.runtime.driver.active
+assert type(driver) is TritonDriver and driver.get_current_target().arch == 90
+assert driver.get_device_capability(0) == (9, 0) and driver.map_python_to_cpp_type("i64") == "int64_t"
+assert "torch" in sys.modules or len(sys.argv) == 1
+"""
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("torch", [False, True])
+def test_triton_compiles_and_launches_without_pytorch(torch):
+    if torch:
+        pytest.importorskip("torch")
+    process("-c", ("import torch\n" if torch else "") + COMPILED, *(["torch"] if torch else []))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_resident_copies_and_what_a_capture_does_instead():
+    key = np.arange(3, dtype=np.uint64)
+    copied = launch.resident(key)
+    assert launch.on_gpu(copied) and copied.get().tolist() == [0, 1, 2]
+    mine = cupy.zeros(3, np.uint64)
+    with launch.residing(lambda a: mine):
+        assert launch.resident(key) is mine
+        with launch.residing(lambda a: copied):
+            assert launch.resident(key) is copied
+        assert launch.resident(key) is mine
+    assert launch.resident(key) is not mine
+
+
+@given(st.lists(st.integers(0, 3), max_size=3), st.booleans())
+def test_wide_arrays_have_more_elements_than_an_int_counts(shape, is_large):
+    arrays = [np.broadcast_to(np.float32(0), shape)]
+    if is_large:
+        arrays.append(np.broadcast_to(np.float32(0), (2, 2**30)))
+    assert launch.wide(*arrays) == is_large
+    assert not launch.wide(np.broadcast_to(np.float32(0), (2**31 - 1,)))
+
+
+def test_no_room_leaks_nothing_and_the_caller_goes_on():
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    x = cupy.zeros((1 << 16, 4), np.float32)
+    pool.set_limit(pool.used_bytes() + (1 << 20) + (1 << 19))
+    try:
+        with pytest.raises(DeviceMemoryError) as caught:
+            registry.run(doubled, (x,))
+        assert isinstance(caught.value, MemoryError) and isinstance(caught.value, KernelError)
+        assert "doubled: no room on cuda:0 for 2.0 MiB: " in str(caught.value)
+        assert "pool is limited to" in str(caught.value) and "smaller batches" in str(caught.value)
+        assert pool.used_bytes() == before + x.nbytes, "the output that there was room for is still held"
+        half = x[: 1 << 14]
+        assert registry.run(doubled, (half,))[1].shape == half.shape
+    finally:
+        pool.set_limit(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Calls on a GPU
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def doubled_kernel(inputs, outputs, workspace, attrs):
+    assert all(map(launch.on_gpu, (*inputs, *outputs, *workspace)))
+    device = inputs[0].device
+    assert cupy.cuda.Device() == device and all(a.device == device for a in (*outputs, *workspace))
+    for out in outputs:
+        np.multiply(inputs[0], 2, out=out)
+        if len(inputs) > 1:
+            out += inputs[1]
+
+
+def doubled_reference(inputs, outputs, workspace, attrs):
+    for out in outputs:
+        np.multiply(inputs[0], 2, out=out, casting="unsafe")
+
+
+doubled = KernelSpec(
+    name="doubled", family="outside", inputs=("x", "shift"), outputs=("y", "z"),
+    infer=lambda x, shift=None: [(x.shape, x.dtype)] * 2,
+    cost=lambda x, shift=None: Cost(bytes=3 * x.nbytes),
+    examples=lambda rng, dtype: [registry.Example((rng.standard_normal(5).astype(dtype),), {})],
+    workspace=lambda x, shift=None: [((3,), np.dtype(np.float32))],
+    formula="y = z = 2 x + shift", source="none", tolerance={"float32": (0, 0), "float64": (0, 0)},
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr("gmkernels.registry._environment", "")
+    registry.register(doubled, "reference", doubled_reference, overhead=0.0, efficiency=1.0)
+    registry.register(doubled, "cuda", doubled_kernel, dtypes=(*registry.FLOATS, "float16"), overhead=1.0)
+    yield
+    for backend in registry.entries(doubled):
+        registry.unregister(doubled, backend)
+
+
+def test_results_and_workspace_lie_where_the_inputs_do():
+    x = cupy.arange(5, dtype=np.float32)
+    y, _ = registry.run(doubled, (x,))
+    assert isinstance(y, cupy.ndarray) and y.get().tolist() == [0, 2, 4, 6, 8]
+    with cuda_stand_in.machine(devices=2):
+        with cupy.cuda.Device(1):
+            x = cupy.arange(5, dtype=np.float32)
+        y, _ = registry.run(doubled, (x,))
+        assert y.device.id == 1 and cupy.cuda.Device().id == 0
+    outputs = (cupy.zeros(5, np.float32), cupy.zeros(5, np.float32))
+    assert registry.run(doubled, (cupy.arange(5, dtype=np.float32),), outputs=outputs)[0] is outputs[0]
+    y, _ = registry.run(doubled, (cupy.arange(10, dtype=np.float32)[::2],))
+    assert y.get().tolist() == [0, 4, 8, 12, 16], "packed on the device"
+
+
+def test_small_arrays_of_the_host_come_along():
+    x = cupy.ones(5, np.float32)
+    y, _ = registry.run(doubled, (x, np.float32([3])))
+    assert y.get().tolist() == [5] * 5
+    with cuda_stand_in.counting() as asked, launch.residing(lambda a: cupy.full(a.shape, 7, a.dtype)):
+        y, _ = registry.run(doubled, (x, np.float32([3])))
+    assert y.get().tolist() == [9] * 5 and "to_device" not in asked
+    registry.run(doubled, (x, np.zeros(1024, np.float32)), backend="reference")
+    with pytest.raises(KernelError, match=r"doubled: shift is in host memory and x on cuda:0; .*cupy.asarray\(shift\)"):
+        registry.run(doubled, (x, np.zeros(1025, np.float32)))
+
+
+def test_arrays_on_two_devices_are_refused():
+    with cuda_stand_in.machine(devices=2):
+        x = cupy.ones(5, np.float32)
+        with cupy.cuda.Device(1):
+            other = cupy.ones(5, np.float32)
+        with pytest.raises(KernelError, match=r"doubled: x is on cuda:0 and shift on cuda:1; expected one device"):
+            registry.run(doubled, (x, other))
+        with pytest.raises(
+            KernelError, match="output y must be in cuda:0, as the inputs are; it is in cuda:1"
+        ):
+            registry.run(doubled, (x,), outputs=(other, x))
+        with pytest.raises(KernelError, match="output y must be in cuda:0, as the inputs are; it is in host memory"):
+            registry.run(doubled, (x,), outputs=(np.ones(5, np.float32), x))
+        with pytest.raises(KernelError, match="output y must be in host memory, as the inputs are; it is in cuda:1"):
+            registry.run(doubled, (x.get(),), outputs=(other, x))
+
+
+def test_kernels_of_ours_come_before_the_reference():
+    x = cupy.ones(5, np.float32)
+    report = gmkernels.explain("doubled", x)
+    assert report.chosen == "cuda", "though the reference is estimated to be faster"
+    assert report.estimates["reference"] < report.estimates["cuda"]
+    assert "doubled(x, shift) on cuda:90" in str(report)
+    assert report.floor == nominal_gpu(0).floor(Cost(bytes=3 * x.nbytes))
+    assert gmkernels.explain("doubled", x.get()).chosen == "reference"
+    y, _ = registry.run(doubled, (x,), backend="reference")
+    assert isinstance(y, cupy.ndarray) and y.get().tolist() == [2] * 5
+
+
+def test_dtypes_that_a_kernel_lacks():
+    for dtype, chosen in (("float16", "cuda"), ("bfloat16", None)):
+        x = cupy.ones(5, DTYPES[dtype])
+        if chosen:
+            assert registry.select(doubled, (x,), {}).backend == chosen
+        else:
+            with pytest.raises(gmkernels.KernelDtypeError, match="doubled: no kernel takes this call .*no bfloat16"):
+                registry.run(doubled, (x,))
+        with pytest.raises(KernelError, match=f"'reference' has no {dtype} version"):
+            registry.run(doubled, (x,), backend="reference")
+    with pytest.raises(KernelError, match="doubled: backend 'cuda' runs on cuda, the arrays are on cpu"):
+        registry.run(doubled, (np.ones(5, np.float32),), backend="cuda")
+
+
+def test_an_old_gpu_is_served_by_cupy():
+    with cuda_stand_in.machine(capability="75"):
+        x = cupy.ones(5, np.float32)
+        with pytest.raises(KernelError, match="'cuda' needs compute capability 8.0 or newer, this GPU has 7.5: .*CuPy"):
+            registry.run(doubled, (x,), backend="cuda")
+        assert registry.select(doubled, (x,), {}).backend == "reference"
