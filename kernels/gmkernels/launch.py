@@ -319,7 +319,7 @@ def cuda(
     grid, block : numbers of blocks and of threads in a block, along up to 3 axes. A grid without blocks launches
         nothing.
     arguments : in the kernel's order. An array becomes a pointer, None a null pointer, an int an ``INDEX``, a float a
-        double, and a NumPy scalar what it is.
+        double, and a NumPy scalar what it is: a struct, if its dtype has fields.
     shared : bytes of dynamic shared memory of a block.
     defines : ``"NAME=VALUE"``, given to the compiler: one module for each set of them.
     cooperative : whether all blocks must run at once, for a barrier of the grid.
@@ -389,6 +389,14 @@ _POINTERS = {
     "uint8": "*u8", "uint16": "*u16", "uint32": "*u32", "uint64": "*u64",
 }  # fmt: skip
 _binaries: dict[tuple[Any, ...], Any] = {}
+_multiples: dict[int, frozenset[int]] = {}
+"""By the number of a kernel: which of its arguments it is compiled for as multiples of 16, if they are."""
+
+
+def _look_at(kernel: Any) -> frozenset[int]:
+    variable = [p for p in kernel.params if not p.is_constexpr]
+    _multiples[id(kernel)] = frozenset(i for i, p in enumerate(variable) if not p.do_not_specialize)
+    return _multiples[id(kernel)]
 
 
 @functools.cache
@@ -550,12 +558,14 @@ def triton(
 
     device = cupy.cuda.runtime.getDevice()
     is_wide = False
-    form: list[Any] = [id(kernel), device, warps, stages, *constants.items()]
+    number = id(kernel)
+    multiples = _multiples.get(number) or _look_at(kernel)
+    form: list[Any] = [number, device, warps, stages, *constants.items()]
     values: list[Any] = []
     for position, a in enumerate(arguments):
         if isinstance(a, int):
             is_wide = is_wide or not -LARGEST_INT <= a <= LARGEST_INT
-            form.append(a % 16 == 0)
+            form.append(a % 16 == 0 and position in multiples)
             values.append(a)
         elif a is None:
             form.append(None)

@@ -111,7 +111,10 @@ def elsewhere():
 def test_arguments_that_are_refused(make, message):
     with cuda_stand_in.machine(devices=2), pytest.raises(KernelError, match=message):
         passed(x=make())
-    with cuda_stand_in.machine(devices=2), pytest.raises(KernelError, match=message.replace("passed", "_axpy")):
+    with (
+        cuda_stand_in.machine(devices=2),
+        pytest.raises(KernelError, match=message.replace("passed: argument 1", "_axpy: argument 0")),
+    ):
         axpy(make())
 
 
@@ -178,6 +181,7 @@ def test_every_kernel_launches_as_it_must():
     registered = [
         f"{op}.{backend}.{dtype}"
         for op, spec in registry.specs().items()
+        if spec is not doubled
         for backend in ("triton", "cuda")
         if (entry := registry.entries(spec).get(backend)) is not None
         for dtype in entry.dtypes
@@ -196,18 +200,19 @@ x, y = cupy.zeros(100, np.float32), cupy.zeros(100, np.float32)
 odd = cupy.zeros(101, np.float32)[1:]
 stream = cupy.cuda.Stream(non_blocking=True)
 with stream:
-    for n, a, from_ in ((100, 2.0, x), (7, 3.0, x), (2**31, 3.0, x), (100, 2.0, odd)):
+    for n, a, from_ in ((100, 2.0, x), (16, 3.0, x), (2**31, 3.0, x), (100, 2.0, odd)):
         launch.triton(axpy, (2, 3), (from_, y, n, a, 0.1), {"BLOCK": 64}, warps=8)
+    assert len(recorder.loaded) == 3, "compiled by alignment and width, not by value"
     axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(0,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 ours, theirs = recorder.launches[:4], recorder.launches[4:]
-assert len(theirs) == 2 and len({bytes(l.image) for l in ours}) == 3, "compiled by alignment and width, not by value"
-for l, (n, a) in zip(ours, ((100, 2.0), (7, 3.0), (2**31, 3.0), (100, 2.0))):
+assert len(theirs) == 2
+for l, (n, a) in zip(ours, ((100, 2.0), (16, 3.0), (2**31, 3.0), (100, 2.0))):
     assert l.grid == (2, 3, 1) and l.block == (256, 1, 1) and l.stream == stream.ptr
 for l, s in zip(theirs, (stream.ptr, cupy.cuda.Stream.null.ptr)):
     assert l.grid == (5, 1, 1) and l.block == (128, 1, 1) and l.stream == s
-for l, (n, a) in zip((*ours, *theirs), ((100, 2.0), (7, 3.0), (2**31, 3.0), (100, 2.0), (100, 2.0), (100, 2.0))):
+for l, (n, a) in zip((*ours, *theirs), ((100, 2.0), (16, 3.0), (2**31, 3.0), (100, 2.0), (100, 2.0), (100, 2.0))):
     assert l.words[0] in (x.data.ptr, odd.data.ptr) and l.words[1] == y.data.ptr and l.words[2] == n
     assert struct.unpack("<f4x", struct.pack("<Q", l.words[3])) == (a,)
     assert struct.unpack("<d", struct.pack("<Q", l.words[4])) == (0.1,)
@@ -350,9 +355,7 @@ def test_arrays_on_two_devices_are_refused():
             other = cupy.ones(5, np.float32)
         with pytest.raises(KernelError, match=r"doubled: x is on cuda:0 and shift on cuda:1; expected one device"):
             registry.run(doubled, (x, other))
-        with pytest.raises(
-            KernelError, match="output y must be in cuda:0, as the inputs are; it is in cuda:1"
-        ):
+        with pytest.raises(KernelError, match="output y must be in cuda:0, as the inputs are; it is in cuda:1"):
             registry.run(doubled, (x,), outputs=(other, x))
         with pytest.raises(KernelError, match="output y must be in cuda:0, as the inputs are; it is in host memory"):
             registry.run(doubled, (x,), outputs=(np.ones(5, np.float32), x))
