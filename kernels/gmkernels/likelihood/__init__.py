@@ -10,6 +10,10 @@ for _spec in (spec.BERNOULLI_LOG_PROB, spec.BERNOULLI_LOG_PROB_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6, replays=True)
     register(_spec, "cuda", f"gmkernels.likelihood.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
+    register(
+        _spec, "triton", f"gmkernels.likelihood.triton:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.85,
+    )  # fmt: skip
 
 
 def _needs_blas(signature: Signature) -> str | None:

@@ -9,6 +9,10 @@ for _spec in (spec.SOFTMAX_CROSS_ENTROPY, spec.SOFTMAX_CROSS_ENTROPY_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.softmax.cpu:{_spec.name}", overhead=1.5e-5, efficiency=0.5)
     register(_spec, "cuda", f"gmkernels.softmax.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
+    register(
+        _spec, "triton", f"gmkernels.softmax.triton:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.85,
+    )  # fmt: skip
 
 
 def softmax_cross_entropy(logits: Array, target: Array, *, backend: str | None = None) -> tuple[Array, Array]:
