@@ -471,12 +471,36 @@ class Pointer:
         return tuple(step // self.array.itemsize for step in self.array.strides)
 
 
+class _Patches:
+    """What Triton's interpreter has changed in the language, once for a kernel and the functions that it calls.
+
+    The interpreter itself changes it anew at each call of a function, which takes most of its time, and for good.
+    """
+
+    def __init__(self, patch: Callable[[Any], Any], modules: tuple[Any, ...]) -> None:
+        self._patch = patch
+        self._modules = modules
+        self._done: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, function: Any) -> _Patches:
+        seen = list(map(id, function.__globals__.values()))
+        used = tuple([module for module in self._modules if id(module) in seen])
+        if used not in self._done:
+            self._done[used] = self._patch(function)
+        return self
+
+    def restore(self) -> None:
+        while self._done:
+            self._done.popitem()[1].restore()
+
+
 @functools.cache
 def _mend_interpreter() -> None:
-    """Let a loop of an interpreted kernel begin and end at numbers of the kernel.
+    """Let a loop of an interpreted kernel begin and end at numbers of the kernel, and functions be called quickly.
 
-    The interpreter of Triton 3.6 makes an `int` of an array of one number for it, which NumPy 2.4 refuses.
+    The interpreter of Triton 3.6 makes an `int` of an array of one number for the former, which NumPy 2.4 refuses.
     """
+    import triton.language as tl
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -486,6 +510,7 @@ def _mend_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = mended
+    interpreter._patch_lang = _Patches(interpreter._patch_lang, (tl, tl.core))
 
 
 def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:

@@ -37,6 +37,13 @@ for _spec, _reference, _cpu in (
     )  # fmt: skip
     register(_spec, "cuda", f"gmkernels.optim.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
+# One launch for each array, which are usually some ten: CUDA C takes them all in one.
+for _spec in (spec.SGD, spec.ADAM, spec.TOTAL_NORM):
+    register(
+        _spec, "triton", f"gmkernels.optim.triton:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-4, efficiency=0.9,
+    )  # fmt: skip
+
 
 def sgd(
     params: Arrays,
