@@ -36,6 +36,10 @@ for _spec, _reference, _cpu in (
         _spec, "cuda", f"gmkernels.dense.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
         strided=_spec is not spec.ACTIVATION_BACKWARD, overhead=1e-5, efficiency=0.8,
     )  # fmt: skip
+    register(
+        _spec, "triton", f"gmkernels.dense.triton:{_spec.name}", dtypes=FLOATS + HALVES,
+        strided=_spec is spec.MATMUL, overhead=1.5e-5, efficiency=0.5,
+    )  # fmt: skip
 
 
 def matmul(a: Array, b: Array, *, backend: str | None = None) -> Array:

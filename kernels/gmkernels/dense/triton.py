@@ -1,0 +1,309 @@
+"""Dense layers in Triton: tiles of products on tensor cores, and the activation while a tile is in registers.
+
+A program makes one tile of the product, of all of k or of one part of it (`spec.splits`): a second launch adds the
+parts in order, so that results repeat bit for bit. Operands are read where they lie, by rows, by columns, or with any
+strides. Programs go over the tiles in groups of rows, so that those which run at one time share what they read.
+
+Precision. Half types are multiplied as they are, and float64 by the float64 tensor cores. float32 is multiplied as
+"tf32x3": each operand is split into two numbers of 11 bits, a = a1 + a2 + e with |a2| <= 2^-11 |a| and |e| <= 2^-21 |a|
+(the tensor cores cut a2 off), and a b taken as a1 b1 + a1 b2 + a2 b1. What is left out is at most 2^-20 |a b| of a
+product (16 u), with random signs, so of a sum about 2^-20 sqrt(sum (a b)^2). Tensor cores cut sums off instead of
+rounding them, which adds up; but here they add up BLOCK_K products at a time, and these sums go into the total by
+rounded additions of float32: 12 cuts of 2^-23 of a sum over 32 products, then k / 32 roundings. With products of
+variance 1 / k, which `spec.MATMUL` has, all of this stays below 3e-6 at k = 1023, where plain float32 sums are off by
+4e-5 at worst; the tolerance is 8e-5. The rate is a third of that of tf32, 133 Tflop/s on an H200, twice that of
+float32's multiply-adds ("ieee"). Magnitudes above 3.39e38 overflow in the split, parts of those below 1e-35 underflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from gmkernels import launch
+from gmkernels.dense import spec
+from gmkernels.elementary_triton import expm1, sigmoid, softplus, tanh, widened
+from gmkernels.reduce.triton import add_up
+
+Arrays = Sequence[Any]
+Attrs = Mapping[str, Any]
+
+
+@triton.jit
+def _activate(y, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "tanh":
+        return tanh(y)
+    elif ACTIVATION == "sigmoid":
+        return sigmoid(y)
+    elif ACTIVATION == "relu":
+        return tl.where(y <= 0, 0.0, y)  # NaN stays
+    elif ACTIVATION == "softplus":
+        return softplus(y)
+    else:
+        return y
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Products
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "part"])
+def _product(
+    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, part,
+    M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """A tile of c = activation(a b + bias), or of a part of `part` products; sizes are in multiples of their units.
+
+    A and B say whether the elements of a "row" or a "column" of that matrix are neighbours; the stride between rows or
+    columns then is in multiples of its unit.
+    """
+    m *= M_UNIT
+    n *= N_UNIT
+    k *= K_UNIT
+    a_row *= A_UNIT
+    a_column *= A_UNIT
+    b_row *= B_UNIT
+    b_column *= B_UNIT
+    if A == "row":
+        a_column = 1
+    elif A == "column":
+        a_row = 1
+    if B == "row":
+        b_column = 1
+    elif B == "column":
+        b_row = 1
+
+    tile, columns = tl.program_id(0), tl.cdiv(n, BLOCK_N)
+    group = tile // (GROUP * columns)
+    height = tl.minimum(GROUP, tl.cdiv(m, BLOCK_M) - group * GROUP)
+    within = tile - group * GROUP * columns
+    row = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+
+    split = tl.program_id(1)
+    first = split * part
+    last = tl.minimum(k, first + part)
+    a += row[:, None] * a_row + (first + inner)[None, :] * a_column
+    b += (first + inner)[:, None] * b_row + column[None, :] * b_column
+    total = widened(tl.zeros((BLOCK_M, BLOCK_N), c.dtype.element_ty))
+    for at in range(first, last, BLOCK_K):
+        left = last - at
+        x = tl.load(a, (row[:, None] < m) & (inner[None, :] < left), 0.0)
+        y = tl.load(b, (inner[:, None] < left) & (column[None, :] < n), 0.0)
+        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+        a += BLOCK_K * a_column
+        b += BLOCK_K * b_row
+    if bias is not None:
+        total += widened(tl.load(bias + column, column < n, 0.0))[None, :]
+    total = _activate(total, ACTIVATION)
+    mask = (row[:, None] < m) & (column[None, :] < n)
+    c += split.to(m.dtype) * m * n
+    tl.store(c + row[:, None].to(m.dtype) * n + column[None, :], total.to(c.dtype.element_ty), mask)
+
+
+@triton.jit
+def _add_parts_at(parts, bias, c, n, columns, count, i, mask, ACTIVATION: tl.constexpr):
+    total = tl.load(parts + i, mask)
+    for _ in range(1, count):
+        parts += n
+        total += tl.load(parts + i, mask)
+    if bias is not None:
+        total += widened(tl.load(bias + i % columns, mask))
+    tl.store(c + i, _activate(total, ACTIVATION).to(c.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=["n", "columns", "count"])
+def _add_parts(parts, bias, c, n, columns, count, UNIT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """c = activation(the sum of `count` arrays of n elements + bias), in rows of `columns`; n is in units."""
+    n *= UNIT
+    start = tl.program_id(0).to(n.dtype) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= n:
+        _add_parts_at(parts, bias, c, n, columns, count, i, None, ACTIVATION)
+    else:
+        _add_parts_at(parts, bias, c, n, columns, count, i, i < n, ACTIVATION)
+
+
+def _tile(m: int, n: int, k: int, warps: int, stages: int, group: int = 8) -> dict[str, int]:
+    return {"m": m, "n": n, "k": k, "warps": warps, "stages": stages, "group": group}
+
+
+_MANY = 1 << 20
+"""Elements of a product from which on large tiles are enough for a device."""
+_CHOICES = {
+    (itemsize, many): launch.Choices(f"product.{'many' if many else 'few'}.{name}.triton", candidates, classes)
+    for itemsize, name, few_candidates, many_candidates in (
+        (
+            2, "half",
+            (_tile(64, 64, 64, 4, 4), _tile(64, 128, 64, 4, 3), _tile(64, 32, 64, 4, 4)),
+            (_tile(128, 256, 64, 8, 3), _tile(128, 128, 64, 8, 3), _tile(128, 128, 32, 4, 4)),
+        ),
+        (
+            4, "float32",
+            (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 4), _tile(64, 64, 64, 4, 2)),
+            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 4, 3), _tile(64, 128, 32, 4, 3)),
+        ),
+        (
+            8, "float64",
+            (_tile(64, 64, 16, 4, 3), _tile(32, 32, 32, 4, 3), _tile(64, 32, 16, 4, 3)),
+            (_tile(64, 64, 16, 4, 4), _tile(128, 64, 16, 8, 3), _tile(64, 128, 16, 8, 3)),
+        ),
+    )
+    for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
+}  # fmt: skip
+"""By bytes of an element, and whether the product has many."""
+
+_ADDED = 1024
+"""Elements of a program that adds parts."""
+
+
+def _layout(a: Any) -> tuple[str, int, int]:
+    """Which way neighbours lie, and the strides between rows and between columns, in elements."""
+    row, column = (step // a.itemsize for step in a.strides)
+    if column == 1 or a.shape[1] == 1:
+        return "row", row, 1
+    if row == 1 or a.shape[0] == 1:
+        return "column", 1, column
+    return "any", row, column
+
+
+def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: str) -> None:
+    """c = activation(a b + bias), with a of any strides, and b too."""
+    (m, k), n = a.shape, b.shape[1]
+    if m * n == 0:
+        return
+    splits = workspace[0].shape[0] if workspace else 1
+    choice = _CHOICES[a.itemsize, m * n >= _MANY].at(m * n)
+    (a_way, a_row, a_column), (b_way, b_row, b_column) = _layout(a), _layout(b)
+    vector = 16 // a.itemsize
+    # Only what a vector runs along counts: the other sizes are compiled once for all.
+    m_unit = math.gcd(m, vector) if a_way == "column" else 1
+    k_unit = math.gcd(k, vector) if a_way == "row" or b_way == "column" else 1
+    n_unit = math.gcd(n, vector)
+    a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, vector)
+    b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, vector)
+    part = triton.cdiv(triton.cdiv(k, splits), choice["k"]) * choice["k"]
+    grid = (triton.cdiv(m, choice["m"]) * triton.cdiv(n, choice["n"]), splits)
+    target = workspace[0] if workspace else c
+    strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
+    launch.triton(
+        _product,
+        grid,
+        (
+            launch.Strided(a), launch.Strided(b), None if workspace else bias, target,
+            m // m_unit, n // n_unit, k // k_unit, *strides, part,
+        ),
+        {
+            "M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit,
+            "A": a_way, "B": b_way, "BLOCK_M": choice["m"], "BLOCK_N": choice["n"], "BLOCK_K": choice["k"],
+            "GROUP": choice["group"], "PRECISION": "tf32x3" if a.dtype == "float32" else "ieee",
+            "ACTIVATION": "identity" if workspace else activation,
+        },
+        warps=choice["warps"],
+        stages=choice["stages"],
+    )  # fmt: skip
+    if workspace:
+        unit = math.gcd(c.size, 4)
+        launch.triton(
+            _add_parts,
+            (triton.cdiv(c.size, _ADDED),),
+            (target, bias, c, c.size // unit, n, splits),
+            {"UNIT": unit, "ACTIVATION": activation, "BLOCK": _ADDED},
+        )
+
+
+def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    a, b = inputs
+    _multiply(a, b, None, outputs[0], workspace, "identity")
+
+
+def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, weight, *rest = inputs
+    (y,) = outputs
+    rows = math.prod(x.shape[:-1])
+    bias = rest[0] if rest else None
+    _multiply(
+        x.reshape(rows, x.shape[-1]), weight.T, bias, y.reshape(rows, y.shape[-1]), workspace,
+        attrs.get("activation", "identity"),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Gradient of the activation
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _times_slope(g, y, ACTIVATION: tl.constexpr):
+    """g activation'(pre), where y = activation(pre)."""
+    if ACTIVATION == "tanh":
+        return g * (1 - y * y)
+    elif ACTIVATION == "sigmoid":
+        return g * (y * (1 - y))
+    elif ACTIVATION == "relu":
+        return g * tl.where(y <= 0, 0.0, 1.0).to(y.dtype)  # a NaN output passes the gradient on
+    elif ACTIVATION == "softplus":
+        return -g * expm1(-y)
+    else:
+        return g
+
+
+@triton.jit(do_not_specialize=["rows", "features", "per_block", "strips"])
+def _activation_backward(
+    g, y, d_pre, sums, rows, features, per_block, strips,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """d_pre, and sums[block] = its column sums over `per_block` rows; `features` is in multiples of UNIT."""
+    features *= UNIT
+    program = tl.program_id(0)
+    block = (program // strips).to(features.dtype)
+    column = program % strips * COLUMNS + tl.arange(0, COLUMNS)
+    last = tl.minimum(rows, (block + 1) * per_block)
+    total = widened(tl.zeros((ROWS, COLUMNS), g.dtype.element_ty))
+    for start in range(block * per_block, last, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row[:, None] < last) & (column[None, :] < features)
+        at = row[:, None] * features + column[None, :]
+        d = widened(tl.load(g + at, mask, 0.0))
+        if ACTIVATION != "identity":
+            d = tl.where(mask, _times_slope(d, widened(tl.load(y + at, mask, 0.0)), ACTIVATION), 0.0)
+        tl.store(d_pre + at, d.to(d_pre.dtype.element_ty), mask)
+        total += d
+    found = tl.sum(total, axis=0).to(sums.dtype.element_ty)
+    tl.store(sums + block * features + column, found, column < features)
+
+
+_BACKWARD_TILE = 2048
+
+
+def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    """Blocks of rows add up their columns; if there are several, another launch adds up theirs."""
+    g, y = inputs
+    d_pre, d_bias = outputs
+    (partial,) = workspace
+    features, rows = g.shape[-1], math.prod(g.shape[:-1])
+    if features == 0:
+        return
+    blocks = spec.gpu_row_blocks(rows, features)
+    columns = min(triton.next_power_of_2(features), spec.GPU_STRIP)
+    strips = triton.cdiv(features, columns)
+    unit = math.gcd(features, 16 // g.itemsize)
+    launch.triton(
+        _activation_backward,
+        (blocks * strips,),
+        (g, y, d_pre, partial if blocks > 1 else d_bias, rows, features // unit, triton.cdiv(rows, blocks), strips),
+        {
+            "UNIT": unit, "ROWS": _BACKWARD_TILE // columns, "COLUMNS": columns,
+            "ACTIVATION": attrs["activation"],
+        },
+    )  # fmt: skip
+    if blocks > 1:
+        add_up(partial, 1, blocks, features, d_bias)
