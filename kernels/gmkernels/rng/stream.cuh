@@ -84,18 +84,16 @@ DEVICE double cos_tail(double z) {
                       -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11);
 }
 
-// The bits of a number: those of its fraction, and 1/2.
+// Bits of a number: how many its fraction has, and the exponent of 1/2.
 template <class Real>
-struct Fraction;
+struct Format;
 template <>
-struct Fraction<float> {
-    static constexpr int SIZE = 23;
-    static constexpr uint32 MASK = 0x007FFFFFu, HALF = 0x3F000000u;
+struct Format<float> {
+    static constexpr int SIZE = 23, EXPONENT_OF_HALF = 0x7E;
 };
 template <>
-struct Fraction<double> {
-    static constexpr int SIZE = 52;
-    static constexpr uint64 MASK = 0x000FFFFFFFFFFFFFull, HALF = 0x3FE0000000000000ull;
+struct Format<double> {
+    static constexpr int SIZE = 52, EXPONENT_OF_HALF = 0x3FE;
 };
 
 // w 2^-32 + 2^-33, in (0, 1].
@@ -107,13 +105,15 @@ DEVICE Real uniform(uint32 w) {
 // sqrt(-2 log u) of the uniform of a word; u = 2^-k (1 - g).
 template <class Real>
 DEVICE Real radius(uint32 w) {
-    typedef Fraction<Real> F;
+    typedef Format<Real> F;
     const bool upper = static_cast<int>(w) < 0;
     const Real t = fma(static_cast<Real>(static_cast<int>(w)), static_cast<Real>(0x1p-32), static_cast<Real>(0x1p-33));
     const auto bits = float_bits(t);
-    const int k = upper ? 0 : static_cast<int>(F::HALF >> F::SIZE) - static_cast<int>(bits >> F::SIZE);
-    const Real g = upper ? -t : static_cast<Real>(1) - bits_float((bits & F::MASK) | F::HALF);
-    return sqrt_normal(static_cast<Real>(k) * static_cast<Real>(1.3862943611198906) + g * log_quotient(g));
+    const int k = F::EXPONENT_OF_HALF - static_cast<int>(bits >> F::SIZE);  // means nothing in the upper half
+    const auto scaled = bits + (static_cast<decltype(bits)>(k) << F::SIZE);
+    const Real g = upper ? -t : static_cast<Real>(1) - bits_float(scaled);
+    const Real whole = upper ? static_cast<Real>(0) : static_cast<Real>(k) * static_cast<Real>(1.3862943611198906);
+    return sqrt_normal(whole + g * log_quotient(g));
 }
 
 // x, negated where the top bit of the word is set.
@@ -125,14 +125,13 @@ DEVICE double with_sign(double x, uint32 w) {
 // Cosine and sine of the angle 2 pi w / 2^32: q quarter turns, q the nearest, and a remainder of at most an eighth.
 template <class Real>
 DEVICE void cos_sin(uint32 w, Real& cosine, Real& sine) {
-    const uint32 turned = w + 0x20000000u;  // its two top bits are q
+    const uint32 turned = w + 0x20000000u;  // its two top bits are q; the cosine is negative for q = 1 and 2
     const Real x = static_cast<Real>(static_cast<int>(w << 2)) * static_cast<Real>(6.283185307179586 * 0x1p-34);
     const Real z = x * x;
     const Real sin = x + x * z * sin_tail(z);
     const Real cos = fma(static_cast<Real>(-0.5), z, static_cast<Real>(1)) + z * z * cos_tail(z);
-    const uint32 doubled = turned << 1;
-    const bool odd = static_cast<int>(doubled) < 0;
-    cosine = with_sign(odd ? sin : cos, turned ^ doubled);
+    const bool odd = (turned & 0x40000000u) != 0;
+    cosine = with_sign(odd ? sin : cos, w + 0x60000000u);
     sine = with_sign(odd ? cos : sin, turned);
 }
 

@@ -79,12 +79,17 @@ def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays,
     if mu.size == 0:
         return
     samples, rows, width = g_z.size // mu.size, g_kl.size, mu.shape[-1]
+    if samples == 1:
+        pieces, team, repeats, blocks = split(rows, width)
+        arguments = (*inputs, *outputs, rows, width, pieces, team, repeats)
+        launch.cuda("sampling", "gaussian_sample_backward", mu.dtype, (blocks,), (THREADS,), arguments)
+        return
     slices = 1
     while slices < 16 and 2 * slices <= samples and mu.size // 4 * slices < FULL:
         slices *= 2
     pieces, team, repeats, blocks = split(rows, width, slices)
     arguments = (*inputs, *outputs, samples, rows, width, pieces, team, slices, repeats)
-    launch.cuda("sampling", "gaussian_sample_backward", mu.dtype, (blocks,), (THREADS,), arguments)
+    launch.cuda("sampling", "gaussian_samples_backward", mu.dtype, (blocks,), (THREADS,), arguments)
 
 
 def _each_sample(name: str, x: Any, key: Any, out: Any, numbers: Sequence[Any]) -> None:
