@@ -1085,7 +1085,11 @@ class _Interpreted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         launch = module.GridExecutor.__call__
 
         def enqueue(executor: Any, *args: Any, **kwargs: Any) -> None:
-            cuda.submit("launch", lambda: launch(executor, *args, **kwargs))
+            touched: tuple[cuda.Block, ...] = ()
+            if cuda.capturing() is not None:
+                pointers = [a.data_ptr() for a in (*args, *kwargs.values()) if hasattr(a, "data_ptr")]
+                touched = tuple(block for p in pointers if (block := cuda.block_of(p)) is not None)
+            cuda.submit("launch", lambda: launch(executor, *args, **kwargs), touched)
 
         module.GridExecutor.__call__ = enqueue
 
