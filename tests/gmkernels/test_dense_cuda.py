@@ -1,7 +1,4 @@
-"""Dense layers in CUDA C: every way to copy an operand, every tile, parts of a sum, all activations, the machine code."""
-
-import itertools
-import math
+"""Dense layers in CUDA C: ways to copy an operand, tiles, parts of a sum, all activations, the machine code."""
 
 import numpy as np
 import pytest
@@ -23,7 +20,7 @@ def run(op, inputs, **attrs):
 
 
 def device(x, layout):
-    """x on the device: with rows or columns in a row of memory, 16-byte aligned or not, or with neither."""
+    """x on the device: rows or columns neighbours in memory, aligned to 16 bytes or not, or neither."""
     rows, columns = x.shape
     if layout == "transposed":
         return device(x.T, "aligned").T
@@ -53,45 +50,156 @@ def matrices(m, k, n, dtype, seed=0):
     return a, b
 
 
-def bound(a, b, dtype):
-    """Of the error of a product: a sum of k terms rounds k times, in the type that is computed in, and once at the end."""
-    k = a.shape[1]
-    computed = min(EPSILON[dtype], EPSILON["float32"])
-    size = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
-    return (k + 1) * computed * size + 1.01 * EPSILON[dtype] * np.abs(a.astype(np.float64) @ b.astype(np.float64))
-
-
 def check(c, a, b, dtype):
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    assert c.dtype == a.dtype
-    error = np.abs(c.astype(np.float64) - exact)
-    assert (error <= bound(a, b, dtype)).all(), error.max()
+    """c = a b up to k roundings of sums, in the type that is computed in, and the one to the type that is stored."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    computed = min(EPSILON[dtype], EPSILON["float32"])
+    bound = (a.shape[1] + 1) * computed * (np.abs(a) @ np.abs(b)) + 1.01 * EPSILON[dtype] * np.abs(a @ b)
+    assert (np.abs(c.astype(np.float64) - a @ b) <= bound).all()
 
 
-def copies(a_layout, b_layout, dtype):
-    """How operands of these layouts are copied, as cuda.cu calls it."""
-    names = {"aligned": "ALONG", "off": "RUNS", "transposed": "ACROSS", "transposed off": "ELEMENTS", "strided": "ELEMENTS"}
-    turned = {"aligned": "transposed", "transposed": "aligned", "off": "transposed off", "transposed off": "off"}
-    made = [names[a_layout], names[turned.get(b_layout, b_layout)]]
-    return ["RUNS" if name == "ALONG" and dtype == "float32" else name for name in made]
+NAMES = ("ELEMENTS", "RUNS", "ACROSS", "ALONG")
+PAIRS = {  # layouts of a and b, and how cuda.cu then copies them: each way for both
+    ("aligned", "off"): "ALONG ELEMENTS",
+    ("off", "transposed"): "RUNS ALONG",
+    ("transposed", "transposed off"): "ACROSS RUNS",
+    ("transposed off", "strided"): "ELEMENTS ELEMENTS",
+    ("strided", "aligned"): "ELEMENTS ACROSS",
+}
+FLOAT_PAIRS = {  # few, as each pair is compiled
+    ("aligned", "transposed"): "RUNS RUNS",
+    ("transposed", "aligned"): "ACROSS ACROSS",
+    ("strided", "off"): "ELEMENTS ELEMENTS",
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[1:])])
 def test_layouts_make_no_difference(dtype, monkeypatch):
     """Not even to the last bit: they change how elements come into shared memory, not what is added to what."""
     a, b = matrices(37, 75, 41, dtype)
-    seen, first = set(), None
+    seen, results = [], []
     defines = cuda._Tile.defines
-    monkeypatch.setattr(cuda._Tile, "defines", lambda tile, *copies: seen.add(copies) or defines(tile, *copies))
-    pairs = list(itertools.product(LAYOUTS, LAYOUTS))
-    if dtype == "float32":  # each way to copy once: compiling them takes long
-        pairs = [("aligned", "off"), ("transposed", "aligned"), ("strided", "transposed off")]
-    for a_layout, b_layout in pairs:
-        (c,) = run(spec.MATMUL, (device(a, a_layout), device(b, b_layout)))
-        if first is None:
-            check(c, a, b, dtype)
-            first = c
-        np.testing.assert_array_equal(c, first, f"a {a_layout}, b {b_layout}")
-    names = ("ELEMENTS", "RUNS", "ACROSS", "ALONG")
-    expected = {tuple(names.index(name) for name in copies(*pair, dtype)) for pair in pairs}
-    assert seen == expected
+    monkeypatch.setattr(cuda._Tile, "defines", lambda tile, *copies: seen.append(copies) or defines(tile, *copies))
+    pairs = FLOAT_PAIRS if dtype == "float32" else PAIRS
+    for layouts in pairs:
+        results += run(spec.MATMUL, tuple(map(device, (a, b), layouts)))
+    check(results[0], a, b, dtype)
+    for c, layouts in zip(results, pairs, strict=True):
+        np.testing.assert_array_equal(c, results[0], str(layouts))
+    assert [" ".join(NAMES[way] for way in ways) for ways in seen] == list(pairs.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_tiles_make_no_difference(dtype, monkeypatch):
+    a, b = matrices(131, 70, 133, dtype)  # more than a tile of 128, and its edges
+    operands = device(a, "off"), device(b, "aligned")
+    (expected,) = run(spec.MATMUL, operands)
+    check(expected, a, b, dtype)
+    for size in (64, 128):
+        monkeypatch.setattr(cuda, "_tile", lambda tiles, *shape, size=size: tiles[size])
+        np.testing.assert_array_equal(run(spec.MATMUL, operands)[0], expected, f"tiles of {size}")
+
+
+def test_parts_of_a_sum_are_added_in_order():
+    a, b = matrices(33, 600, 35, "float32")
+    parts = spec.splits(33, 600, 35)
+    assert parts > 1
+    length = -(-600 // (32 * parts)) * 32
+    bias = np.linspace(-3, 3, 70, dtype=np.float32)
+    expected = np.zeros((33, 35), np.float32)
+    for k in range(0, 600, length):
+        (part,) = run(spec.MATMUL, (device(a[:, k : k + length], "aligned"), device(b[k : k + length], "transposed")))
+        expected += part
+    (c,) = run(spec.MATMUL, (device(a, "aligned"), device(b, "transposed")))
+    np.testing.assert_array_equal(c, expected)
+    x, weight = device(a, "aligned"), device(b.T, "aligned")
+    (y,) = run(spec.LINEAR, (x, weight, cupy.asarray(bias)[::2]), activation="tanh")
+    np.testing.assert_allclose(y, np.tanh(expected + bias[::2]), rtol=1e-5, atol=1e-7)
+    (y,) = run(spec.LINEAR, (x, weight), activation="identity")
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("activation", spec.ACTIVATIONS)
+def test_activations_of_every_size(activation):
+    """Relative errors of a few units of float32, from numbers that underflow to those that overflow, and NaN."""
+    values = np.array([-np.inf, -200, -87, -20, -1, -1e-3, -1e-20, 0, 1e-20, 1e-3, 1, 20, 88, 200, np.inf, np.nan])
+    bias = values.astype(np.float32)
+    x, weight = cupy.ones((3, 1), np.float32), cupy.zeros((bias.size, 1), np.float32)
+    (y,) = run(spec.LINEAR, (x, weight, cupy.asarray(bias)), activation=activation)
+    wide = [np.ones((3, 1)), np.zeros((bias.size, 1)), bias.astype(np.float64)]
+    (expected,) = registry.run(spec.LINEAR, tuple(wide), {"activation": activation}, backend="reference")
+    # exp(-|x|) of the smallest normal numbers is off by 2^-23 |x|; below them, results are lost.
+    np.testing.assert_allclose(y, expected, rtol=5e-7, atol=2.0**-126)
+
+
+def test_what_lies_beyond_a_matrix_is_not_multiplied():
+    a, b = np.full((5, 19), np.inf, np.float32), np.ones((19, 6), np.float32)
+    for layouts in FLOAT_PAIRS:  # `device` puts NaN beside what it can
+        (c,) = run(spec.MATMUL, tuple(map(device, (a, b), layouts)))
+        np.testing.assert_array_equal(c, np.inf)
+
+
+def test_leading_axes_of_strided_input():
+    x, weight = matrices(24, 7, 5, "float32")
+    laid_out = cupy.asarray(x.reshape(2, 3, 4, 7)).transpose(2, 0, 1, 3)
+    (y,) = run(spec.LINEAR, (laid_out, cupy.asarray(weight).T))
+    expected = x.reshape(2, 3, 4, 7).transpose(2, 0, 1, 3) @ weight
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh"])
+def test_gradient_by_vectors_or_by_elements(activation):
+    g, y = matrices(70, 70, 132, "float32")[1], np.tanh(matrices(1, 70, 132, "float32", seed=1)[1])
+    aligned = [cupy.asarray(a) for a in (g, y)]
+    off = [device(a, "off") for a in (g, y)]
+    assert off[0].flags.c_contiguous and off[0].data.ptr % 16
+    for vectors, elements in zip(
+        run(spec.ACTIVATION_BACKWARD, aligned, activation=activation),
+        run(spec.ACTIVATION_BACKWARD, off, activation=activation),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(vectors, elements)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Machine code
+# ---------------------------------------------------------------------------------------------------------
+
+COMPILED = [  # a few of each dtype: tile, copies, capability
+    ("float32", 128, "RUNS RUNS", 90),
+    ("float32", 128, "RUNS ACROSS", 80),
+    ("float32", 64, "ACROSS ACROSS", 90),
+    ("float64", 128, "ALONG ACROSS", 90),
+    ("float16", 128, "ALONG ALONG", 90),
+    ("bfloat16", 64, "ALONG ACROSS", 80),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, size, ways, capability", COMPILED)
+def test_machine_code(dtype, size, ways, capability):
+    tile = cuda._TILES[dtype][size]
+    copies = [NAMES.index(way) for way in ways.split()]
+    reports = ahead.cuda("dense", dtype, capability=capability, defines=tile.defines(*copies))
+    report = reports["product"]
+    assert report.spills == 0
+    assert report.registers * tile.threads * tile.blocks <= 65536, "fewer blocks run at once than intended"
+    steps = report.hottest
+    for way in set(copies):
+        assert steps.loads.get(128 if NAMES[way] in ("ACROSS", "ALONG") else 32, 0) > 0
+    assert not set(steps.loads) - {32, 128}
+    if (
+        dtype == "float32"
+    ):  # what is not a multiply-add or a load of their operands: 8 % of instructions, in small tiles 13
+        multiply_adds = tile.warp_m // 4 * tile.warp_n // 8 * tile.k
+        assert multiply_adds / steps.instructions >= (0.85 if size == 128 else 0.78)
+    vectors = reports["backward_vectors"]
+    assert vectors.spills == reports["backward"].spills == reports["add_parts"].spills == 0
+    assert vectors.hottest.wide_share == 1
+
+
+def test_shared_memory_fits_the_smaller_devices():
+    for dtype, itemsize in (("float32", 4), ("float64", 8), ("float16", 2)):
+        for tile in cuda._TILES[dtype].values():
+            assert max(tile.shared(a, b, itemsize) for a in range(4) for b in range(4)) <= 99 << 10

@@ -96,7 +96,7 @@ class Report(NamedTuple):
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P[T0-9]+\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^(\.L_x_\d+|\.text\.\S+):")
 _SECTION = re.compile(r"\.section\s+\.text\.([^,]+),")
-_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+_TARGET = re.compile(r"(?:`\(|BRANCH_TARGETS |,)(\.L_x_\d+)")
 _RESOURCES = re.compile(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 
@@ -134,6 +134,12 @@ def _executed(block: Sequence[tuple[str, str, str]], taken: bool) -> list[str]:
     return opcodes
 
 
+def _branches(opcode: str, operands: str) -> bool:
+    """Whether the instruction goes elsewhere in its kernel; a call of no subroutine but a label does not come back."""
+    name = opcode.partition(".")[0]
+    return name in ("BRA", "BRX", "JMP") or (name == "CALL" and bool(_TARGET.search(operands)))
+
+
 def _graph(lines: list[str]) -> list[list[_Edge]]:
     """The control flow graph of a kernel: the edges that leave each block. What its subroutines do is left out."""
     blocks: list[list[tuple[str, str, str]]] = [[]]
@@ -145,13 +151,13 @@ def _graph(lines: list[str]) -> list[list[_Edge]]:
         elif found := _INSTRUCTION.search(line):
             predicate, opcode, operands = found.groups()
             blocks[-1].append(((predicate or "").strip(), opcode, operands))
-            if opcode.partition(".")[0] in ("BRA", "BRX", "JMP", "EXIT", "RET"):
+            if _branches(opcode, operands) or opcode.partition(".")[0] in ("EXIT", "RET"):
                 blocks.append([])
     graph = []
     for i, block in enumerate(blocks):
         predicate, opcode, operands = block[-1] if block else ("", "", "")
         name = opcode.partition(".")[0]
-        branches, leaves = name in ("BRA", "BRX", "JMP"), name in ("EXIT", "RET")
+        branches, leaves = _branches(opcode, operands), name in ("EXIT", "RET")
         own = predicate or next(iter(re.findall(r"^!?U?P\d", operands)), "") if branches or leaves else ""
         conditional = own != "" and "PT" not in own
         edges: list[_Edge] = []

@@ -49,7 +49,7 @@ def matmul(a: Array, b: Array, *, backend: str | None = None) -> Array:
 
     Parameters
     ----------
-    a : (m, k) float32 or float64
+    a : (m, k) float32 or float64; float16 and bfloat16 too on a GPU, which are summed in float32
     b : (k, n) of the same dtype
 
     Returns
@@ -75,7 +75,7 @@ def linear(
 
     Parameters
     ----------
-    x : (..., in) float32 or float64
+    x : (..., in) float32 or float64; float16 and bfloat16 too on a GPU
     weight : (out, in), as in ``torch.nn.functional.linear``
     bias : (out,), or None
     activation : "identity", "tanh", "sigmoid", "relu" or "softplus"
