@@ -105,7 +105,7 @@ def test_parts_of_a_sum_are_added_in_order():
     a, b = matrices(33, 600, 35, "float32")
     parts = spec.splits(33, 600, 35)
     assert parts > 1
-    length = -(-600 // (32 * parts)) * 32
+    length = -(-600 // (16 * parts)) * 16
     bias = np.linspace(-3, 3, 70, dtype=np.float32)
     expected = np.zeros((33, 35), np.float32)
     for k in range(0, 600, length):

@@ -74,19 +74,19 @@ _HALF = {
 }
 _TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
 
+_FEW, _MANY = spec.GPU_TILES // 2, 4 * spec.GPU_TILES
 _CHOICES = launch.Choices(
-    "matmul.cuda", ({"tile": 0}, {"tile": 128}, {"tile": 64}, {"tile": 32}), classes=(1 << 24, 1 << 28, 1 << 32)
+    "matmul.cuda", ({"tile": 0}, {"tile": 32}, {"tile": 64}, {"tile": 128}), (_FEW // 2, _FEW, _MANY // 2, _MANY)
 )
-"""The tile by the operations of a product; 0: by the number of tiles, see `_tile`."""
+"""The size of tiles by the number of tiles of 64 by 64 that there would be; 0: as in `_tile`."""
 
 
-def _tile(tiles: Mapping[int, _Tile], m: int, k: int, n: int, parts: int) -> _Tile:
-    """The largest tile of which there are enough for the device."""
-    chosen = _CHOICES.at(2 * m * k * n)["tile"]
-    if chosen == 0:
-        of_64 = -(-m // 64) * -(-n // 64) * parts
-        chosen = 128 if of_64 >= 4 * spec.GPU_TILES else 64 if of_64 >= spec.GPU_TILES // 2 else 32
-    return tiles[chosen]
+def _tile(tiles: Mapping[int, _Tile], m: int, n: int, parts: int) -> _Tile:
+    """Large tiles load less and small ones are more: the largest of which each multiprocessor of an H200 gets one, or
+    two where they are as large as can be."""
+    of_64 = -(-m // 64) * -(-n // 64) * parts
+    size = _CHOICES.at(of_64)["tile"]
+    return tiles[size or (128 if of_64 >= _MANY else 64 if of_64 >= _FEW else 32)]
 
 
 def _copy(x: Array, across: int, along: int) -> int:
@@ -107,8 +107,8 @@ def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays
     bias_stride = 0 if bias is None else bias.strides[0] // itemsize
     parts = spec.splits(m, k, n)
     partial = workspace[0] if parts > 1 else None
-    part_length = -(-k // (32 * parts)) * 32  # so that a part begins where 16 bytes do
-    tile = _tile(_TILES[dtype], m, k, n, parts)
+    part_length = -(-k // (16 * parts)) * 16  # so that a part begins where 16 bytes do
+    tile = _tile(_TILES[dtype], m, n, parts)
     copies = _copy(a, a_across, a_along), _copy(b, b_across, b_along)
     launch.cuda(
         "dense",

@@ -46,7 +46,7 @@ def _require_activation(op: str, activation: str) -> None:
 GPU_TILES = 264
 """Tiles of 64 by 64 that keep a GPU busy: two for each multiprocessor of an H200, on every device the same, so that
 results are."""
-_SHORTEST_SPLIT = 256
+_SHORTEST_SPLIT = 128
 """Products that a part of a split sum has, at least."""
 
 
