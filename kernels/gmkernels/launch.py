@@ -149,15 +149,15 @@ def allocate(op: str, layout: Layout) -> list[Any]:
         made.clear()
     # Outside of the handler, so that the error holds no frame that holds an array.
     asked = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout)
-    raise DeviceMemoryError(f"{op}: {describe_memory(asked)}")
+    raise DeviceMemoryError(f"{op}: {describe_memory(f'for {_bytes(asked)}')}")
 
 
-def describe_memory(asked: int) -> str:
+def describe_memory(asked: str) -> str:
     """That there is no room on the current device: what was asked for, what is free, and what can be done.
 
     Parameters
     ----------
-    asked : bytes.
+    asked : ``"for 3.0 GiB"``.
     """
     import cupy
 
@@ -166,7 +166,7 @@ def describe_memory(asked: int) -> str:
     pool = cupy.get_default_memory_pool()
     limit = f", and CuPy's pool is limited to {_bytes(pool.get_limit())}" if pool.get_limit() else ""
     return (
-        f"no room on cuda:{device} for {_bytes(asked)}: {_bytes(free + pool.free_bytes())} of {_bytes(total)} are "
+        f"no room on cuda:{device} {asked}: {_bytes(free + pool.free_bytes())} of {_bytes(total)} are "
         f"free{limit}; free arrays that are not needed, or work in smaller batches"
     )
 

@@ -606,15 +606,31 @@ def _run_on_gpu(
 
     from gmkernels import launch
 
-    with cupy.cuda.Device(device):
-        if plan.hosted:
-            inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
-        if plan.pack:
-            inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
-        if outputs is None:
-            outputs = launch.allocate(spec.name, plan.outputs)
-        plan.kernel(inputs, outputs, launch.allocate(spec.name, plan.workspace), attrs)
-        return tuple(outputs)
+    try:
+        with cupy.cuda.Device(device):
+            return _run_here(spec, plan, inputs, outputs, attrs)
+    except DeviceMemoryError as error:
+        message = str(error)
+    except cupy.cuda.memory.OutOfMemoryError as error:  # of what a kernel in CuPy makes on its way
+        message = f"{spec.name}: {launch.describe_memory(f'({error})')}"
+    # Outside of the handlers: the error holds no frame that holds an array of this call.
+    raise DeviceMemoryError(message)
+
+
+def _run_here(
+    spec: KernelSpec, plan: Plan, inputs: Sequence[Any], outputs: Sequence[Any] | None, attrs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    from gmkernels import launch
+
+    if plan.hosted:
+        inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
+    if plan.pack:
+        inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
+    made = launch.allocate(spec.name, plan.workspace if outputs is not None else plan.outputs + plan.workspace)
+    if outputs is None:
+        outputs, made = tuple(made[: len(plan.outputs)]), made[len(plan.outputs) :]
+    plan.kernel(inputs, outputs, made, attrs)
+    return tuple(outputs)
 
 
 def _moved(a: Array) -> Array:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmkernels.cost import Cost, Device, nominal_cpu
+from gmkernels.cost import Cost, Device, nominal_cpu, nominal_gpu
 
 DEVICE = Device("test", copy_rate=10.0, product_rate=100.0, slot_rate=50.0)
 amounts = st.floats(0.0, 1e12)
@@ -46,3 +46,29 @@ def test_nominal_rates_are_positive_and_the_same_each_time() -> None:
     device = nominal_cpu()
     assert min(device.copy_rate, device.product_rate, device.slot_rate) > 0
     assert nominal_cpu() is device
+
+
+def test_rates_of_a_gpu_are_those_of_its_clocks_and_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        compute_capability = "90"
+        attributes = {
+            "MultiProcessorCount": 132,
+            "ClockRate": 1_980_000,
+            "MemoryClockRate": 3_201_000,
+            "GlobalMemoryBusWidth": 6144,
+        }
+
+        def __init__(self, number: int) -> None: ...
+
+    monkeypatch.setattr("cupy.cuda.Device", Card)
+    h200 = nominal_gpu(1000)  # a number that no test asks for: what is found stays
+    # Published of the H200: 4.8 TB/s (4.3 measured), 67 TFLOP/s in float32, and 790 measured in bfloat16.
+    assert h200.copy_rate == pytest.approx(4.3e12, rel=0.02)
+    assert h200.product_rate == pytest.approx(67e12, rel=0.02)
+    assert h200.product_rate * h200.half_factor == pytest.approx(790e12, rel=0.02)
+    # 12 bytes take as long as 93 instruction slots.
+    assert h200.slot_rate * 12 / h200.copy_rate == pytest.approx(93, rel=0.02)
+    product = Cost(flops=1e12)
+    seconds = h200.floor(product, 4)
+    assert h200.floor(product, 8) == pytest.approx(2 * seconds)
+    assert h200.floor(product, 2) == pytest.approx(seconds / h200.half_factor)

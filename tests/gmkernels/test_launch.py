@@ -261,24 +261,44 @@ def test_wide_arrays_have_more_elements_than_an_int_counts(shape, is_large):
     assert not launch.wide(np.broadcast_to(np.float32(0), (2**31 - 1,)))
 
 
-def test_no_room_leaks_nothing_and_the_caller_goes_on():
+@pytest.fixture
+def pool():
+    """The memory pool, with a function `limit` that leaves 1.5 MiB beside what the test has made before."""
     pool = cupy.get_default_memory_pool()
     gc.collect()
     pool.free_all_blocks()
-    before = pool.used_bytes()
+    pool.limit = lambda: pool.set_limit(pool.used_bytes() + (3 << 19))
+    yield pool
+    pool.set_limit(0)
+
+
+def test_no_room_leaks_nothing_and_the_caller_goes_on(pool):
     x = cupy.zeros((1 << 16, 4), np.float32)
-    pool.set_limit(pool.used_bytes() + (1 << 20) + (1 << 19))
-    try:
-        with pytest.raises(DeviceMemoryError) as caught:
-            registry.run(doubled, (x,))
-        assert isinstance(caught.value, MemoryError) and isinstance(caught.value, KernelError)
-        assert "doubled: no room on cuda:0 for 2.0 MiB: " in str(caught.value)
-        assert "pool is limited to" in str(caught.value) and "smaller batches" in str(caught.value)
-        assert pool.used_bytes() == before + x.nbytes, "the output that there was room for is still held"
-        half = x[: 1 << 14]
-        assert registry.run(doubled, (half,))[1].shape == half.shape
-    finally:
-        pool.set_limit(0)
+    pool.limit()
+    before = pool.used_bytes()
+    with pytest.raises(DeviceMemoryError) as caught:
+        registry.run(doubled, (x,))
+    assert isinstance(caught.value, MemoryError) and isinstance(caught.value, KernelError)
+    assert "doubled: no room on cuda:0 for 2.0 MiB: " in str(caught.value)
+    assert "pool is limited to" in str(caught.value) and "smaller batches" in str(caught.value)
+    assert pool.used_bytes() == before, "the error holds the output that there was room for"
+    half = x[: 1 << 14]
+    assert registry.run(doubled, (half,))[1].shape == half.shape
+
+
+def test_no_room_for_what_a_kernel_of_cupy_makes_on_its_way(pool, monkeypatch):
+    x = cupy.zeros((1 << 14, 4), np.float32)
+
+    def greedy(inputs, outputs, workspace, attrs):
+        outputs[0][...] = cupy.zeros(1 << 20, np.float32)[0]
+
+    registry.unregister(doubled, "reference")
+    registry.register(doubled, "reference", greedy)
+    pool.limit()
+    before = pool.used_bytes()
+    with pytest.raises(DeviceMemoryError, match=r"doubled: no room on cuda:0 \(Out of memory allocating 4,194,304 "):
+        registry.run(doubled, (x,), backend="reference")
+    assert pool.used_bytes() == before
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from gmcore.models import language
 from gmcore.models.recurrent import char_rnn
 from gmcore.op import OPS
 from gmcore.train import fit
-from gmkernels import bench
+from gmkernels import bench, configurations, entries
 from gmkernels.cost import Device
+from tests.support.cuda_stand_in import machine
 
 TINY = ["--set", "hidden_sizes=[8]", "--set", "latent_size=2", "--set", "eval_samples=20"]
 
@@ -229,7 +230,7 @@ def test_explain_shows_every_operation(capsys):
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= 100
         assert "".join(op.show().split()).replace("#", "") == "".join(printed.split()).replace("#", "")
-    for name, backends, inputs in (("linear", ["reference", "cpu"], ["all inputs"]), ("multiply", [], ["x", "y"])):
+    for name, backends, inputs in (("linear", list(entries("linear")), ["all inputs"]), ("multiply", [], ["x", "y"])):
         assert main(["explain", name, "--json"]) == 0
         described = json.loads(capsys.readouterr().out)
         assert (described["op"], described["formula"]) == (name, OPS[name].formula)
@@ -274,9 +275,31 @@ def test_doctor(capsys, monkeypatch):
     assert re.fullmatch(r"\d+ in [\d.]+ s", report["kernels"]["ever compiled"])
     assert report["kernels"]["last process"]
     assert report["optional packages"].keys() == EXTRAS.keys()
+    assert report["GPU"]["state"] == "ready" and "compute capability 9.0" in report["GPU"]["cuda:0"]  # the stand-in's
     monkeypatch.setitem(EXTRAS, "app", ("no_such_package",))
-    assert main(["doctor"]) == 0
-    assert 'lacks no_such_package: pip install "gmcore[app]"' in capsys.readouterr().out
+    with machine(error=35):
+        assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert 'lacks no_such_package: pip install "gmcore[app]"' in printed
+    assert "there is no NVIDIA driver" in printed
+
+
+def test_kernels_are_tuned_on_a_gpu(capsys, monkeypatch):
+    measured = configurations.Measurement("sum.triton", 1 << 20, (2e-6, 1e-6))
+    monkeypatch.setattr(configurations, "tune", lambda names: iter([measured] if names == ("sum",) else []))
+    assert main(["kernels", "--tune", "sum"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"sum.triton +1,048,576 +1 +2.0 1.0", printed) and str(configurations.FILE) in printed.replace(
+        "\n", ""
+    )
+    assert main(["kernels", "sum", "--tune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"kernel": "sum.triton", "size": 1 << 20, "seconds": [2e-6, 1e-6], "best": 1}
+    ]
+    monkeypatch.undo()
+    with machine(devices=0):
+        assert main(["kernels", "--tune"]) == 2
+    assert "are measured on a GPU: the driver sees no GPU" in capsys.readouterr().err
 
 
 @pytest.fixture
