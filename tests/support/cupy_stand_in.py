@@ -8,6 +8,7 @@ arguments that CuPy has not are missing. `cuda_stand_in` is its `cupy.cuda`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.abc
 import importlib.machinery
@@ -960,8 +961,6 @@ def iscomplexobj(x: Any) -> bool:
 
 def _capsule(a: ndarray) -> Any:
     """NumPy's capsule of the memory, in which it lies on a GPU."""
-    import ctypes
-
     capsule = a._host.__dlpack__()
     ctypes.pythonapi.PyCapsule_GetPointer.restype = ctypes.c_void_p
     ctypes.pythonapi.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
@@ -1094,9 +1093,15 @@ class _Interpreted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.GridExecutor.__call__ = enqueue
 
 
+@functools.cache
 def has_gpu() -> bool:
-    """Whether this machine has a GPU that CuPy could use; nothing is imported."""
-    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")
+    """Whether this machine has a GPU, as its driver says; nothing is imported."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def install() -> None:
