@@ -444,7 +444,7 @@ class Case(NamedTuple):
     budget : most instructions per element on the hottest path, in float32, by backend or one number for all; None: any.
     wide : least share of the bytes on the hottest path that 128-bit accesses move, in float32.
     elements : of the call; by default what `spec.size` says, or the elements of the largest array.
-    updated : shapes of the outputs, for a spec that updates them.
+    updated : tuples of shapes of the outputs, for a spec that updates them; memory is reserved and not touched.
     dtypes : to compile it in.
     """
 
@@ -524,7 +524,7 @@ def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list
     before = {name: getattr(launch, name) for name in replaced}
     vars(launch).update(replaced)
     try:
-        outputs = tuple(_virtual(shape, real) for shape in case.updated) or tuple(
+        outputs = tuple(tuple(np.empty(s, real) for s in shapes) for shapes in case.updated) or tuple(
             _virtual(tuple(shape), d) for shape, d in spec.infer(*inputs, **case.attrs)
         )
         workspace = tuple(_virtual(tuple(shape), d) for shape, d in spec.workspace(*inputs, **case.attrs))
