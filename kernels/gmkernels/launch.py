@@ -47,7 +47,8 @@ __all__ = [
 FOLDER = Path(__file__).parent
 FUSION = os.environ.get("GMKERNELS_FUSION", "") == "1"
 """Whether compilers may fuse multiplications with additions."""
-LARGEST_INT = 2**31 - 1
+LARGEST_INT = 2**31 - 2**20
+"""Largest index of 32 bits: less than would fit, so that a loop's last step may go beyond the end."""
 USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
 
@@ -75,7 +76,7 @@ class Strided(NamedTuple):
 
 
 def wide(*arrays: Any) -> bool:
-    """Whether indices into one of the arrays need 64 bits: whether it has more than 2^31 - 1 elements.
+    """Whether indices into one of the arrays need 64 bits: whether it has about 2^31 elements or more.
 
     Parameters
     ----------
@@ -561,8 +562,8 @@ def triton(
     ----------
     kernel : a function of ``triton.jit``.
     grid : numbers of programs along up to 3 axes. A grid without programs launches nothing.
-    arguments : those that are not ``tl.constexpr``, in the kernel's order: arrays, ints (int64 where an array has more
-        than 2^31 - 1 elements or a number more than 31 bits, otherwise int32), floats (float32 unless annotated as
+    arguments : those that are not ``tl.constexpr``, in the kernel's order: arrays, ints (int64 where an array has about
+        2^31 elements or more or a number more than 31 bits, otherwise int32), floats (float32 unless annotated as
         ``tl.float64``), or None. An int outside ``do_not_specialize`` is compiled for whether it is a multiple of 16.
     constants : values of the ``tl.constexpr`` parameters by name. One called ``WIDE`` that is not among them says
         whether ints have 64 bits.

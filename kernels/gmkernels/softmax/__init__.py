@@ -38,6 +38,9 @@ def softmax_cross_entropy(logits: Array, target: Array, *, backend: str | None =
     -----
     A logit of minus infinity has probability 0; where all of a row are, the loss is infinite. Plus infinity and NaN
     give NaN.
+
+    On a GPU a target that is no class is not refused, for which the host would have to wait: the loss is then any
+    number, and NaN from the kernel in CUDA C.
     """
     loss, probabilities = run(spec.SOFTMAX_CROSS_ENTROPY, (logits, target), backend=backend)
     return loss, probabilities
