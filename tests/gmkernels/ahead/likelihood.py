@@ -3,5 +3,7 @@ from tests.support.ahead import Case
 CASES = [
     Case("bernoulli_log_prob", ((128_000, 784), (128_000, 784)), {}, budget={"cuda": 62}, wide=1.0),
     Case("bernoulli_log_prob", ((128_000, 783), (128_000, 783)), {}, budget={"cuda": 62}),
-    Case("bernoulli_log_prob_backward", ((128_000,), (128_000, 784), (128_000, 784)), {}, budget={"cuda": 93}, wide=1.0),
+    Case(
+        "bernoulli_log_prob_backward", ((128_000,), (128_000, 784), (128_000, 784)), {}, budget={"cuda": 93}, wide=1.0
+    ),
 ]
