@@ -47,8 +47,9 @@ __all__ = [
 FOLDER = Path(__file__).parent
 FUSION = os.environ.get("GMKERNELS_FUSION", "") == "1"
 """Whether compilers may fuse multiplications with additions."""
-LARGEST_INT = 2**31 - 2**20
-"""Largest index of 32 bits: less than would fit, so that a loop's last step may go beyond the end."""
+LARGEST_INT = 2**31 - 1
+LARGEST_SIZE = 2**31 - 2**20
+"""Most elements of an array with indices of 32 bits: less than would fit, since a loop's last step goes further."""
 USUAL_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
 
@@ -82,7 +83,7 @@ def wide(*arrays: Any) -> bool:
     ----------
     arrays : of any library.
     """
-    return any(a.size > LARGEST_INT for a in arrays)
+    return any(a.size > LARGEST_SIZE for a in arrays)
 
 
 _residence: dict[int, Callable[[np.ndarray], Any]] = {}
@@ -352,7 +353,7 @@ def cuda(
             values.append(a)
         else:
             a, _ = _address(name, position, a, device)
-            is_wide = is_wide or a.size > LARGEST_INT
+            is_wide = is_wide or a.size > LARGEST_SIZE
             values.append(a)
     index = np.int64 if is_wide else np.int32
     passed = tuple([index(a) if isinstance(a, int) else a for a in values])
@@ -600,7 +601,7 @@ def triton(
             values.append(a)
         else:
             a, address = _address(name, position, a, device)
-            is_wide = is_wide or a.size > LARGEST_INT
+            is_wide = is_wide or a.size > LARGEST_SIZE
             form += (a.dtype, address % 16 == 0)
             values.append(address)
     key = (is_wide, *form)

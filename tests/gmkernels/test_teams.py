@@ -81,6 +81,6 @@ def test_indices_of_64_bits_change_no_bit(call, monkeypatch):
     spec, arrays, attrs = made(call)
     given = [cupy.asarray(a) for a in arrays]
     expected = registry.run(spec, given, attrs, backend="cuda")
-    monkeypatch.setattr(launch, "LARGEST_INT", 1)
+    monkeypatch.setattr(launch, "LARGEST_SIZE", 1)
     for actual, a in zip(registry.run(spec, given, attrs, backend="cuda"), expected, strict=True):
         np.testing.assert_array_equal(actual.get(), a.get())
