@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from gmkernels import KernelError, KernelSpec, configurations, launch, registry
 from gmkernels.cost import Cost
 from tests.support import cuda_stand_in
+from tests.support.cupy_stand_in import has_gpu
+
+pytestmark = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 
 
 @pytest.fixture

@@ -1,11 +1,18 @@
 """What is said of the machine's GPUs, and the command that mends what is missing."""
 
+import os
+import re
+import subprocess
 import sys
 
+import cupy
 import pytest
 
 from gmkernels import devices
 from tests.support.cuda_stand_in import machine
+from tests.support.cupy_stand_in import has_gpu
+
+pytestmark = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 
 
 def test_a_gpu_that_works():
@@ -26,16 +33,12 @@ def test_a_gpu_that_works():
     ],
 )
 def test_a_machine_without_a_gpu(changes, says):
-    import re
-
     with machine(**changes):
         assert re.search(says, devices.problem() or "")
         assert not any(name.startswith("cuda:") for name in devices.examine())
 
 
 def test_an_old_driver(monkeypatch):
-    import cupy
-
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12040)
     monkeypatch.setattr(cupy.cuda.runtime, "runtimeGetVersion", lambda: 13000)
     said = devices.problem()
@@ -68,3 +71,25 @@ def test_an_old_gpu():
     with machine(capability="75"):
         assert "compute capability 7.5" in devices.examine()["cuda:0"]
         assert "too old for the kernels here, which need 8.0" in devices.examine()["cuda:0"]
+
+
+WITHOUT_A_GPU = """
+import warnings
+warnings.simplefilter("error")
+import numpy as np
+import gmcore, gmkernels
+x = gmcore.tensor(np.ones((3, 4), np.float32), requires_grad=True)
+(x * x).sum().backward()
+assert gmkernels.explain("leaky_relu", np.ones(5, np.float32), negative_slope=0.1).chosen in ("cpu", "reference")
+import sys
+assert "cupy" not in sys.modules and "triton" not in sys.modules, "imported for nothing"
+"""
+
+
+def test_without_a_gpu_everything_runs_on_the_cpu_and_nothing_warns():
+    """With CuPy and Triton installed, as the tests have them."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GMKERNELS_BACKEND": "reference"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_GPU], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
