@@ -34,8 +34,9 @@ EMULATED = {"triton": ("float32", "float64", "float16"), "cuda": ("float32", "fl
 """Dtypes on an emulated GPU. Triton's interpreter gets bfloat16 wrong; in CUDA C half types differ in conversions."""
 SMALL = 4096
 """Most elements of an example's inputs for an emulated GPU: it takes a microsecond for each instruction of a thread."""
-FEW = 2
-"""Examples of the reference on an emulated GPU: it has hundreds of operations of CuPy in each."""
+FEW = {"reference": 2, "triton": 5, "cuda": 10}
+"""Most examples on an emulated GPU of what takes long: the reference, which has hundreds of operations of CuPy in each,
+and kernels in other dtypes than float32."""
 
 
 class Case(NamedTuple):
@@ -66,14 +67,22 @@ def cases_of(spec, name):
                 yield Case(spec, name, "gpu", dtype), () if dtype == "float32" else (pytest.mark.slow,)
 
 
-def cases(wanted=lambda case: True, emulated=True):
-    """The cases that are wanted, as parameters of a test; those on an emulated GPU may all be slow."""
+def cases(wanted=lambda case: True):
+    """The cases that are wanted, as parameters of a test."""
     found = [both for spec in SPECS.values() for name in registry.entries(spec) for both in cases_of(spec, name)]
-    slow = (pytest.mark.slow,)
+    return [pytest.param(case, id=case.name(), marks=marks) for case, marks in found if wanted(case)]
+
+
+def of_use(case):
+    """Cases of what a test asks beside the results: on an emulated GPU those of our kernels in float32, if slow."""
+    return case.device == "cpu" or has_gpu() or (case.backend != "reference" and case.dtype == "float32")
+
+
+def slow_if_emulated(parameters):
+    """The cases with a mark for those on an emulated GPU."""
     return [
-        pytest.param(case, id=case.name(), marks=marks or (slow if case.device == "gpu" and not emulated else ()))
-        for case, marks in found
-        if wanted(case)
+        p if p.values[0].device == "cpu" or has_gpu() else p._replace(marks=(*p.marks, pytest.mark.slow))
+        for p in parameters
     ]
 
 
@@ -109,7 +118,9 @@ def examples_of(case):
     if case.device == "cpu" or has_gpu():
         return made
     small = [e for e in made if sum(a.size for a in flat((*e.inputs, *e.updated))) <= SMALL]
-    return small[:FEW] if case.backend == "reference" else small
+    if case.backend == "reference" or case.dtype != "float32":
+        return small[:: max(1, -(-len(small) // FEW[case.backend]))]
+    return small
 
 
 def to_device(case):
@@ -204,6 +215,11 @@ def tolerance_of(case):
     return case.spec.tolerance["float32" if case.dtype in EPSILON else case.dtype]
 
 
+def stored(a, case):
+    """A result of the dtype that kernels compute in, as they store it."""
+    return a.astype(dtype_of(case.dtype)) if case.dtype in EPSILON and is_float(a) else a
+
+
 def layout_of(case, example):
     """Shapes and dtypes of the outputs."""
     if case.spec.updates:
@@ -218,7 +234,9 @@ def test_result(case):
     for example, inputs, outputs in found(case):  # one test for the three: a result is not computed thrice
         what = describe(example)
         if tolerance_of(case) == (0.0, 0.0):
-            assert_same_bits(outputs, oracle(case.spec, example, case.dtype), what)
+            computed = "float32" if case.dtype in EPSILON else case.dtype
+            expected = oracle(case.spec, example, computed)
+            assert_same_bits(outputs, [stored(a, case) for a in expected], what)
         else:
             assert_close(outputs, oracle(case.spec, example, "float64"), tolerance_of(case), what)
         assert [(a.shape, a.dtype) for a in outputs] == layout_of(case, example), what
@@ -231,7 +249,7 @@ def poison(shape, dtype, library=np):
     return library.full(shape, np.nan if registry.is_float(dtype.name) else dtype.type(77), dtype)
 
 
-@pytest.mark.parametrize("case", cases(emulated=False))
+@pytest.mark.parametrize("case", slow_if_emulated(cases(of_use)))
 def test_buffers_are_written_whole_and_not_read(case):
     entry = registry.entries(case.spec)[case.backend]
     kernel = entry.kernel()
@@ -266,7 +284,7 @@ def reversed_view(a):
     return a if a.ndim == 0 else a[::-1].copy()[::-1]
 
 
-@pytest.mark.parametrize("case", cases(emulated=False))
+@pytest.mark.parametrize("case", slow_if_emulated(cases(of_use)))
 def test_layout_does_not_matter(case):
     in_place = registry.entries(case.spec)[case.backend].strided
     for example, _, expected in found(case):
@@ -282,7 +300,7 @@ def test_layout_does_not_matter(case):
                 assert_same_bits(actual, expected, describe(example))
 
 
-@pytest.mark.parametrize("case", cases(lambda c: c.backend != "reference", emulated=False))
+@pytest.mark.parametrize("case", slow_if_emulated(cases(lambda c: c.backend != "reference" and of_use(c))))
 def test_threads_and_runs_do_not_matter(case):
     for example, _, expected in found(case):
         assert_same_bits(call(case, example), expected, describe(example))

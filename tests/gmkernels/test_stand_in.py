@@ -160,6 +160,8 @@ def test_half_types(cupy):
     assert a.dtype == ml_dtypes.bfloat16 and (a * 2).dtype == a.dtype
     assert a.astype(np.float32).get().tolist() == [1, 2]
     assert (cupy.ones(2, np.float16) * 2.0).dtype == np.float16
+    with pytest.raises(TypeError, match="Wrong type"):
+        np.divmod(a, 2)
     with pytest.raises(ValueError, match="Unsupported dtype"):
         cupy.array(["a"])
 

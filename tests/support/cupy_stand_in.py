@@ -13,6 +13,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import itertools
 import math
 import os
 import sys
@@ -265,7 +266,7 @@ class ndarray:
         if not advanced:  # the ellipsis lets NumPy give an array, not a number
             return _view(self, self._host[parts if Ellipsis in parts else (*parts, ...)])
         _count(parts)
-        return _call("elementwise", lambda x, i: x[_wrapped(i, x.shape)], self, _lifted(parts))
+        return _call("elementwise", lambda x, i: x[_wrapped(i, x.shape)], self, parts)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(value, np.ndarray):
@@ -282,7 +283,7 @@ class ndarray:
         def assign(x: np.ndarray, i: Any, v: Any) -> None:
             x[_wrapped(i, x.shape)] = v
 
-        _mutate(assign, self, _lifted(parts), value)
+        _mutate(assign, self, parts, value)
 
     def fill(self, value: Any) -> None:
         if isinstance(value, np.ndarray):
@@ -367,10 +368,6 @@ def _view(array: ndarray, host: np.ndarray) -> ndarray:
 # ---------------------------------------------------------------------------------------------------------------
 # Calls
 # ---------------------------------------------------------------------------------------------------------------
-
-
-class _Lifted(tuple):
-    """An index, whose slices and integers pass as they are."""
 
 
 def _unwrap(value: Any, met: list[ndarray]) -> Any:
@@ -495,10 +492,6 @@ def _count(index: tuple[Any, ...]) -> None:
         cuda._wait()
 
 
-def _lifted(parts: tuple[Any, ...]) -> _Lifted:
-    return _Lifted(parts)
-
-
 def _wrapped(index: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """An index whose integer arrays are taken modulo the size of their axes."""
     used = sum(p.ndim if isinstance(p, np.ndarray) and p.dtype.kind == "b" else 1
@@ -545,6 +538,8 @@ class ufunc:
         for a in args:
             if not isinstance(a, (ndarray, *_SCALARS)):
                 raise TypeError(f"Unsupported type {type(a)}")
+            if self.__name__ in _WITHOUT_BFLOAT16 and getattr(a, "dtype", np.dtype(bool)).name == "bfloat16":
+                raise TypeError(f"Wrong type (({a.dtype!r},)) of arguments for {self.name}")
         options = {name: value for name, value in (("dtype", dtype), ("casting", casting)) if value is not None}
         return _call("elementwise", self._numpy, *args, out=out, **options)
 
@@ -566,7 +561,7 @@ class ufunc:
         parts, _ = _index(indices)
         if not isinstance(b, (ndarray, *_SCALARS)):
             raise TypeError(f"Unsupported type {type(b)}")
-        _mutate(lambda x, i, v: self._numpy.at(x, _wrapped(i, x.shape), v), a, _lifted(parts), b)
+        _mutate(lambda x, i, v: self._numpy.at(x, _wrapped(i, x.shape), v), a, parts, b)
 
     def reduce(
         self, array: ndarray, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False
@@ -590,6 +585,8 @@ left_shift less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and
 maximum minimum mod modf multiply negative nextafter not_equal positive pow power rad2deg radians reciprocal remainder
 right_shift rint sign signbit sin sinh sqrt square subtract tan tanh true_divide trunc
 """.split()
+
+_WITHOUT_BFLOAT16 = {"divmod", "float_power", "logical_not", "logical_xor"}
 
 _UNARY = {"neg": "negative", "pos": "positive", "abs": "absolute", "invert": "invert"}
 _BINARY = {
@@ -705,19 +702,18 @@ def _function(kind: str, name: str, parameters: list[str], home: Any = np) -> Ca
     """A function of NumPy, with the arguments that CuPy has for it."""
     theirs = getattr(home, name)
     variadic = parameters[0].startswith("*")
+    positional = [p for p in parameters if p not in _BY_KEYWORD]
 
     def function(*args: Any, **kwargs: Any) -> Any:
         if not variadic:
             if len(args) > len(parameters):
                 raise TypeError(f"{name}() takes {len(parameters)} positional arguments but {len(args)} were given")
-            if not parameters[-1].startswith("**") and (wrong := kwargs.keys() - set(parameters)):
+            given = dict(zip(parameters, args, strict=False)) | kwargs
+            if not parameters[-1].startswith("**") and (wrong := given.keys() - set(parameters)):
                 raise TypeError(f"{name}() got an unexpected keyword argument {wrong.pop()!r}")
-            kwargs |= {p: a for p, a in zip(parameters, args, strict=False) if p in _BY_KEYWORD}
-            args = tuple(a for p, a in zip(parameters, args, strict=False) if p not in _BY_KEYWORD)
-            kwargs = {p: a for p, a in kwargs.items() if a is not None or p in _MAY_BE_NONE}
-            first = list(kwargs) and [p for p in parameters[: len(parameters)] if p in kwargs and p not in _BY_KEYWORD]
-            if first and not args:  # the array by its name in CuPy, which NumPy may have another one for
-                args = (kwargs.pop(first[0]),)
+            # NumPy may have other names for what comes first, and another order of the rest.
+            args = tuple(given.pop(p) for p in list(itertools.takewhile(given.__contains__, positional)))
+            kwargs = {p: a for p, a in given.items() if a is not None or p in _MAY_BE_NONE}
         if name in _COUNTS_ON_THE_HOST:
             cuda._wait()
         return _call(kind, theirs, *args, **kwargs)
