@@ -26,8 +26,8 @@ def device(x, layout):
         return device(x.T, "aligned").T
     if layout == "transposed off":
         return device(x.T, "off").T
-    if layout == "aligned":  # rows of whole 16 bytes, which end in what must not be read
-        wide = cupy.full((rows, columns + -columns % 8), np.nan, x.dtype)
+    if layout in ("aligned", "even"):  # rows of whole 16 bytes, or 2 elements more; they end in what must not be read
+        wide = cupy.full((rows, columns + -columns % 8 + 2 * (layout == "even")), np.nan, x.dtype)
         wide[:, :columns] = cupy.asarray(x)
         return wide[:, :columns]
     if layout == "off":
@@ -65,7 +65,9 @@ PAIRS = {  # layouts of a and b, and how cuda.cu then copies them: each way for 
     ("transposed", "transposed off"): "ACROSS RUNS",
     ("transposed off", "strided"): "ELEMENTS ELEMENTS",
     ("strided", "aligned"): "ELEMENTS ACROSS",
+    ("even", "even"): "ALONG ACROSS",
 }
+TOGETHER = {"aligned": 16, "transposed": 16, "even": 4}  # bytes of a copy, for types of 2; otherwise 2
 FLOAT_PAIRS = {  # few, as each pair is compiled
     ("aligned", "transposed"): "RUNS RUNS",
     ("transposed", "aligned"): "ACROSS ACROSS",
@@ -86,7 +88,10 @@ def test_layouts_make_no_difference(dtype, monkeypatch):
     check(results[0], a, b, dtype)
     for c, layouts in zip(results, pairs, strict=True):
         np.testing.assert_array_equal(c, results[0], str(layouts))
-    assert [" ".join(NAMES[way] for way in ways) for ways in seen] == list(pairs.values())
+    assert [" ".join(NAMES[copy.way] for copy in copies) for copies in seen] == list(pairs.values())
+    if a.itemsize == 2:
+        together = [[TOGETHER.get(layout, 2) for layout in layouts] for layouts in pairs]
+        assert [[copy.together for copy in copies] for copies in seen] == together
 
 
 @pytest.mark.slow
@@ -99,6 +104,12 @@ def test_tiles_make_no_difference(dtype, monkeypatch):
     for size in (64, 128):
         monkeypatch.setattr(cuda, "_tile", lambda tiles, *shape, size=size: tiles[size])
         np.testing.assert_array_equal(run(spec.MATMUL, operands)[0], expected, f"tiles of {size}")
+
+
+def test_many_tiles():
+    a, b = matrices(600, 3, 70, "float32")  # 19 by 3 tiles, in groups of 8 rows of tiles
+    (c,) = run(spec.MATMUL, (device(a, "aligned"), device(b, "transposed")))
+    check(c, a, b, "float32")
 
 
 def test_parts_of_a_sum_are_added_in_order():
@@ -180,15 +191,13 @@ COMPILED = [  # a few of each dtype: tile, copies, capability
 @pytest.mark.parametrize("dtype, size, ways, capability", COMPILED)
 def test_machine_code(dtype, size, ways, capability):
     tile = cuda._TILES[dtype][size]
-    copies = [NAMES.index(way) for way in ways.split()]
+    copies = [cuda._Copy(NAMES.index(way), 4 if way == "RUNS" else 16) for way in ways.split()]
     reports = ahead.cuda("dense", dtype, capability=capability, defines=tile.defines(*copies))
     report = reports["product"]
     assert report.spills == 0
     assert report.registers * tile.threads * tile.blocks <= 65536, "fewer blocks run at once than intended"
     steps = report.hottest
-    for way in set(copies):
-        assert steps.loads.get(128 if NAMES[way] in ("ACROSS", "ALONG") else 32, 0) > 0
-    assert not set(steps.loads) - {32, 128}
+    assert set(steps.loads) == {8 * copy.together for copy in copies}
     if (
         dtype == "float32"
     ):  # what is not a multiply-add or a load of their operands: 8 % of instructions, in small tiles 13
@@ -202,4 +211,5 @@ def test_machine_code(dtype, size, ways, capability):
 def test_shared_memory_fits_the_smaller_devices():
     for dtype, itemsize in (("float32", 4), ("float64", 8), ("float16", 2)):
         for tile in cuda._TILES[dtype].values():
-            assert max(tile.shared(a, b, itemsize) for a in range(4) for b in range(4)) <= 99 << 10
+            ways = [cuda._Copy(way, itemsize) for way in range(4)]
+            assert max(tile.shared(a, b, itemsize) for a in ways for b in ways) <= 99 << 10

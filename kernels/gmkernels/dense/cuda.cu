@@ -11,12 +11,13 @@
 //   double    on tensor cores, by mma m16n8k8, which is fma in float64
 //   16 bits   on tensor cores, by mma m16n8k16 with sums in float32
 //
-// A step of an operand is copied into shared memory as A_COPY and B_COPY say:
+// A step of an operand is copied into shared memory as A_COPY and B_COPY say, the last two A_BYTES and B_BYTES (16, 8 or
+// 4) at a time, to multiples of which the neighbours are aligned:
 //   ELEMENTS  each element by itself, from any address and with any strides; lanes are neighbours across the sum
 //   RUNS      each element by itself, where neighbours along the sum are neighbours in memory; lanes go along the sum
-//   ACROSS    16 bytes at a time of neighbours across the sum (a column of a, a row of b), which are aligned
-//   ALONG     16 bytes at a time of neighbours along the sum (a row of a, a column of b), which are aligned. Not of
-//             float: its threads load neighbours across the sum from shared memory, 16 bytes at a time
+//   ACROSS    neighbours across the sum (a column of a, a row of b)
+//   ALONG     neighbours along the sum (a row of a, a column of b). Not of float: its threads load neighbours across the
+//             sum from shared memory, 16 bytes at a time
 //
 // Shared memory has 32 banks of 4 bytes, and serves 16 bytes a lane to 8 lanes at a time. Rows of a step are padded by
 // PAD elements, so that lanes do not meet in a bank:
@@ -59,11 +60,11 @@ constexpr int PER = 16 / sizeof(Store);  // elements in 16 bytes
 constexpr int PAD = sizeof(Store) == 2 ? 8 : 4;
 
 // How this thread copies its share of an operand's steps: B elements across the sum, BK along it.
-template <int B, int COPY>
+template <int B, int COPY, int TOGETHER>
 struct Operand {
     static constexpr bool LANES_ALONG = COPY == RUNS || COPY == ALONG;
-    static constexpr int BYTES = COPY == ELEMENTS || COPY == RUNS ? sizeof(Store) : 16;  // of a copy
-    static constexpr int WIDTH = BYTES / sizeof(Store);                                  // elements of a copy
+    static constexpr int BYTES = COPY == ELEMENTS || COPY == RUNS ? sizeof(Store) : TOGETHER;  // of a copy
+    static constexpr int WIDTH = BYTES / sizeof(Store);                                        // elements of a copy
     static constexpr int ROW = COPY == ALONG ? BK + PAD : B + PAD;  // elements from a row to the next, in shared memory
     static constexpr int SIZE = COPY == ALONG ? B * ROW : BK * ROW;
     // Lanes that are neighbours copy a run of elements, RUNS 32 bytes of it: so much memory gives at once.
@@ -138,8 +139,8 @@ struct Operand {
     }
 };
 
-typedef Operand<BM, A_COPY> OperandA;
-typedef Operand<BN, B_COPY> OperandB;
+typedef Operand<BM, A_COPY, A_BYTES> OperandA;
+typedef Operand<BN, B_COPY, B_BYTES> OperandB;
 
 constexpr int STAGE = OperandA::SIZE + OperandB::SIZE;
 constexpr int STAGED_ROW = BN + 8;  // of the epilogue; 8 so that the pairs of sums of 4 rows do not conflict

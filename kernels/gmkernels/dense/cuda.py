@@ -19,6 +19,14 @@ Attrs = Mapping[str, Any]
 _CODES = {name: code for code, name in enumerate(spec.ACTIVATIONS)}
 _ELEMENTS, _RUNS, _ACROSS, _ALONG = range(4)
 
+
+class _Copy(NamedTuple):
+    """How the steps of an operand come into shared memory, as ``cuda.cu`` has it, and how many bytes at a time."""
+
+    way: int
+    together: int
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Products
 # ---------------------------------------------------------------------------------------------------------
@@ -41,16 +49,16 @@ class _Tile(NamedTuple):
         return 32 * (self.m // self.warp_m) * (self.n // self.warp_n)
 
     @functools.cache  # noqa: B019 (there are nine tiles)
-    def defines(self, a_copy: int, b_copy: int) -> tuple[str, ...]:
-        names = ("BM", "BN", "BK", "WM", "WN", "STAGES", "BLOCKS", "A_COPY", "B_COPY")
-        return tuple(f"{name}={value}" for name, value in zip(names, (*self, a_copy, b_copy), strict=True))
+    def defines(self, a: _Copy, b: _Copy) -> tuple[str, ...]:
+        names = ("BM", "BN", "BK", "WM", "WN", "STAGES", "BLOCKS", "A_COPY", "A_BYTES", "B_COPY", "B_BYTES")
+        return tuple(f"{name}={value}" for name, value in zip(names, (*self, *a, *b), strict=True))
 
-    def shared(self, a_copy: int, b_copy: int, itemsize: int) -> int:
+    def shared(self, a: _Copy, b: _Copy, itemsize: int) -> int:
         """Bytes of shared memory: the steps, and after the last of them a band of 16 rows of sums of each warp."""
         pad = 8 if itemsize == 2 else 4
         step = sum(
-            size * (self.k + pad) if copy == _ALONG else self.k * (size + pad)
-            for size, copy in ((self.m, a_copy), (self.n, b_copy))
+            size * (self.k + pad) if copy.way == _ALONG else self.k * (size + pad)
+            for size, copy in ((self.m, a), (self.n, b))
         )
         band = 16 * (self.m // self.warp_m) * (self.n + 8) * max(itemsize, 4)
         return max(self.stages * step * itemsize, band)
@@ -89,14 +97,13 @@ def _tile(tiles: Mapping[int, _Tile], m: int, n: int, parts: int) -> _Tile:
     return tiles[size or (128 if of_64 >= _MANY else 64 if of_64 >= _FEW else 32)]
 
 
-def _copy(x: Array, across: int, along: int) -> int:
-    """How the steps of an operand are copied, from its strides in elements across the sum and along it."""
-    aligned = address(x) % 16 == 0
-    if across == 1 and aligned and along * x.itemsize % 16 == 0:
-        return _ACROSS
-    if along == 1 and aligned and across * x.itemsize % 16 == 0 and x.dtype != np.float32:
-        return _ALONG
-    return _RUNS if along == 1 else _ELEMENTS
+def _copy(x: Array, across: int, along: int) -> _Copy:
+    """How an operand is copied, by its strides in elements across the sum and along it."""
+    for way, near, far in ((_ACROSS, across, along), (_ALONG, along, across)):
+        aligned = math.gcd(16, address(x), far * x.itemsize)
+        if near == 1 and aligned >= 4 and aligned > x.itemsize and not (way == _ALONG and x.dtype == np.float32):
+            return _Copy(way, aligned)
+    return _Copy(_RUNS if along == 1 else _ELEMENTS, x.itemsize)
 
 
 def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays, activation: str) -> None:
