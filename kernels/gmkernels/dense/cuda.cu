@@ -34,10 +34,7 @@ enum Activation { IDENTITY, TANH, SIGMOID, RELU, SOFTPLUS };
 DEVICE Real activate(Real x, Index activation) {
     switch (activation) {
         case TANH: return tanh(x);
-        case SIGMOID: {
-            const Real e = exp(-fabs(x));  // at most 1
-            return (x < 0 ? e : Real(1)) / (Real(1) + e);
-        }
+        case SIGMOID: return Real(1) / (Real(1) + exp(-x));
         case RELU: return x <= 0 ? Real(0) : x;  // NaN stays
         case SOFTPLUS: return (x > 0 ? x : Real(0)) + log1p(exp(-fabs(x)));
         default: return x;
