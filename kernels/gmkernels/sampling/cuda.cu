@@ -1,19 +1,19 @@
 // Sampling on the random stream: noise is made where it is used, and made again in the backward pass.
 //
-// Rows are cut into pieces of at most CHUNK elements. A team of threads, a power of two, has a piece: one group of four
+// Rows are cut into pieces of at most `chunk` elements. A team of threads, a power of two, has a piece: one group of four
 // elements of the stream after another, member after member. A block holds several teams, and does `repeats` pieces with
 // each. Rows may begin at any lane of the stream: columns of a group then begin before the row or end behind it, and what
 // lies outside is neither loaded nor stored. cuda.py chooses team and repeats by the shape.
 
 #include "rng/stream.cuh"
 
-constexpr int THREADS = 256, CHUNK = 16384, WARP = 32;
+constexpr int THREADS = 256, WARP = 32;
 
 struct Piece {
     Index row, begin;
     int length;  // 0 where there is no such piece
 
-    DEVICE Piece(Offset number, Index rows, Index width, Index pieces) : row(0), begin(0), length(0) {
+    DEVICE Piece(Offset number, Index rows, Index width, Index pieces, Index chunk) : row(0), begin(0), length(0) {
         if (number >= static_cast<Offset>(rows) * pieces) return;
         row = number;
         if (pieces == 1) {
@@ -21,8 +21,8 @@ struct Piece {
             return;
         }
         row = number / pieces;
-        begin = (number - static_cast<Offset>(row) * pieces) * CHUNK;
-        length = width - begin < CHUNK ? width - begin : CHUNK;
+        begin = (number - static_cast<Offset>(row) * pieces) * chunk;
+        length = width - begin < chunk ? width - begin : chunk;
     }
 };
 
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     gaussian_sample(const Store* __restrict__ mu, const Store* __restrict__ logvar, const uint64* __restrict__ key,
                     Store* __restrict__ z, Store* __restrict__ kl, Store* __restrict__ log_q,
                     double* __restrict__ kl_parts, double* __restrict__ log_q_parts, Index samples, Index rows,
-                    Index width, Index pieces, Index team, Index repeats) {
+                    Index width, Index pieces, Index chunk, Index team, Index repeats) {
     const Stream stream(key);
     const bool aligned = is_aligned<4>(mu) && is_aligned<4>(logvar) && is_aligned<4>(z);
     const int teams = THREADS / team, member = threadIdx.x % team;
@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll 1
         for (int repeat = 0; repeat < repeats; repeat++) {
             const Offset number = (static_cast<Offset>(blockIdx.x) * repeats + repeat) * teams + threadIdx.x / team;
-            const Piece piece(number, rows, width, pieces);
+            const Piece piece(number, rows, width, pieces, chunk);
             const Index source = piece.row * width + piece.begin, target = sample * rows * width + source;
             const int lane = stream.lane(target), first = 4 * member - lane, step = 4 * team;
             Real kl_sum = 0, log_q_sum = 0;
@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                              const Store* __restrict__ g_log_q, const Store* __restrict__ mu,
                              const Store* __restrict__ logvar, const uint64* __restrict__ key,
                              Store* __restrict__ d_mu, Store* __restrict__ d_logvar, Index rows, Index width,
-                             Index pieces, Index team, Index repeats) {
+                             Index pieces, Index chunk, Index team, Index repeats) {
     const Stream stream(key);
     const bool aligned = is_aligned<4>(g_z) && is_aligned<4>(mu) && is_aligned<4>(logvar) && is_aligned<4>(d_mu) &&
                          is_aligned<4>(d_logvar);
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll 1
     for (int repeat = 0; repeat < repeats; repeat++) {
         const Offset number = (static_cast<Offset>(blockIdx.x) * repeats + repeat) * teams + threadIdx.x / team;
-        const Piece piece(number, rows, width, pieces);
+        const Piece piece(number, rows, width, pieces, chunk);
         if (piece.length == 0) return;
         const Index at = piece.row * width + piece.begin;
         const int lane = stream.lane(at), first = 4 * member - lane, step = 4 * team;
@@ -255,19 +255,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     gaussian_samples_backward(const Store* __restrict__ g_z, const Store* __restrict__ g_kl,
                               const Store* __restrict__ g_log_q, const Store* __restrict__ mu,
                               const Store* __restrict__ logvar, const uint64* __restrict__ key,
-                              Store* __restrict__ d_mu, Store* __restrict__ d_logvar, Index samples, Index rows,
-                              Index width, Index pieces, Index team, Index slices, Index repeats) {
+                              Store* __restrict__ d_mu, Store* __restrict__ d_logvar, Index samples, Index slices,
+                              Index rows, Index width, Index pieces, Index chunk, Index team, Index repeats) {
     const Stream stream(key);
     const bool aligned = is_aligned<4>(g_z) && is_aligned<4>(mu) && is_aligned<4>(logvar) && is_aligned<4>(d_mu) &&
                          is_aligned<4>(d_logvar);
     const int shared = team * slices, teams = THREADS / shared;
     const int member = threadIdx.x % team, slice = threadIdx.x / team % slices;
     // Those of the longest piece, with the elements of a group before it: every thread takes as many.
-    const int longest = width < CHUNK ? width : CHUNK, turns = (longest + 2) / (4 * team) + 1;
+    const int longest = width < chunk ? width : chunk, turns = (longest + 2) / (4 * team) + 1;
 #pragma unroll 1
     for (int repeat = 0; repeat < repeats; repeat++) {
         const Offset number = (static_cast<Offset>(blockIdx.x) * repeats + repeat) * teams + threadIdx.x / shared;
-        const Piece piece(number, rows, width, pieces);
+        const Piece piece(number, rows, width, pieces, chunk);
         const Index source = piece.row * width + piece.begin;
         const int lane = stream.lane(source);
         const bool whole_row = aligned && lane == 0 && (source & 3) == 0;
@@ -339,14 +339,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // What `make` makes of four elements of x and the words of the same columns of a sample.
 template <class Make>
 DEVICE void each_sample(const Store* __restrict__ x, const uint64* __restrict__ key, Store* __restrict__ out,
-                        Index samples, Index width, Index pieces, Index team, Index repeats, Make make) {
+                        Index samples, Index width, Index pieces, Index chunk, Index team, Index repeats, Make make) {
     const Stream stream(key);
     const bool aligned = is_aligned<4>(x) && is_aligned<4>(out);
     const int teams = THREADS / team, member = threadIdx.x % team;
 #pragma unroll 1
     for (int repeat = 0; repeat < repeats; repeat++) {
         const Offset number = (static_cast<Offset>(blockIdx.x) * repeats + repeat) * teams + threadIdx.x / team;
-        const Piece piece(number, samples, width, pieces);
+        const Piece piece(number, samples, width, pieces, chunk);
         const Index target = piece.row * width + piece.begin;
         const int lane = stream.lane(target);
         const bool whole_row = aligned && lane == 0 && (target & 3) == 0;
@@ -372,21 +372,21 @@ DEVICE Real fires(Real p, uint32 w) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     bernoulli_sample(const Store* probs, const uint64* key, Store* sample, Index samples, Index width, Index pieces,
-                     Index team, Index repeats) {
-    each_sample(probs, key, sample, samples, width, pieces, team, repeats, fires);
+                     Index chunk, Index team, Index repeats) {
+    each_sample(probs, key, sample, samples, width, pieces, chunk, team, repeats, fires);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     bernoulli_sample_logits(const Store* logits, const uint64* key, Store* sample, Index samples, Index width,
-                            Index pieces, Index team, Index repeats) {
-    each_sample(logits, key, sample, samples, width, pieces, team, repeats,
+                            Index pieces, Index chunk, Index team, Index repeats) {
+    each_sample(logits, key, sample, samples, width, pieces, chunk, team, repeats,
                 [](Real x, uint32 w) { return fires(Real(1) / (Real(1) + exp(-x)), w); });
 }
 
 // An element whose word is below `bound`, at most 2^32, is kept.
 extern "C" __global__ void __launch_bounds__(THREADS)
     dropout(const Store* x, const uint64* key, Store* y, uint64 bound, double scale, Index width, Index pieces,
-            Index team, Index repeats) {
-    each_sample(x, key, y, 1, width, pieces, team, repeats,
+            Index chunk, Index team, Index repeats) {
+    each_sample(x, key, y, 1, width, pieces, chunk, team, repeats,
                 [bound, scale](Real x, uint32 w) { return w < bound ? x * static_cast<Real>(scale) : Real(0); });
 }

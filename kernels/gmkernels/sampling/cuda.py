@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gmkernels import launch
-from gmkernels.sampling.spec import CHUNK, chunks, kept_below
+from gmkernels.sampling.spec import CHUNK, kept_below
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -24,38 +24,45 @@ MOST_SAMPLES = 65535
 
 
 class Split(NamedTuple):
-    """How threads share rows: see the .cu file."""
+    """How threads share rows, in the order of the kernels' parameters: see the .cu file."""
 
     pieces: int
+    chunk: int
     team: int
     repeats: int
-    blocks: int
 
 
-def split(rows: int, width: int, slices: int = 1) -> Split:
-    """The split of rows of a width that takes the least time, of which sums depend on the shape only.
+def split(rows: int, width: int, chunk: int = CHUNK, slices: int = 1) -> tuple[Split, int]:
+    """The split of rows that takes the least time, and the blocks that it needs.
 
     Parameters
     ----------
     rows, width : of the array.
+    chunk : longest piece of a row.
     slices : teams that share a piece.
     """
-    pieces = chunks(width)
-    groups = max(1, -(-min(width, CHUNK) // 4))
+    pieces = max(1, -(-width // chunk))
+    groups = max(1, -(-min(width, chunk) // 4))
 
     def turns(team: int) -> int:
         return -(-groups // team)
 
     def time(team: int) -> float:
-        """In groups, of all threads; the sums at the end of a piece take as long as a quarter of one."""
+        """In groups, of all threads; the end of a piece takes as long as a quarter of one."""
         return max(rows * pieces * team * slices, FULL) * (turns(team) + 0.25)
 
-    teams = [2**k for k in range(THREADS.bit_length()) if 2**k * slices <= THREADS]
-    allowed = [team for team in teams if turns(team) <= MOST_TURNS and (team >= 4 or team >= groups)] or teams[-1:]
-    team = min(allowed, key=lambda t: (time(t), -t))
-    repeats = max(1, min(4 // turns(team), rows * pieces * team * slices // FULL))
-    blocks = -(-rows * pieces * team * slices // (THREADS * repeats))
-    return Split(pieces, team, repeats, blocks)
+    widest = min(THREADS // slices, 1 << (groups - 1).bit_length())  # more would have nothing to do
+    teams = [2**k for k in range(widest.bit_length())]
+    enough = [team for team in teams if team >= min(4, widest) and turns(team) <= MOST_TURNS] or [widest]
+    team = min(enough, key=lambda team: (time(team), -team))
+    threads = rows * pieces * team * slices
+    repeats = max(1, min(4 // turns(team), threads // FULL))
+    return Split(pieces, chunk, team, repeats), -(-threads // (THREADS * repeats))
+
+
+def _chunk(elements: int) -> int:
+    """The longest piece where nothing is summed along a row: one to four groups a thread."""
+    return 4 * THREADS * max(1, min(4, elements // (4 * FULL)))
 
 
 def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -64,14 +71,14 @@ def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
     if log_q.size == 0:
         return
     samples, rows, width = log_q.size // kl.size, kl.size, mu.shape[-1]
-    pieces, team, repeats, blocks = split(rows, width)
+    how, blocks = split(rows, width)
     grid = (blocks, min(samples, MOST_SAMPLES))
-    arguments = (mu, logvar, key, z, kl, log_q, *workspace, samples, rows, width, pieces, team, repeats)
+    arguments = (mu, logvar, key, z, kl, log_q, *workspace, samples, rows, width, *how)
     launch.cuda("sampling", "gaussian_sample", mu.dtype, grid, (THREADS,), arguments)
-    if pieces > 1:
+    if how.pieces > 1:
         for parts, sums in zip(workspace, (kl, log_q), strict=True):
             blocks = min(sums.size, MOST_SAMPLES)
-            launch.cuda("sampling", "add_pieces", mu.dtype, (blocks,), (THREADS,), (parts, sums, sums.size, pieces))
+            launch.cuda("sampling", "add_pieces", mu.dtype, (blocks,), (THREADS,), (parts, sums, sums.size, how.pieces))
 
 
 def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -80,23 +87,23 @@ def gaussian_sample_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays,
         return
     samples, rows, width = g_z.size // mu.size, g_kl.size, mu.shape[-1]
     if samples == 1:
-        pieces, team, repeats, blocks = split(rows, width)
-        arguments = (*inputs, *outputs, rows, width, pieces, team, repeats)
+        how, blocks = split(rows, width, _chunk(mu.size))
+        arguments = (*inputs, *outputs, rows, width, *how)
         launch.cuda("sampling", "gaussian_sample_backward", mu.dtype, (blocks,), (THREADS,), arguments)
         return
     slices = 1
     while slices < 16 and 2 * slices <= samples and mu.size // 4 * slices < FULL:
         slices *= 2
-    pieces, team, repeats, blocks = split(rows, width, slices)
-    arguments = (*inputs, *outputs, samples, rows, width, pieces, team, slices, repeats)
+    how, blocks = split(rows, width, _chunk(mu.size), slices)
+    arguments = (*inputs, *outputs, samples, slices, rows, width, *how)
     launch.cuda("sampling", "gaussian_samples_backward", mu.dtype, (blocks,), (THREADS,), arguments)
 
 
 def _each_sample(name: str, x: Any, key: Any, out: Any, numbers: Sequence[Any]) -> None:
     if out.size == 0:
         return
-    pieces, team, repeats, blocks = split(out.size // x.size, x.size)
-    arguments = (x, key, out, *numbers, x.size, pieces, team, repeats)
+    how, blocks = split(out.size // x.size, x.size, _chunk(x.size))
+    arguments = (x, key, out, *numbers, x.size, *how)
     launch.cuda("sampling", name, x.dtype, (blocks,), (THREADS,), arguments)
 
 
