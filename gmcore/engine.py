@@ -16,7 +16,7 @@ import numpy as np
 
 from gmcore import hooks
 from gmcore import tensor as _tensor
-from gmcore.errors import DtypeError, GraphError, ShapeError
+from gmcore.errors import DeviceError, DtypeError, GraphError, ShapeError
 from gmcore.op import OPS, Edge, Node, Rule
 from gmcore.tensor import (
     Leaf,
@@ -30,6 +30,7 @@ from gmcore.tensor import (
     set_grad_enabled,
 )
 from gmcore.watch import computed
+from gmkernels.arrays import as_array, is_array
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -46,10 +47,12 @@ def _root_gradient(y: Tensor, gradient: Any) -> Tensor:
     if gradient is None:
         if y.size != 1:
             raise GraphError(f"a tensor of shape {y.shape} needs a gradient to start from; sum it first, or pass one")
-        return Tensor(np.ones(y.shape, y.dtype))
+        return y.new_ones(y.shape)
     if not isinstance(gradient, Tensor):
         gradient = as_tensor(gradient)
     given, array = gradient._data, y._data
+    if type(given) is not type(array) and gradient.device != y.device:
+        raise DeviceError(f"the gradient is on {gradient.device}, expected the tensor's device {y.device}")
     if given.shape != array.shape:
         raise ShapeError(f"the gradient has shape {gradient.shape}, expected the tensor's shape {y.shape}")
     if given.dtype != array.dtype:
@@ -180,7 +183,7 @@ def _sweep(
 def _sum(a: Tensor, b: Tensor) -> Tensor:
     """a + b in new memory, off the tape."""
     total = computed(np.add, a._data, b._data)
-    return Tensor(total if type(total) is np.ndarray else np.asarray(total))
+    return Tensor(as_array(total))
 
 
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
@@ -288,7 +291,7 @@ def grad(
     ys = [ys] if isinstance(ys, Tensor) else list(ys)
     xs = [xs] if isinstance(xs, Tensor) else list(xs)
     gs = [None] * len(ys) if grad_outputs is None else grad_outputs
-    gs = [gs] if isinstance(gs, (Tensor, np.ndarray)) else list(gs)
+    gs = [gs] if isinstance(gs, Tensor) or is_array(gs) else list(gs)
     if len(gs) != len(ys):
         raise GraphError(f"{len(gs)} grad_outputs for {len(ys)} ys; give one each")
     for i, x in enumerate(xs):
@@ -306,7 +309,7 @@ def grad(
     found = [sums[node][slot] if node in sums else None for node, slot in edges]
     for i, (x, g) in enumerate(zip(xs, found, strict=True)):
         if g is None and fill:
-            found[i] = Tensor(np.zeros(x.shape, x.dtype))
+            found[i] = x.new_zeros(x.shape)
         elif g is None and not allow_unused:
             raise GraphError(f"x number {i} was not used to compute ys; pass allow_unused=True to get None for it")
     return found[0] if single else tuple(found)

@@ -46,6 +46,10 @@ class AnomalyError(GmcoreError, FloatingPointError):
     """A NaN or an infinity, found by `gmcore.detect_anomaly`."""
 
 
+class DeviceError(GmcoreError, RuntimeError):
+    """A device that cannot be had, tensors on several devices, or numbers asked of the CPU that are on a GPU."""
+
+
 class DataError(GmcoreError, ValueError):
     """A data set that is missing, truncated, malformed, empty or outside what the model supports."""
 

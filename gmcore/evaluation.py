@@ -97,6 +97,7 @@ def evaluate(
     limit: int | None = None,
     data: AnyDataset | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The importance-weighted bound on log p(x) of a run's model, averaged over a split.
@@ -111,6 +112,7 @@ def evaluate(
     limit : evaluate the first `limit` images only.
     data : the data set, if the run was trained on one made in Python.
     data_dir : where its files are now, if not where they were.
+    device : where to compute it; by default where the model of a `Run` is, and the CPU for a folder.
 
     Returns
     -------
@@ -122,6 +124,7 @@ def evaluate(
     ------
     CheckpointError : no such run, or one that cannot be read.  DataError : its data are missing or changed.
     ArgumentError, UnknownNameError : a value or a split that does not exist.
+    MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     config = read_config(path)
@@ -133,7 +136,7 @@ def evaluate(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     return measure(
-        run.model if isinstance(run, Run) else load(path),
+        run.model.to(device=device) if isinstance(run, Run) else load(path, device=device),
         reopen_data(config["data"], data, data_dir),
         split=split,
         recipe=recipe,

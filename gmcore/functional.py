@@ -49,7 +49,7 @@ def _vectors(v: Any, like: Sequence[Tensor], name: str) -> list[Tensor]:
     if v is None:
         if len(like) != 1 or like[0].size != 1:
             raise ShapeError(f"{name}: v may be left out only for a single number, not for {[x.shape for x in like]}")
-        return [Tensor(np.ones(like[0].shape, like[0].dtype))]
+        return [like[0].new_ones(like[0].shape)]
     found = [as_tensor(x) for x in (v if isinstance(v, (tuple, list)) else (v,))]
     if [x.shape for x in found] != [x.shape for x in like]:
         raise ShapeError(f"{name}: v has shapes {[x.shape for x in found]}, expected {[x.shape for x in like]}")
@@ -71,7 +71,7 @@ def _grad(
         found = grad(outputs, list(xs), weights, create_graph, allow_unused=True, retain_graph=True)
     if strict and (len(pairs) < len(ys) or any(g is None for g in found)):
         raise GraphError(f"{name}: strict, but an output does not depend on one of the inputs")
-    return [Tensor(np.zeros(x.shape, x.dtype)) if g is None else g for x, g in zip(xs, found, strict=True)]
+    return [x.new_zeros(x.shape) if g is None else g for x, g in zip(xs, found, strict=True)]
 
 
 def _results(ys: Any, tensors: Sequence[Tensor], create_graph: bool) -> Any:
@@ -128,7 +128,7 @@ def jvp(
         ys = func(*xs)
         outputs = _as_tuple(ys, "output of func")
         vs = _vectors(v, xs, "jvp")
-        us = [Tensor(np.zeros(y.shape, y.dtype), requires_grad=True) for y in outputs]
+        us = [y.new_zeros(y.shape).requires_grad_() for y in outputs]
         found = _grad(_grad(outputs, xs, us, True, strict, "jvp"), us, vs, create_graph, strict, "jvp")
     return _results(ys, outputs, create_graph), _like(ys, found)
 
@@ -139,9 +139,9 @@ def _rows(y: Tensor, xs: Sequence[Tensor], create_graph: bool, strict: bool, nam
     for i in range(y.size):
         unit = np.zeros(y.size, y.dtype)
         unit[i] = 1
-        rows.append(_grad([y], xs, [Tensor(unit.reshape(y.shape))], create_graph, strict, name))
+        rows.append(_grad([y], xs, [y.beside(unit.reshape(y.shape))], create_graph, strict, name))
     if not rows:
-        return [Tensor(np.zeros((*y.shape, *x.shape), x.dtype)) for x in xs]
+        return [x.new_zeros((*y.shape, *x.shape)) for x in xs]
     return [reshape(stack(column), (*y.shape, *x.shape)) for column, x in zip(zip(*rows, strict=True), xs, strict=True)]
 
 
@@ -186,7 +186,7 @@ def hessian(func: Function, inputs: Any, create_graph: bool = False, strict: boo
     with enable_grad():
         xs = _inputs(inputs, create_graph)
         y = _number(func(*xs), "hessian")
-        first = _grad([y], xs, [Tensor(np.ones(y.shape, y.dtype))], True, strict, "hessian")
+        first = _grad([y], xs, [y.new_ones(y.shape)], True, strict, "hessian")
         return _like(inputs, [_like(inputs, _rows(g, xs, create_graph, strict, "hessian")) for g in first])
 
 
@@ -208,7 +208,7 @@ def vhp(
         xs = _inputs(inputs, create_graph)
         y = _number(func(*xs), "vhp")
         vs = _vectors(v, xs, "vhp")
-        first = _grad([y], xs, [Tensor(np.ones(y.shape, y.dtype))], True, strict, "vhp")
+        first = _grad([y], xs, [y.new_ones(y.shape)], True, strict, "vhp")
         found = _grad(first, xs, vs, create_graph, strict, "vhp")
     return (y if create_graph else y.detach()), _like(inputs, found)
 

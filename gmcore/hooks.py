@@ -11,9 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from gmcore.errors import DtypeError, ShapeError
+from gmkernels.arrays import as_array
 
 if TYPE_CHECKING:
     from gmcore.tensor import Tensor
@@ -64,8 +63,8 @@ class Retain:
     def __call__(self, g: Tensor) -> None:
         tensor = self.tensor()
         if tensor is not None:
-            total = g._data.copy() if tensor.grad is None else np.asarray(tensor.grad._data + g._data)
-            tensor.grad = type(g)(total)
+            total = g._data.copy() if tensor.grad is None else tensor.grad._data + g._data
+            tensor.grad = type(g)(as_array(total))
 
 
 def register(place: Any, slot: int, hook: Callable[..., Any]) -> RemovableHandle:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from gmcore.errors import CheckpointError
-from gmcore.tensor import Tensor
+from gmcore.tensor import Tensor, on_host
 
 FORMAT_VERSION = 1
 """Version of the files that `save` writes, and the only one that `load` reads so far."""
@@ -36,7 +36,7 @@ def save(
 
     Parameters
     ----------
-    arrays : name -> array, or tensor that requires no gradient, of any shape and layout, of a bool, integer or
+    arrays : name -> array, or tensor that requires no gradient, of any shape, layout and device, of a bool, integer or
         floating dtype; a `Module.state_dict`, for example.
     metadata : strings by name; ``gmcore_format`` and ``sha256`` are added.
 
@@ -45,7 +45,8 @@ def save(
     CheckpointError : the file cannot be written (disk full, no permission, no such folder). What was at `path`
         before is still there, and no temporary file is left behind.
     """
-    packed = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+    held = {name: a.cpu().numpy() if isinstance(a, Tensor) else on_host(a) for name, a in arrays.items()}
+    packed = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in held.items()}
     strings = {**(metadata or {}), "gmcore_format": str(FORMAT_VERSION)}
     strings["sha256"] = _digest(packed, strings)
     write_atomically(path, to_bytes(packed, metadata=strings))

@@ -28,10 +28,21 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from gmcore.errors import DtypeError, GmcoreError, GraphError, ShapeError, UnknownNameError, shown, user_line
+from gmcore.device import constant_beside
+from gmcore.errors import (
+    DeviceError,
+    DtypeError,
+    GmcoreError,
+    GraphError,
+    ShapeError,
+    UnknownNameError,
+    shown,
+    user_line,
+)
 from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, wrap
 from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
+from gmkernels.arrays import as_array, on_gpu
 
 Rule = Callable[..., Any]
 Edge = tuple[Any, int]
@@ -41,6 +52,9 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 OPS: dict[str, Op] = {}
 """Every declared operation by name."""
+
+ON_CPU = ("key", "batch_sizes")
+"""Inputs of operations that stay in host memory, wherever the others are: a kernel takes along what it needs."""
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _sequence = itertools.count()
@@ -195,12 +209,26 @@ class Op:
             return self._again_in_single([Tensor(a) for a in arrays], arrays, attrs, error)
 
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Inputs as tensors; a Python number takes the dtype its tensor partners would give it (NEP 50)."""
-        dtypes = [x.dtype for x in inputs if isinstance(x, (Tensor, np.ndarray, np.generic))]
+        """Inputs as tensors; a Python number takes the dtype its tensor partners would give it (NEP 50), and like a
+        number of NumPy's their device."""
+        dtypes = []
+        gpu = None
+        for x in inputs:
+            if isinstance(x, Tensor):
+                array = x._data
+                dtypes.append(array.dtype)
+                if type(array) is not ndarray and on_gpu(array):
+                    gpu = array
+            elif isinstance(x, (ndarray, np.generic)):
+                dtypes.append(x.dtype)
         tensors = []
         for x in inputs:
             if type(x) in (int, float, bool) and dtypes:
-                tensors.append(Tensor(np.array(x, _weak(x, dtypes))))
+                number = np.array(x, _weak(x, dtypes))
+                tensors.append(Tensor(number if gpu is None else constant_beside(number, gpu)))
+                continue
+            if gpu is not None and isinstance(x, np.generic):
+                tensors.append(Tensor(constant_beside(np.asarray(x), gpu)))
                 continue
             try:
                 tensors.append(wrap(x))
@@ -219,14 +247,14 @@ class Op:
             return self.forward(*arrays, **attrs)
         result = self.forward(*[a.astype(np.float32) if a.dtype == half else a for a in arrays], **attrs)
         if type(result) is tuple:
-            return tuple([np.asarray(y).astype(half) if y.dtype == np.float32 else y for y in result])
-        return np.asarray(result).astype(half) if result.dtype == np.float32 else result
+            return tuple([_rounded(y, half) for y in result])
+        return _rounded(result, half)
 
     def _again_in_single(
         self, inputs: Sequence[Tensor], arrays: Sequence[Array], attrs: Mapping[str, Any], error: Exception
     ) -> Any:
-        """The result of a call that was refused for a half type after the first input; any other error is raised."""
-        if isinstance(error, TypeError) and any(a.itemsize == 2 and is_floating(a.dtype) for a in arrays[1:]):
+        """The result of a call that was refused for a half type; any other error is raised."""
+        if isinstance(error, TypeError) and any(a.itemsize == 2 and is_floating(a.dtype) for a in arrays):
             try:
                 return self._in_single(arrays, attrs)
             except (ValueError, TypeError, IndexError) as again:
@@ -236,6 +264,14 @@ class Op:
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         """The error of a call that the forward function refused: a kernel or a NumPy function, which state a wrong
         dtype by a TypeError (a negative power of integers apart), and all else by a ValueError or an IndexError."""
+        names = [self.input_name(i) for i in range(len(inputs))]
+        devices = {x.device for name, x in zip(names, inputs) if name not in ON_CPU}
+        if len(devices) > 1:
+            given = ", ".join(f"{self.input_name(i)}: {shown(x)} on {x.device}" for i, x in enumerate(inputs))
+            return DeviceError(
+                f"{self.name}({given}): expected all on one device; move some with .to({max(devices)!r}) "
+                f"(called at {user_line()})"
+            )
         given = ", ".join(f"{self.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
         options = "".join(f", {k}={shown(v)}" for k, v in attrs.items())
         kind: type[GmcoreError] = ShapeError
@@ -269,6 +305,13 @@ def _broadcast(shapes: Iterable[tuple[int, ...]]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _rounded(y: Any, half: np.dtype[Any]) -> Array:
+    """A result in float32 as one of a half type; any other as it is."""
+    if y.dtype != np.float32:
+        return y
+    return as_array(y).astype(half)
 
 
 def _weak(x: bool | int | float, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
@@ -456,8 +499,9 @@ class Node:
         if needs is None:
             needs = plan.needs
         if plan.outputs != 1 and not plan.op.partial:
+            known = next(g for g in grads if g is not None)
             grads = [
-                Tensor(np.zeros(*meta)) if g is None else g
+                known.new_zeros(*meta) if g is None else g
                 for g, meta in zip(grads, self.output_meta, strict=True)  # type: ignore[arg-type]
             ]
         found = plan.call(self, saved, grads, needs)
@@ -496,7 +540,10 @@ def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Cal
     single = len(spec.outputs) == 1
 
     def forward(*arrays: Array, **attrs: Any) -> Any:
-        if otherwise is not None and (type(arrays[0]) is not ndarray or arrays[0].dtype.char not in "fd"):
+        first = arrays[0]
+        if otherwise is not None and (
+            first.dtype.char not in "fd" or (type(first) is not ndarray and not on_gpu(first))
+        ):
             return otherwise(*arrays, **attrs)
         outputs = run(spec, arrays, attrs)
         mode = _mode.get()

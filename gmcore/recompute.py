@@ -15,6 +15,7 @@ from gmcore.op import Edge, Example, Meta, Op, next_sequence
 from gmcore.random import DrawLog
 from gmcore.tensor import Leaf, Tensor, enable_grad, is_grad_enabled
 from gmcore.watch import no_rule
+from gmkernels.arrays import on_gpu
 
 
 class _Segment:
@@ -56,7 +57,9 @@ class _Segment:
 
 
 def _checksums(tensors: Sequence[Tensor]) -> list[int]:
-    return [zlib.crc32(np.ascontiguousarray(y._data).reshape(-1).view(np.uint8).data) for y in tensors]
+    """Of the numbers of results; of those on a GPU none, which would have to cross to the host."""
+    arrays = [y._data for y in tensors if not on_gpu(y._data)]
+    return [zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data) for a in arrays]
 
 
 def _first_results(*arrays: Any, segment: _Segment) -> tuple[Any, ...]:
@@ -85,7 +88,7 @@ def _rule(xs: list[Tensor], segment: _Segment, needs: Sequence[bool], grads: Seq
     filled = []
     for x, need in zip(xs, needs, strict=True):
         g = next(found) if need else None
-        filled.append(Tensor(np.zeros(x.shape, x.dtype)) if need and g is None else g)
+        filled.append(x.new_zeros(x.shape) if need and g is None else g)
     return filled
 
 
@@ -134,7 +137,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Notes
     -----
-    What the function changes besides (running statistics) it changes twice.
+    What the function changes besides (running statistics) it changes twice. That it gives the same numbers again is
+    looked at on the CPU only.
     """
     if not is_grad_enabled():
         return function(*args, **kwargs)

@@ -168,7 +168,7 @@ def restore_model(path: Path, arrays: Arrays, metadata: Mapping[str, Any], model
     return model.eval()
 
 
-def load(run: Run | str | os.PathLike[str], model: Model | None = None) -> Model:
+def load(run: Run | str | os.PathLike[str], model: Model | None = None, device: str | None = None) -> Model:
     """The model of a run, with its trained parameters.
 
     Parameters
@@ -176,6 +176,7 @@ def load(run: Run | str | os.PathLike[str], model: Model | None = None) -> Model
     run : a run, its folder, or its checkpoint file.
     model : read the parameters into this one, for a model with an encoder or decoder of one's own; by default
         the model is built anew from its class and arguments.
+    device : where its parameters go; by default where they are in `model`, and the CPU for a new one.
 
     Returns
     -------
@@ -185,10 +186,11 @@ def load(run: Run | str | os.PathLike[str], model: Model | None = None) -> Model
     ------
     CheckpointError : missing, damaged, of another format version, of another model, or parameters that do not fit.
     UnknownNameError : its model is not registered here.
+    ArgumentError, MissingPackageError, DeviceError : no name of a device, or a GPU that is not there.
     """
     path = run.path if isinstance(run, Run) else Path(run)
     path = path / CHECKPOINT if path.is_dir() else path
-    return restore_model(path, *read_checkpoint(path), model)
+    return restore_model(path, *read_checkpoint(path), model).to(device=device)
 
 
 __all__ = ["Run", "load", "read_config"]

@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmcore import hooks
-from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError, shown, user_function, user_line
+from gmcore.device import device_of, put, put_beside
+from gmcore.errors import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    GraphError,
+    ShapeError,
+    shown,
+    user_function,
+    user_line,
+)
 from gmcore.extras import require
+from gmkernels.arrays import is_array, namespace, on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +37,7 @@ if TYPE_CHECKING:
     from gmcore.watch import Watched
 
 Array = Any
-"""A `numpy.ndarray`, or an array of another library on another device."""
+"""A `numpy.ndarray`, or a `cupy.ndarray` on a GPU."""
 
 FLOATING = "fV"
 """NumPy's kinds of the floating dtypes. bfloat16, an extension type of ml_dtypes, has the kind V, which no other
@@ -177,7 +188,7 @@ class Tensor:
     @property
     def device(self) -> str:
         """``"cpu"``; ``"cuda:0"`` for an array on the first GPU."""
-        return "cpu" if isinstance(self._data, np.ndarray) else f"cuda:{self._data.device.id}"
+        return device_of(self._data)
 
     @property
     def is_leaf(self) -> bool:
@@ -245,9 +256,11 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        body = np.array2string(np.asarray(self._data), separator=", ", prefix="tensor(", threshold=100)
+        body = np.array2string(put(self._data, "cpu"), separator=", ", prefix="tensor(", threshold=100)
         default = _DEFAULT_DTYPES.get(self.dtype.kind)
         dtype = "" if self.dtype == default else f", dtype={self.dtype}"
+        if on_gpu(self._data):
+            dtype += f", device={self.device!r}"
         if self.is_leaf:
             tail = ", requires_grad=True" if self.requires_grad else ""
         else:
@@ -264,10 +277,16 @@ class Tensor:
         Raises
         ------
         GraphError : the tensor requires a gradient (NumPy code would silently cut the tape).
+        DeviceError : the tensor is on a GPU: ``t.cpu().numpy()`` copies its numbers. Those of one element, `item` does.
         """
         if self.requires_grad:
             raise GraphError("numpy() on a tensor that requires a gradient would cut the tape; "
                              "call .detach().numpy() if that is meant")  # fmt: skip
+        if on_gpu(self._data):
+            raise DeviceError(
+                f"numpy() on a tensor on {self.device}; copy its numbers to the CPU first, with .cpu() "
+                f"(called at {user_line()})"
+            )
         data = self._read()
         if writable:
             self._written()
@@ -280,7 +299,7 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> Any:
-        """The Python number in a tensor of one element.
+        """The Python number in a tensor of one element; on a GPU, what computes it is waited for.
 
         Raises
         ------
@@ -321,6 +340,8 @@ class Tensor:
         GraphError : the tensor requires a gradient.
         BufferError : a library that does not know read-only memory.
         """
+        if on_gpu(self._data) and not self.requires_grad:
+            return self._read().__dlpack__(**options)
         return self.numpy().__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[Any, int]:
@@ -409,14 +430,14 @@ class Tensor:
 
         Parameters
         ----------
-        source : tensor or array of this shape, of a dtype that converts without a change of kind.
+        source : tensor or array of this shape, on any device, of a dtype that converts without a change of kind.
 
         Raises
         ------
         GraphError : a tensor that was computed.  ShapeError : another shape.  DtypeError : another kind of dtype.
         ArgumentError : memory that is read-only.
         """
-        value = source._data if isinstance(source, Tensor) else np.asarray(source)
+        value = source._data if isinstance(source, Tensor) else source if is_array(source) else np.asarray(source)
         if not self.is_leaf:
             raise GraphError(f"copy_ writes into leaves only; this tensor was computed by {self._node.op.name}")  # type: ignore[union-attr]
         if value.shape != self.shape:
@@ -430,6 +451,8 @@ class Tensor:
                 f"copy_: the memory of this tensor, {shown(self)}, is read-only; write into a tensor "
                 f"of a copy of it, gmcore.tensor(array) (called at {user_line()})"
             )
+        if device_of(value) != self.device:
+            value = put(value, self.device)
         _computed(copied, value, out=self._data)
         self._written()
         return self
@@ -458,6 +481,30 @@ class Tensor:
     def to(self, device: str) -> Tensor:
         """This tensor on `device`, an operation with a gradient: `gmcore.ops.to_device`."""
         return _ops.to_device(self, device)
+
+    def cpu(self) -> Tensor:
+        """This tensor on the CPU: ``to("cpu")``."""
+        return _ops.to_device(self, "cpu")
+
+    def cuda(self, device: int | None = None) -> Tensor:
+        """This tensor on a GPU, the current one or that of the number `device`: ``to("cuda")``, ``to("cuda:1")``."""
+        return _ops.to_device(self, "cuda" if device is None else f"cuda:{device}")
+
+    def new_zeros(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        """Zeros of a shape, in the dtype and on the device of this tensor unless another `dtype` is given."""
+        return Tensor(namespace(self._data).zeros(shape, dtype or self._data.dtype))
+
+    def new_ones(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        """Ones of a shape, in the dtype and on the device of this tensor unless another `dtype` is given."""
+        return Tensor(namespace(self._data).ones(shape, dtype or self._data.dtype))
+
+    def new_full(self, shape: Sequence[int], fill_value: float, dtype: Any = None) -> Tensor:
+        """A number at every place of a shape, in the dtype and on the device of this tensor unless given a `dtype`."""
+        return Tensor(namespace(self._data).full(shape, fill_value, dtype or self._data.dtype))
+
+    def beside(self, array: np.ndarray) -> Tensor:
+        """An array of the CPU as a tensor on the device of this one; without a copy on the CPU."""
+        return Tensor(put_beside(array, self._data))
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """Sum over `axis`: `gmcore.ops.sum`."""
@@ -710,7 +757,8 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         arrays keep their dtype.
     dtype : NumPy dtype or its name; converts. Half types (``"float16"``; ``"bfloat16"`` with the package
         ml_dtypes) are storage: operations compute in float32 and round their results.
-    device : ``"cpu"`` (the default).
+    device : ``"cpu"``; ``"cuda"`` for the current GPU, ``"cuda:1"`` for the second one. By default that of an array or
+        tensor, and otherwise the CPU.
     requires_grad : record what is computed from it.
 
     Returns
@@ -721,7 +769,8 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
     ------
     DtypeError : not numbers, or a gradient asked of integers.
     GraphError : a tensor that requires a gradient.
-    ArgumentError : a device that is not there.
+    ArgumentError : no name of a device.
+    MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
     """
     if isinstance(x, Tensor):
         if x.requires_grad:
@@ -729,12 +778,13 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         x = x._data
     dtype = None if dtype is None else as_dtype(dtype)
     data = _named(_computed, _numbers, x, dtype)
-    check_device(device)
-    return Tensor(data, requires_grad)
+    return Tensor(data if device is None else put(data, device), requires_grad)
 
 
-def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> np.ndarray:
-    """A copy of `x` as an array."""
+def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> Array:
+    """A copy of `x` as an array; of one on a GPU, there."""
+    if is_array(x) and on_gpu(x):
+        return x.astype(x.dtype if dtype is None else dtype)
     if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
         raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
     try:
@@ -754,10 +804,10 @@ def _named(function: Callable[..., Any], *args: Any) -> Any:
         raise DtypeError(f"{user_function()}: {error} (called at {user_line()})") from None
 
 
-def check_device(device: str | None) -> None:
-    """Raise `ArgumentError` unless tensors can live on `device`."""
-    if device not in (None, "cpu"):
-        raise ArgumentError(f"device {device!r} is not available; expected 'cpu'")
+def on_host(x: Any) -> np.ndarray:
+    """The numbers of a tensor, an array or a Python number in host memory; without a copy where they are there."""
+    array = x._read() if isinstance(x, Tensor) else x
+    return put(array, "cpu") if is_array(array) else np.asarray(array)
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -778,6 +828,6 @@ def wrap(x: Any) -> Tensor:
     """`as_tensor` for a caller that completes the text of a `DtypeError`."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, np.ndarray) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
+    if is_array(x) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
         return Tensor(x)
     return Tensor(_numbers(x))

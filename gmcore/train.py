@@ -23,6 +23,7 @@ import gmcore
 from gmcore import io, models, pictures
 from gmcore.data import AnyDataset
 from gmcore.data import load as load_data
+from gmcore.device import check_device, put
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
 from gmcore.models import Model, Recipe
@@ -46,7 +47,7 @@ from gmcore.run import (
     write_metrics,
 )
 from gmcore.streams import drawing_from, stream_seed
-from gmcore.tensor import Tensor, check_device
+from gmcore.tensor import Tensor
 
 # -- learning rates -------------------------------------------------------------------------------------------
 SCHEDULES: dict[str, Callable[[int], float]] = {
@@ -153,7 +154,7 @@ class _Training:
         """Replace the checkpoint by the present state."""
         self._settle()
         self._tick()
-        arrays = {f"model.{name}": tensor.numpy() for name, tensor in self.model.state_dict().items()}
+        arrays = {f"model.{name}": tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         arrays |= {f"training.{name}": array for name, array in self.model.training_state().items()}
         arrays["generator.noise"] = np.array(self.noise.state, np.uint64)
@@ -241,7 +242,7 @@ class _Training:
 
     def _step(self, batch: Any) -> Tensor:
         """One step, repeated from its recording; keeps what it tells."""
-        step = self._captured(batch)
+        step = self._captured(_on_device(batch, self.model.device))
         self._pending.append((step.examples, {**step.figures, "loss": step.loss, "examples": 1}))
         return step.loss
 
@@ -303,6 +304,14 @@ class _Training:
         self._append(result)
 
 
+def _on_device(batch: Any, device: str) -> Any:
+    """A batch with its arrays on a device."""
+    if isinstance(batch, tuple):
+        parts = [_on_device(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return put(batch, device) if isinstance(batch, np.ndarray) else batch
+
+
 _NAMES = (str, os.PathLike)
 """What names a data set, or is the path of one, and is not one itself."""
 
@@ -334,7 +343,8 @@ def fit(
     out : folder of the run; ``runs/<model>-<data>-seed<seed>`` by default, with a number behind it if that is taken.
     resume : folder of a run to continue instead, up to its own number of epochs or to `epochs`. A run trained for 2
         epochs and resumed to 4 equals one trained for 4, bit for bit (on one build, device and thread count).
-    device : "cpu", the default.
+    device : "cpu", "cuda" for the current GPU, or "cuda:1". By default the CPU, or that of a run that is resumed; a run
+        can be resumed on another device, where it goes on with the same draws and other roundings.
     settings : fields of the model's recipe (``learning_rate``, ``binarize``, ``eval_samples``, ...) and of its
         `settings` (``latent_size``, ...), by name.
     progress : called with an `Event` after every step.
@@ -346,7 +356,8 @@ def fit(
     Raises
     ------
     UnknownNameError, ArgumentError : a name or value that does not exist.  DataError : data that are missing or that
-    the model's likelihood is not defined on.  CheckpointError : a run that cannot be resumed, or cannot be written;
+    the model's likelihood is not defined on.  MissingPackageError, DeviceError : a GPU that is not there, or nothing to
+    use it with.  CheckpointError : a run that cannot be resumed, or cannot be written;
     what was saved before is then still there.  Interrupted (a `KeyboardInterrupt`) : Ctrl-C; the run was saved after
     the last step and can be resumed.
     """
@@ -357,13 +368,14 @@ def fit(
         given["data"] = data if isinstance(data, _NAMES) else None
         if fixed := [name for name, value in given.items() if value is not None]:
             raise ArgumentError(f"{', '.join(fixed)}: fixed by the run that is resumed; epochs and data_dir may change")
-        training = _resume(Path(resume), model, None if isinstance(data, _NAMES) else data, data_dir, epochs, progress)
+        own = None if isinstance(data, _NAMES) else data
+        training = _resume(Path(resume), model, own, data_dir, epochs, device, progress)
     else:
         if model is None:
             raise ArgumentError(f"name a model to train: one of {', '.join(models.names())}")
         overrides = {"epochs": epochs, "batch_size": batch_size}
         overrides = {**(settings or {}), **{k: v for k, v in overrides.items() if v is not None}}
-        training = _begin(model, data or "digits", data_dir, seed or 0, out, device or "cpu", overrides, progress)
+        training = _begin(model, data or "digits", data_dir, seed or 0, out, device, overrides, progress)
     return training.run()
 
 
@@ -399,12 +411,14 @@ def _begin(
     data_dir: str | os.PathLike[str] | None,
     seed: int,
     out: str | os.PathLike[str] | None,
-    device: str,
+    device: str | None,
     settings: Mapping[str, Any],
     progress: Progress | None,
 ) -> _Training:
     """A new run, checked before anything is written."""
     model, recipe, dataset = assemble(model, data, data_dir, seed, settings)
+    if device is not None:
+        model.to(device)
     config = {
         "gmcore": gmcore.__version__,
         "model": model.name,
@@ -419,7 +433,7 @@ def _begin(
         },
         "features": dataset.features,
         "seed": seed,
-        "device": device,
+        "device": model.device,
         "threads": gmcore.get_num_threads(),
     }
     path = new_folder(out, f"{model.name}-{dataset.name}-seed{seed}")
@@ -457,6 +471,7 @@ def _resume(
     data: AnyDataset | None,
     data_dir: str | os.PathLike[str] | None,
     epochs: int | None,
+    device: str | None,
     progress: Progress | None,
 ) -> _Training:
     """A run as its last checkpoint left it."""
@@ -477,6 +492,7 @@ def _resume(
         config["recipe"]["epochs"] = epochs
     dataset = reopen_data(config["data"], data, data_dir)
     restored = restore_model(checkpoint, arrays, metadata, model if isinstance(model, Model) else None)
+    config["device"] = restored.to(device or config["device"]).device
     training = _Training(path, restored, config, dataset, progress)
     training.restore(arrays, metadata)
     write_config(path, config)

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of the samples (default: the run's)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is now, if not where it was")
+    parser.add_argument("--device", metavar="NAME", help="where to compute it: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             limit=arguments.limit,
             data_dir=arguments.data_dir,
+            device=arguments.device,
             progress=progress,
         )
     if arguments.json:

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of the samples (default: the run's)")
     parser.add_argument("--prime", metavar="TEXT", help="of a text: what it begins with")
     parser.add_argument("--temperature", type=float, metavar="T", help="of a text: 0 is the likeliest (default: 1)")
+    parser.add_argument("--device", metavar="NAME", help="where to draw them: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument(
         "--out", metavar="FILE",
         help="a .png or .npy file (default: RUN/samples-N-seedN.png); of a text, any file (default: print it)",
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_size("-n", arguments.n)
     config = read_config(arguments.path)
     seed = config["seed"] if arguments.seed is None else Generator(arguments.seed).seed
-    model, noise = load(arguments.path), Generator(stream_seed(seed, "sampling"))
+    model, noise = load(arguments.path, device=arguments.device), Generator(stream_seed(seed, "sampling"))
     if isinstance(model, LanguageModel):
         _text(arguments, model, noise)
     elif isinstance(model, GenerativeModel):
@@ -71,7 +72,7 @@ def _vectors(arguments: argparse.Namespace, model: Any, noise: Any, config: dict
     out = Path(arguments.out or Path(arguments.path) / f"samples-{n}-seed{seed}.png")
     if out.suffix not in (".png", ".npy"):
         raise ArgumentError(f"--out {out}: expected a file that ends in .png or .npy")
-    samples = drawing_from(noise, model.sample, n, generator=noise).numpy()
+    samples = drawing_from(noise, model.sample, n, generator=noise).cpu().numpy()
     if out.suffix == ".png":
         pictures.save_samples(out, samples, *picture_format(config))
     else:

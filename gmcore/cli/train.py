@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs in all (default: the model's recipe)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (default: the model's recipe)")
     parser.add_argument("--seed", type=int, metavar="N", help="all that is random follows from it (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="where to train (default: cpu)")
+    parser.add_argument("--device", metavar="NAME", help="where to train: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/MODEL-DATA-seedN)")
     parser.add_argument("--resume", metavar="RUN", help="continue this run, exactly where it stopped")
     parser.add_argument(

@@ -82,6 +82,11 @@ class Model(nn.Module):
 
     config: dict[str, Any]
 
+    @property
+    def device(self) -> str:
+        """Where its parameters are, and its data go."""
+        return next((parameter.device for parameter in self.parameters()), "cpu")
+
     @classmethod
     def check_settings(cls, settings: Mapping[str, Any]) -> None:
         """Raise `UnknownNameError` for a name that is not in `settings`."""
@@ -119,7 +124,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def batches(self, dataset: Any, recipe: Recipe, seed: int, epoch: int) -> Sequence[Any]:
-        """The batches of an epoch, the same whenever it is asked: a run resumes in their midst."""
+        """The batches of an epoch, the same whenever it is asked: a run resumes in their midst.
+
+        Arrays, or tuples of them, in host memory; a step gets them on the device of the parameters.
+        """
         raise NotImplementedError
 
     def compute_gradients(self, batch: Any, *, generator: Generator) -> Step:

@@ -97,7 +97,7 @@ class GenerativeModel(Model):
                 check_support(getattr(dataset, split), self.support, where)
             else:
                 check_support(getattr(dataset, split), "unit-interval", f"{where}, to be binarised ({recipe.binarize})")
-        rows = as_tensor(prepare(dataset, "valid", recipe.binarize, seed)[:2])
+        rows = as_tensor(prepare(dataset, "valid", recipe.binarize, seed)[:2]).to(self.device)
         noise = Generator(0)
         with no_grad():
             drawing_from(noise, self.eval().loss, rows, generator=noise)
@@ -142,7 +142,7 @@ class GenerativeModel(Model):
         for x in self.eval().chunks(rows, report):
             with no_grad():
                 value = drawing_from(generator, self.log_likelihood, x, samples=samples, generator=generator)
-            values.append(value.numpy().astype(np.float64))
+            values.append(value.cpu().numpy().astype(np.float64))
         return {**self.summary_of(np.concatenate(values), rows, dataset, split, recipe, data_seed), "k": samples}
 
     @staticmethod
@@ -171,7 +171,7 @@ class GenerativeModel(Model):
     def chunks(self, rows: np.ndarray, report: Report) -> Iterator[Tensor]:
         """The rows, `BATCH_SIZE` at a time; `report` hears of each when it is done with."""
         for start in range(0, len(rows), BATCH_SIZE):
-            x = as_tensor(rows[start : start + BATCH_SIZE])
+            x = as_tensor(rows[start : start + BATCH_SIZE]).to(self.device)
             yield x
             report(start + len(x), len(rows))
 
@@ -185,8 +185,9 @@ class GenerativeModel(Model):
         """100 samples, and 50 test images with their reconstructions."""
         noise = Generator(stream_seed(seed, "sampling"))
         originals = self.pictured(dataset, recipe, seed, 50)
-        samples = drawing_from(noise, self.sample, 100, generator=noise).numpy()
-        means = drawing_from(noise, self.reconstruct, as_tensor(originals), generator=noise).numpy()
+        samples = drawing_from(noise, self.sample, 100, generator=noise).cpu().numpy()
+        x = as_tensor(originals).to(self.device)
+        means = drawing_from(noise, self.reconstruct, x, generator=noise).cpu().numpy()
         pictures.save_samples(folder / "samples.png", samples, *dataset.picture_format)
         pictures.save_reconstructions(folder / "reconstructions.png", originals, means, *dataset.picture_format)
 

@@ -142,14 +142,14 @@ class LanguageModel(Model):
         return Step(loss.detach(), {}, batch.targets.size)
 
     def training_state(self) -> dict[str, np.ndarray]:
-        return {f"state.{i}": part.numpy().copy() for i, part in enumerate(self._carried or ())}
+        return {f"state.{i}": part.cpu().numpy().copy() for i, part in enumerate(self._carried or ())}
 
     def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         state = [arrays[name] for name in sorted(arrays)]
         expected = [part.shape for part in self.start(state[0].shape[1])] if state and state[0].ndim > 1 else []
         if [part.shape for part in state] != expected:
             raise CheckpointError(f"{self.name}: a carried state of {[a.shape for a in state]}, expected {expected}")
-        self._carried = tuple(map(tensor, state)) or None
+        self._carried = tuple([tensor(part, device=self.device) for part in state]) or None
 
     # -- evaluation ------------------------------------------------------------------------------------------
     def log_probability(self, codes: np.ndarray, report: Report) -> tuple[float, int]:
@@ -236,7 +236,7 @@ class LanguageModel(Model):
         with no_grad():
             logits, state = self(np.array(found)[:, None], self.start(1))
             for u in uniform[len(found) - len(codes) :]:
-                code = _draw(logits.numpy()[-1, 0].astype(np.float64), temperature, u)
+                code = _draw(logits.cpu().numpy()[-1, 0].astype(np.float64), temperature, u)
                 found.append(code)
                 logits, state = self(np.array([[code]]), state)
         return self.vocabulary.decode(found)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ArgumentError
 from gmcore.nn.arguments import floating, positive_integer
 from gmcore.nn.functional import Functional
 from gmcore.nn.module import Module
 from gmcore.nn.parameter import Parameter
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 
 _IN_PLACE = {"inplace": False}
 
@@ -161,8 +162,7 @@ class PReLU(Module):
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, device: Any = None, dtype: Any = None) -> None:
         count = positive_integer("PReLU", "num_parameters", num_parameters)
-        check_device(device)
-        self.weight = Parameter(np.full(count, init, floating(dtype)))
+        self.weight = Parameter(put(np.full(count, init, floating(dtype)), device))
 
     def forward(self, input: Any) -> Tensor:
         return ops.prelu(input, self.weight)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.nn import init
 from gmcore.nn.arguments import floating, positive_integer
@@ -17,7 +18,7 @@ from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
 from gmcore.ops.windows import Size, per_axis
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 
 _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """PyTorch's names of what `ops.pad` does."""
@@ -58,10 +59,9 @@ class _Convolution(Module):
         if padding_mode not in modes:
             raise ArgumentError(f"{name}: padding_mode={padding_mode!r}; expected {' or '.join(map(repr, modes))}")
         self.padding_mode = padding_mode
-        check_device(device)
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        self.weight = Parameter(np.empty((first, second // groups, *self.kernel_size), floating(dtype)))
-        self.bias = Parameter(np.empty(out_channels, floating(dtype))) if bias else None
+        self.weight = Parameter(put(np.empty((first, second // groups, *self.kernel_size), floating(dtype)), device))
+        self.bias = Parameter(put(np.empty(out_channels, floating(dtype)), device)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:

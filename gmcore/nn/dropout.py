@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gmcore import ops
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.nn.module import Module
@@ -58,4 +56,4 @@ class Dropout2d(Dropout):
             )
         if not self.training:
             return x
-        return x * ops.dropout(Tensor(np.ones((*x.shape[:-2], 1, 1), x.dtype)), self.p)
+        return x * ops.dropout(x.new_ones((*x.shape[:-2], 1, 1)), self.p)

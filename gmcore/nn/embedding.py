@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.nn import init
 from gmcore.nn.arguments import floating, positive_integer
@@ -14,7 +15,7 @@ from gmcore.nn.module import Module
 from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 from gmcore.watch import computed
 
 
@@ -74,18 +75,17 @@ class Embedding(Module):
             raise ArgumentError("Embedding: scale_grad_by_freq=True is not supported: it is not the gradient")
         if sparse:
             raise ArgumentError("Embedding: sparse=True is not supported; gradients are dense")
-        check_device(device)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ArgumentError(f"Embedding: padding_idx {padding_idx} is none of {num_embeddings} rows")
         self.padding_idx = padding_idx if padding_idx is None else padding_idx % num_embeddings
-        self.weight = Parameter(np.empty((self.num_embeddings, self.embedding_dim), floating(dtype)))
+        self.weight = Parameter(put(np.empty((self.num_embeddings, self.embedding_dim), floating(dtype)), device))
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draw the weight from N(0, 1), and set the padding row to 0. Takes one draw of the generator."""
         init.normal_(self.weight, generator=generator)
         if self.padding_idx is not None:
-            rows = self.weight.detach().numpy().copy()
+            rows = self.weight.detach().cpu().numpy().copy()
             rows[self.padding_idx] = 0.0
             self.weight.copy_(rows)
 

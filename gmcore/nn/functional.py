@@ -6,12 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from gmcore.errors import ArgumentError
 from gmcore.nn.module import Module
 from gmcore.op import Op
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.arrays import is_array
 
 _WHY = {
     "inplace": "tensors do not change in place",
@@ -80,7 +79,7 @@ class Functional(Module):
             if option in self._refused:
                 if value != self._refused[option]:
                     raise ArgumentError(f"{name}: {option}={value!r} is not supported, {_WHY[option]}; leave it out")
-            elif isinstance(value, (Tensor, np.ndarray)):
+            elif isinstance(value, Tensor) or is_array(value):
                 self.register_buffer(option, as_tensor(value))
             else:
                 setattr(self, option, value)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ShapeError
 from gmcore.nn import init
 from gmcore.nn.arguments import floating, positive_integer
@@ -15,7 +16,7 @@ from gmcore.nn.module import Module, is_hooked
 from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 
 
 class Linear(Module):
@@ -46,10 +47,9 @@ class Linear(Module):
     ) -> None:
         self.in_features = positive_integer("Linear", "in_features", in_features)
         self.out_features = positive_integer("Linear", "out_features", out_features)
-        check_device(device)
         dtype = floating(dtype)
-        self.weight = Parameter(np.empty((self.out_features, self.in_features), dtype))
-        self.bias = Parameter(np.empty(self.out_features, dtype)) if bias else None
+        self.weight = Parameter(put(np.empty((self.out_features, self.in_features), dtype), device))
+        self.bias = Parameter(put(np.empty(self.out_features, dtype), device)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -133,10 +133,9 @@ class Bilinear(Module):
         self.in1_features = positive_integer("Bilinear", "in1_features", in1_features)
         self.in2_features = positive_integer("Bilinear", "in2_features", in2_features)
         self.out_features = positive_integer("Bilinear", "out_features", out_features)
-        check_device(device)
         dtype = floating(dtype)
-        self.weight = Parameter(np.empty((self.out_features, self.in1_features, self.in2_features), dtype))
-        self.bias = Parameter(np.empty(self.out_features, dtype)) if bias else None
+        self.weight = Parameter(put(np.empty((self.out_features, self.in1_features, self.in2_features), dtype), device))
+        self.bias = Parameter(put(np.empty(self.out_features, dtype), device)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: Generator | None = None) -> None:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from gmcore.device import gpu_number, put
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.hooks import RemovableHandle
 from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
-from gmcore.tensor import Tensor, check_device, is_floating
+from gmcore.tensor import Array, Tensor, is_floating
+from gmkernels.arrays import is_array
 
 
 class IncompatibleKeys(NamedTuple):
@@ -374,38 +376,51 @@ class Module:
         return self.train(False)
 
     def to(self, *args: Any, device: str | None = None, dtype: Any = None) -> Self:
-        """Convert the floating parameters and buffers here and below, in place: they stay the same objects.
+        """Move the parameters and buffers here and below, and convert the floating ones: they stay the same objects.
 
         Parameters
         ----------
-        *args : a device (``"cpu"``), a floating dtype, both, or a tensor whose dtype to take.
+        *args : a device (``"cpu"``, ``"cuda"``, ``"cuda:1"``), a floating dtype, both, or a tensor whose device and
+            dtype to take.
 
         Raises
         ------
-        ArgumentError : a device that is not there, a dtype that is not floating.
+        ArgumentError : no name of a device, a dtype that is not floating.
+        MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
 
         Notes
         -----
-        Gradients are converted too. The version of what changes is bumped: a tape recorded before is void.
+        Gradients go along. The version of what changes is bumped: a tape recorded before is void. What an optimiser
+        remembers stays where it is; ``optimizer.load_state_dict(optimizer.state_dict())`` takes it to its parameters.
         """
         for argument in args:
             if isinstance(argument, Tensor):
-                dtype = argument.dtype
+                device, dtype = argument.device, argument.dtype
             elif isinstance(argument, str) and argument.partition(":")[0] in ("cpu", "cuda"):
                 device = argument
             else:
                 dtype = argument
-        check_device(device)
-        if dtype is None:
-            return self
-        dtype = dtype_of(dtype)
+        if device is not None:
+            number = gpu_number(device)
+            device = "cpu" if number is None else f"cuda:{number}"
+        dtype = None if dtype is None else dtype_of(dtype)
         for tensor in itertools.chain(self.parameters(), self.buffers()):
-            if is_floating(tensor.dtype) and tensor.dtype != dtype:
-                tensor._data = tensor._data.astype(dtype)
-                tensor._written()
-                if tensor.grad is not None:
-                    tensor.grad = Tensor(tensor.grad._data.astype(dtype))
+            converts = dtype is not None and is_floating(tensor.dtype) and tensor.dtype != dtype
+            if not converts and device in (None, tensor.device):
+                continue
+            tensor._data = put(tensor._data.astype(dtype) if converts else tensor._data, device)
+            tensor._written()
+            if (grad := tensor.grad) is not None:
+                tensor.grad = Tensor(put(grad._data.astype(dtype) if converts else grad._data, device))
         return self
+
+    def cpu(self) -> Self:
+        """`to` the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | None = None) -> Self:
+        """`to` a GPU: the current one, or that of the number `device`."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
 
     def float(self) -> Self:
         """`to` float32."""
@@ -431,7 +446,7 @@ class Module:
             if set_to_none or parameter.grad is None:
                 parameter.grad = None
             else:
-                parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
+                parameter.grad = parameter.new_zeros(parameter.shape)
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call `fn` on every module below and then on this one; for initialising."""
@@ -459,8 +474,8 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _array(value: Any) -> np.ndarray:
-    return value._data if isinstance(value, Tensor) else np.asarray(value)
+def _array(value: Any) -> Array:
+    return value._data if isinstance(value, Tensor) else value if is_array(value) else np.asarray(value)
 
 
 def is_hooked(module: Module) -> bool:

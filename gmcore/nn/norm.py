@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.nn.arguments import floating, positive_integer
 from gmcore.nn.module import Module
 from gmcore.nn.parameter import Parameter
 from gmcore.op import user_line
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 
 
 class _Affine(Module):
@@ -23,9 +24,8 @@ class _Affine(Module):
     bias: Parameter | None
 
     def _make(self, shape: tuple[int, ...], weight: bool, bias: bool, device: str | None, dtype: Any) -> None:
-        check_device(device)
-        self.weight = Parameter(np.ones(shape, floating(dtype))) if weight else None
-        self.bias = Parameter(np.zeros(shape, floating(dtype))) if bias else None
+        self.weight = Parameter(put(np.ones(shape, floating(dtype)), device)) if weight else None
+        self.bias = Parameter(put(np.zeros(shape, floating(dtype)), device)) if bias else None
 
     def reset_parameters(self) -> None:
         """Weight 1 and bias 0."""
@@ -183,7 +183,7 @@ class _BatchNorm(_Affine):
             "num_batches_tracked": np.zeros((), np.int64),
         }
         for name, start in found.items():
-            self.register_buffer(name, Tensor(start) if track_running_stats else None)
+            self.register_buffer(name, Tensor(put(start, device)) if track_running_stats else None)
 
     def reset_running_stats(self) -> None:
         """Mean 0, variance 1 and no batches."""

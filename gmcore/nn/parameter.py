@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.arrays import namespace
 
 
 class Parameter(Tensor):
@@ -26,7 +25,8 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        super().__init__(np.array(as_tensor(data)._data, order="C"), requires_grad)
+        array = as_tensor(data)._data
+        super().__init__(namespace(array).array(array, order="C"), requires_grad)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import put
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.nn import init
 from gmcore.nn.arguments import floating, positive_integer
@@ -20,7 +21,7 @@ from gmcore.nn.parameter import Parameter
 from gmcore.nn.utils.rnn import PackedSequence
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, check_device
+from gmcore.tensor import Tensor, as_tensor
 from gmcore.watch import computed
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -50,11 +51,10 @@ class _Recurrence(Module):
 
     def _make(self, input_size: int, suffix: str, device: str | None, dtype: Any) -> None:
         """Assign the parameters of one recurrence, under PyTorch's names and the suffix."""
-        check_device(device)
         rows = self._gates * self.hidden_size
         shapes = ((rows, input_size), (rows, self.hidden_size), (rows,), (rows,))
         for name, shape in zip(_WEIGHTS[: 4 if self.bias else 2], shapes):
-            setattr(self, name + suffix, Parameter(np.empty(shape, floating(dtype))))
+            setattr(self, name + suffix, Parameter(put(np.empty(shape, floating(dtype)), device)))
 
     def extra_repr(self) -> str:
         given = [(name, getattr(self, name)) for name in _DEFAULTS if hasattr(self, name)]
@@ -95,10 +95,10 @@ class _Recurrence(Module):
                 f"{name}: expected an input (..., {self.input_size}), got {x.shape} (called at {user_line()})"
             )
 
-    def _check_states(self, hx: Any, shape: tuple[int, ...], dtype: Any) -> list[Tensor]:
-        """The first states as tensors, zeros for None."""
+    def _check_states(self, hx: Any, shape: tuple[int, ...], like: Tensor) -> list[Tensor]:
+        """The first states as tensors; for None zeros, in the dtype and on the device of `like`."""
         if hx is None:
-            return [Tensor(np.zeros(shape, dtype)) for _ in range(self._states)]
+            return [like.new_zeros(shape) for _ in range(self._states)]
         given = [as_tensor(h) for h in (hx if self._states > 1 else (hx,))]
         if [h.shape for h in given] != [shape] * self._states:
             expected = f"{shape}" if self._states == 1 else f"a pair (h_0, c_0) of {shape}"
@@ -155,7 +155,7 @@ class _Gated(_Recurrence):
         self, rows: Tensor, first: list[Tensor], weights: list[Any], batch_sizes: Tensor, reverse: bool
     ) -> tuple[Tensor, list[Tensor]]:
         w_ih, w_hh, b_ih, b_hh = weights
-        bias, bias_n = None, Tensor(np.zeros(self.hidden_size, w_hh.dtype))
+        bias, bias_n = None, w_hh.new_zeros((self.hidden_size,))
         if self.bias:  # that of the candidate belongs to the product, which the reset gate may multiply
             split = 2 * self.hidden_size
             bias, bias_n = ops.concatenate([b_ih[:split] + b_hh[:split], b_ih[split:]]), b_hh[split:]
@@ -240,7 +240,7 @@ class _Layers(_Recurrence):
         directions = 1 + self.bidirectional
         weights = self._weights("_l0")
         assert weights[0] is not None
-        first = self._check_states(hx, (self.num_layers * directions, batch, self.hidden_size), weights[0].dtype)
+        first = self._check_states(hx, (self.num_layers * directions, batch, self.hidden_size), weights[0])
         last = []
         for layer in range(self.num_layers):
             outputs = []
@@ -411,7 +411,7 @@ class _Cell(_Recurrence):
         weights = self._weights("")
         assert weights[0] is not None
         batch = x.shape[:1] if axes == 2 else ()
-        states = self._check_states(hx, (*batch, self.hidden_size), weights[0].dtype)
+        states = self._check_states(hx, (*batch, self.hidden_size), weights[0])
         if axes == 1:
             x, states = ops.expand_dims(x, 0), [ops.expand_dims(h, 0) for h in states]
         last = self._pass(x, states, weights, Tensor(np.full(1, x.shape[0])), False)[1]

@@ -202,7 +202,7 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: float =
             return padded
         outside = np.ones(shape, bool)
         outside[inside] = False
-        return where(outside, constant_values, padded)
+        return where(x.beside(outside), constant_values, padded)
     for axis, pair in enumerate(widths):
         if pair != [0, 0]:
             if not x.shape[axis]:
@@ -325,7 +325,7 @@ def _triangle(x: Any, mask: Any, k: int, name: str) -> Tensor:
     x = as_tensor(x)
     if x.ndim < 2:
         raise ShapeError(f"{name}: expected a matrix or a stack of them, got shape {x.shape} (called at {user_line()})")
-    return where(mask(np.ones(x.shape[-2:], bool), k), x, 0)
+    return where(x.beside(mask(np.ones(x.shape[-2:], bool), k)), x, 0)
 
 
 def tril(x: Any, k: int = 0) -> Tensor:

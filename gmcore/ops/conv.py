@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 # -- the operation and its gradients --------------------------------------------------------------------------
 def _product(x: Tensor, weight: Tensor, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> Tensor:
-    bias = Tensor(np.zeros(weight.shape[0], weight.dtype))
+    bias = weight.new_zeros(weight.shape[:1])
     return _conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
@@ -146,7 +146,7 @@ class _Call:
             raise DtypeError(_misfit(name, "arrays of one dtype", self.input, self.given))
         self.kernel = flat(axes, tuple(kernel), 1)
         self.weight = self.given if axes == 2 else reshape(self.given, (first, second, *self.kernel))
-        self.bias = Tensor(np.zeros(self.filters, self.x.dtype)) if bias is None else as_tensor(bias)
+        self.bias = self.x.new_zeros((self.filters,)) if bias is None else as_tensor(bias)
         if self.bias.dtype != self.x.dtype:
             raise DtypeError(_misfit(name, f"a bias {self.x.dtype}, not {self.bias.dtype}", self.input, self.given))
         if self.bias.shape != (self.filters,):

@@ -14,6 +14,7 @@ from gmcore.ops.elementwise import real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import transpose
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.arrays import namespace
 
 
 def _matrix_axes(name: str, shape: tuple[int, ...], ndim: int, axis1: int, axis2: int) -> tuple[int, int]:
@@ -28,8 +29,9 @@ def _matrix_axes(name: str, shape: tuple[int, ...], ndim: int, axis1: int, axis2
 
 
 def _embed_forward(x: Any, offset: int, rows: int, columns: int) -> Any:
-    out = np.zeros((*x.shape[:-1], rows, columns), x.dtype)
-    i = np.arange(x.shape[-1])
+    library = namespace(x)
+    out = library.zeros((*x.shape[:-1], rows, columns), x.dtype)
+    i = library.arange(x.shape[-1])
     out[..., i + max(-offset, 0), i + max(offset, 0)] = x
     return out
 

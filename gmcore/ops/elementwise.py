@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.device import gpu_number, put
 from gmcore.errors import ArgumentError, DtypeError, user_function
 from gmcore.op import Example, Op, Rule, user_line
-from gmcore.tensor import Tensor, as_dtype, as_tensor, check_device, finfo, is_floating
+from gmcore.tensor import Tensor, as_dtype, as_tensor, finfo, is_floating
 
 _LN_2, _LN_10 = math.log(2.0), math.log(10.0)
 
@@ -470,13 +471,29 @@ def cast(x: Any, dtype: Any) -> Tensor:
 _cast.public = cast
 
 
+def _to_device_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape in ((), (0,), (2, 3)):
+        yield (real(rng, shape), "cpu"), {}
+
+
+_to_device: Op = Op(
+    "to_device",
+    "x",
+    forward=lambda x, device, origin: put(x, device),
+    vjp=[lambda g, device, origin: _to_device(g, device=origin, origin=device)],
+    exact=True,
+    formula="x on another device",
+    examples=_to_device_examples,
+)
+
+
 def to_device(x: Any, device: str) -> Tensor:
-    """`x` on a device.
+    """`x` on a device; its gradient goes back to where `x` is.
 
     Parameters
     ----------
     x : any shape.
-    device : ``"cpu"``.
+    device : ``"cpu"``; ``"cuda"`` for the current GPU, ``"cuda:1"`` for the second one.
 
     Returns
     -------
@@ -484,11 +501,16 @@ def to_device(x: Any, device: str) -> Tensor:
 
     Raises
     ------
-    ArgumentError : a device that is not there.
+    ArgumentError : no name of a device.
+    MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
     """
     x = as_tensor(x)
-    check_device(device)
-    return x
+    number = gpu_number(device)
+    device = "cpu" if number is None else f"cuda:{number}"
+    return x if x.device == device else _to_device(x, device=device, origin=x.device)
+
+
+_to_device.public = to_device
 
 
 def dtype_of(dtype: Any) -> np.dtype[Any]:

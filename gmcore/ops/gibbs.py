@@ -428,7 +428,7 @@ def boltzmann_sweep(
         raise ArgumentError(
             f"boltzmann_sweep: the weight must be symmetric with a zero diagonal (called at {user_line()})"
         )
-    clamped = as_tensor(np.zeros(bias.shape, bool) if clamped is None else clamped)
+    clamped = bias.new_zeros(bias.shape, bool) if clamped is None else as_tensor(clamped)
     return _boltzmann_sweep(states, weight, bias, clamped, _key(generator, key), sweeps=sweeps)
 
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.device import put_beside
 from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown, user_function
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import cast, real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor, is_floating
 from gmcore.watch import computed
+from gmkernels.arrays import is_array, namespace, on_gpu
 from gmkernels.indexing import spec
+from gmkernels.indexing.reference import add_at as add_rows
 
 
 # -- reading and adding ---------------------------------------------------------------------------------------
@@ -30,15 +33,28 @@ def _is_basic(index: Any) -> bool:
 
 def _places(index: Any, shape: tuple[int, ...]) -> Array:
     """The numbers, in C order, of the elements of an array of `shape` that `index` selects."""
-    if isinstance(index, np.ndarray) and index.dtype.kind != "b":  # of rows: do not number the whole array
+    library = namespace(*filter(is_array, index if isinstance(index, tuple) else (index,)))
+    if is_array(index) and index.dtype.kind != "b":  # of rows: do not number the whole array
         width = math.prod(shape[1:])
-        places = np.arange(shape[0])[index][..., None] * width + np.arange(width)
+        places = library.arange(shape[0])[index][..., None] * width + library.arange(width)
         return places.reshape(index.shape + shape[1:])
-    return np.arange(math.prod(shape)).reshape(shape)[index]
+    return library.arange(math.prod(shape)).reshape(shape)[index]
+
+
+def is_last(places: Array, size: int) -> Array:
+    """For each of some places in an array of `size` elements, whether no later one is the same; their shape, bool."""
+    library = namespace(places)
+    turn = library.arange(places.size).reshape(places.shape)
+    last = library.zeros(size, np.int64)
+    if library is np:
+        last[places] = turn
+    else:  # a GPU writes in no order
+        np.maximum.at(last, places, turn)
+    return last[places] == turn
 
 
 def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
-    out = np.zeros(shape, x.dtype)
+    out = namespace(x).zeros(shape, x.dtype)
     if _is_basic(index):
         if x.ndim > np.ndim(out[index]):  # NumPy would let axes of length 1 in front go
             raise ValueError(f"expected x of a shape that broadcasts to {np.shape(out[index])}")
@@ -46,7 +62,7 @@ def _scatter_forward(x: Any, index: Any, shape: tuple[int, ...]) -> Any:
     else:
         # Through the elements' numbers, because NumPy adds ten times faster at an index of one axis.
         places = _places(index, shape)
-        np.add.at(out.reshape(-1), places.reshape(-1), np.broadcast_to(x, places.shape).reshape(-1))
+        add_rows(out.reshape(-1), places.reshape(-1), np.broadcast_to(x, places.shape).reshape(-1))
     return out
 
 
@@ -128,7 +144,7 @@ _scatter_add_rows: Op = Op(
 
 def _is_of_rows(index: Any, shape: tuple[int, ...]) -> bool:
     """Whether an index into an array of that shape is one of whole rows, and there is more to a row than a number."""
-    return isinstance(index, np.ndarray) and index.dtype.kind in "iu" and len(shape) > 1
+    return is_array(index) and index.dtype.kind in "iu" and len(shape) > 1
 
 
 def _numbers(name: str, index: np.ndarray, rows: int) -> Tensor:
@@ -146,18 +162,23 @@ def _check_numbers(index: np.ndarray, name: str, rows: int) -> None:
 
 
 # -- what users call ----------------------------------------------------------------------------------------------
-def _plain_index(index: Any) -> Any:
-    """An index without tensors or lists in it. Raises `DtypeError` for a floating tensor."""
+def _plain_index(index: Any, like: Array) -> Any:
+    """An index without tensors or lists in it, its arrays on the device of `like`; those of the CPU are taken there.
+    Raises `DtypeError` for a floating tensor."""
     if isinstance(index, tuple):
-        return tuple([_plain_index(part) for part in index])
+        return tuple([_plain_index(part, like) for part in index])
     if isinstance(index, list):
         index = np.asarray(index, dtype=np.int64 if not index else None)
     if isinstance(index, Tensor):
         index = index._data
-    if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
-        raise DtypeError(
-            f"{user_function()}: expected an index of integers or booleans, got {index.dtype} (called at {user_line()})"
-        )
+    if is_array(index):
+        if index.dtype.kind not in "iub":
+            raise DtypeError(
+                f"{user_function()}: expected an index of integers or booleans, got {index.dtype} "
+                f"(called at {user_line()})"
+            )
+        if type(like) is not np.ndarray and not on_gpu(index):
+            index = put_beside(index, like)
     return index
 
 
@@ -177,8 +198,9 @@ def getitem(x: Any, index: Any) -> Tensor:
     ------
     ShapeError : an index out of bounds, or that does not fit the shape.  DtypeError : a floating index.
     """
-    x, index = as_tensor(x), _plain_index(index)
+    x = as_tensor(x)
     table = x._data
+    index = _plain_index(index, table)
     if _is_of_rows(index, table.shape) and table.dtype.char in "fd":
         size = index.size * math.prod(table.shape[1:])
         if size >= _MANY and (table.flags.c_contiguous or size >= table.size):  # another is packed first
@@ -203,7 +225,8 @@ def scatter_add(x: Any, index: Any, shape: Sequence[int]) -> Tensor:
     ------
     ShapeError : an index that does not fit `shape`, or `x` that does not fit the index.  DtypeError : a floating index.
     """
-    x, index, shape = as_tensor(x), _plain_index(index), tuple(shape)
+    x, shape = as_tensor(x), tuple(shape)
+    index = _plain_index(index, x._data)
     if _is_of_rows(index, shape) and is_floating(x.dtype) and x.shape == index.shape + shape[1:]:
         return _scatter_add_rows(x, _numbers("scatter_add", index, shape[0]), rows=shape[0])
     return _scatter_add(x, index=index, shape=shape)
@@ -232,25 +255,28 @@ def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
     ArgumentError : `axis` out of range.  ShapeError : an index out of bounds.
     DtypeError : `indices` that are not integers.
     """
-    x, places = as_tensor(x), _integers(indices, "take")
+    x = as_tensor(x)
+    places = _integers(indices, "take", x)
     if axis is None:
         return _getitem(ravel(x), index=places)
     at = one_axis(x.ndim, axis, "take", x.shape)
     return getitem(x, (*(slice(None),) * at, places) if at else places)
 
 
-def _integers(indices: Any, name: str) -> Array:
-    """`indices` as an array. Raises `DtypeError` for others than integers."""
-    places = np.asarray(_plain_index(indices))
+def _integers(indices: Any, name: str, x: Tensor) -> Array:
+    """`indices` as an array on the device of x. Raises `DtypeError` for others than integers."""
+    indices = _plain_index(indices, x._data)
+    places = indices if is_array(indices) else np.asarray(indices)
     if places.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integer indices, got {shown(places)} (called at {user_line()})")
     return places
 
 
-def _along_axis(shape: tuple[int, ...], indices: Any, axis: int, name: str) -> tuple[Array, ...]:
-    """The index that picks ``x[i, ..., indices[i, ..., k], ...]`` for x of `shape`."""
+def _along_axis(x: Tensor, indices: Any, axis: int, name: str) -> tuple[Array, ...]:
+    """The index that picks ``x[i, ..., indices[i, ..., k], ...]``."""
+    shape = x.shape
     at = one_axis(len(shape), axis, name, shape)
-    places = _integers(indices, name)
+    places = _integers(indices, name, x)
     fits = places.ndim == len(shape) and all(
         m in (1, n) for i, (m, n) in enumerate(zip(places.shape, shape)) if i != at
     )
@@ -260,7 +286,7 @@ def _along_axis(shape: tuple[int, ...], indices: Any, axis: int, name: str) -> t
             f"lengths or 1 except along axis {axis} (called at {user_line()})"
         )
     grid = np.ogrid[tuple(slice(n) for n in shape)]
-    return tuple(places if i == at else positions for i, positions in enumerate(grid))
+    return tuple(places if i == at else put_beside(positions, places) for i, positions in enumerate(grid))
 
 
 def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
@@ -281,7 +307,7 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Tensor:
     ArgumentError : `axis` out of range.  DtypeError : `indices` not integers.  ShapeError : lengths that do not fit.
     """
     x = as_tensor(x)
-    return _getitem(x, index=_along_axis(x.shape, indices, axis, "take_along_axis"))
+    return _getitem(x, index=_along_axis(x, indices, axis, "take_along_axis"))
 
 
 def add_at(x: Any, index: Any, values: Any) -> Tensor:
@@ -302,7 +328,8 @@ def add_at(x: Any, index: Any, values: Any) -> Tensor:
     ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
     DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
-    x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
+    x, values = as_tensor(x), _beside(values, x)
+    index = _plain_index(index, x._data)
     return x + scatter_add(_fitted(values, x, index, "add_at"), index, x.shape)
 
 
@@ -326,17 +353,19 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
     ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
     DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
-    x, values, index = as_tensor(x), as_tensor(values), _plain_index(index)
+    x, values = as_tensor(x), _beside(values, x)
+    index = _plain_index(index, x._data)
     values = _fitted(values, x, index, "set_at")
-    written = np.zeros(x.shape, bool)
+    written = namespace(x._data).zeros(x.shape, bool)
     written[index] = True
     if not _is_basic(index):
-        places = _places(index, x.shape)
-        turn = np.arange(places.size).reshape(places.shape)
-        last = np.zeros(x.size, np.int64)
-        last[places] = turn
-        values = where(last[places] == turn, values, 0.0)
+        values = where(is_last(_places(index, x.shape), x.size), values, 0.0)
     return where(written, scatter_add(values, index, x.shape), x)
+
+
+def _beside(values: Any, x: Tensor) -> Tensor:
+    """Values as a tensor; a number on the device of x."""
+    return x.beside(np.asarray(values)) if isinstance(values, (int, float, np.generic)) else as_tensor(values)
 
 
 def _fitted(values: Tensor, x: Tensor, index: Any, name: str) -> Tensor:
@@ -376,7 +405,7 @@ def put_along_axis(x: Any, indices: Any, values: Any, axis: int) -> Tensor:
     ArgumentError : `axis` out of range.  DtypeError : `indices` not integers.  ShapeError : lengths that do not fit.
     """
     x = as_tensor(x)
-    return set_at(x, _along_axis(x.shape, indices, axis, "put_along_axis"), values)
+    return set_at(x, _along_axis(x, indices, axis, "put_along_axis"), values)
 
 
 # -- order ----------------------------------------------------------------------------------------------------
@@ -487,7 +516,9 @@ def one_hot(x: Any, num_classes: int = -1) -> Tensor:
     x = as_tensor(x)
     if x.dtype.kind not in "iu":
         raise DtypeError(f"one_hot: expected integers, got {x.dtype} (called at {user_line()})")
-    classes = int(x.numpy().max(initial=-1)) + 1 if num_classes == -1 else num_classes
+    classes = num_classes
+    if num_classes == -1:
+        classes = int(x._read().max()) + 1 if x.size else 0
     return Tensor(computed(_one_hot, x._data, classes=classes))
 
 
@@ -497,7 +528,7 @@ def _one_hot(x: np.ndarray, classes: int) -> np.ndarray:
             f"one_hot: expected integers from 0 to num_classes - 1 = {classes - 1}, got {x.min()} to {x.max()} "
             f"(called at {user_line()})"
         )
-    return (x[..., None] == np.arange(classes)).astype(np.int64)
+    return (x[..., None] == namespace(x).arange(classes)).astype(np.int64)
 
 
 def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) -> Tensor:

@@ -158,7 +158,7 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> tuple[T
     """
     h, weight = as_tensor(h), as_tensor(weight)
     if bias is None:
-        bias = Tensor(np.zeros(weight.shape[:1], weight.dtype))
+        bias = weight.new_zeros(weight.shape[:1])
     return _linear_bernoulli_log_prob(h, weight, bias, x)
 
 
@@ -203,7 +203,7 @@ def _iwae_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
 def _iwae_backward_rule(
     g: Tensor, g_bound: Tensor, log_w: Tensor, highest: Tensor, scale: Tensor, out: Tensor, axis: int
 ) -> list[Tensor]:
-    ones = Tensor(np.ones(scale.shape, scale.dtype))
+    ones = scale.new_ones(scale.shape)
     of_g_bound = g * _iwae_bound_backward(ones, log_w, highest, scale, axis=axis)
     of_scale = g * _iwae_bound_backward(g_bound, log_w, highest, ones, axis=axis)
     of_log_w = g * out
@@ -290,7 +290,7 @@ def importance_weights(log_w: Any, axis: int = 0) -> tuple[Tensor, Tensor]:
     log_w = as_tensor(log_w)
     axis = _samples_axis("importance_weights", log_w, axis)
     _, highest, scale = _iwae_bound(log_w, axis=axis)
-    weights = _iwae_bound_backward(np.ones(scale.shape, scale.dtype), log_w, highest, scale, axis=axis)
+    weights = _iwae_bound_backward(scale.new_ones(scale.shape), log_w, highest, scale, axis=axis)
     squares = sum(weights * weights, axis=axis)
     empty = equal(squares, 0.0)
     return weights, where(empty, 0.0, 1.0 / where(empty, 1.0, squares))

@@ -29,6 +29,7 @@ from gmcore.ops.elementwise import as_floating, real, where
 from gmcore.ops.product import matmul, swap
 from gmcore.ops.shape import expand_dims, reshape, transpose
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.arrays import as_array, namespace
 from gmkernels.blas import single_threaded
 from gmkernels.linalg.spec import SOLVE_TRIANGULAR
 
@@ -56,7 +57,7 @@ def _lapack(name: str, function: Callable[[Any], Any], a: Any, fault: str) -> An
     """
     finite = np.isfinite(a).all((-2, -1))
     every = bool(finite.all())
-    given = a if every else np.where(finite[..., None, None], a, np.eye(*a.shape[-2:], dtype=a.dtype))
+    given = a if every else np.where(finite[..., None, None], a, namespace(a).eye(*a.shape[-2:], dtype=a.dtype))
     with single_threaded():
         try:
             found = function(given)
@@ -67,7 +68,7 @@ def _lapack(name: str, function: Callable[[Any], Any], a: Any, fault: str) -> An
                 except np.linalg.LinAlgError:
                     raise _fault(name, at, a, fault) from None
             raise
-    parts = [np.asarray(y) for y in (found if isinstance(found, tuple) else (found,))]
+    parts = [as_array(y) for y in (found if isinstance(found, tuple) else (found,))]
     if not every:
         nan = a.dtype.type(np.nan)
         parts = [np.where(finite.reshape(finite.shape + (1,) * (y.ndim - finite.ndim)), y, nan) for y in parts]
@@ -78,7 +79,7 @@ def _triangle(x: Tensor, *, upper: bool = False, strict: bool = False) -> Tensor
     """The triangle of each matrix with zeros elsewhere, without the diagonal if `strict`."""
     n = x.shape[-1]
     mask = np.tri(n, n, -int(strict), dtype=bool)
-    return where(Tensor(mask.T if upper else mask), x, 0.0)
+    return where(x.beside(mask.T if upper else mask), x, 0.0)
 
 
 def _symmetric(x: Tensor) -> Tensor:
@@ -400,7 +401,7 @@ _cholesky.public = cholesky
 def _signs(columns: Any) -> Any:
     """Of each column, the sign of its largest element (the first of equal ones)."""
     if columns.shape[-2] == 0:
-        return np.ones((*columns.shape[:-2], 1, columns.shape[-1]), columns.dtype)
+        return namespace(columns).ones((*columns.shape[:-2], 1, columns.shape[-1]), columns.dtype)
     top = np.take_along_axis(columns, np.abs(columns).argmax(-2, keepdims=True), -2)
     return np.where(top < 0, columns.dtype.type(-1), columns.dtype.type(1))
 
@@ -474,7 +475,7 @@ _qr.public = qr
 
 def _reciprocal_differences(x: Tensor) -> Tensor:
     """1 / (x_j - x_i) at (i, j), and 0 on the diagonal; infinite where two are equal."""
-    same = Tensor(np.eye(x.shape[-1], dtype=bool))
+    same = x.beside(np.eye(x.shape[-1], dtype=bool))
     differences = where(same, 1.0, expand_dims(x, -2) - expand_dims(x, -1))
     with np.errstate(divide="ignore"):
         return where(same, 0.0, 1.0 / differences)

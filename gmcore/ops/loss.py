@@ -42,6 +42,7 @@ from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor, is_floating
 from gmcore.watch import computed
+from gmkernels.arrays import namespace
 from gmkernels.softmax import spec
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -285,7 +286,7 @@ def _indices(
 
 
 def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
-    kept = np.ones(t.shape, bool) if ignored is None else t != ignored
+    kept = namespace(t).ones(t.shape, bool) if ignored is None else t != ignored
     index = t.astype(np.int64)
     if not kept.all():
         index[~kept] = 0
@@ -300,7 +301,7 @@ def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None
 
 def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
     """rows[m, index[m]]"""
-    return rows[np.arange(index.size), index]
+    return rows[namespace(index).arange(index.size), index]
 
 
 def _entropy_examples(rng: np.random.Generator) -> Iterator[Example]:
@@ -373,7 +374,7 @@ def _negative_log_likelihood(
             f"ignore_index {ignore_index} (called at {user_line()})"
         )
     present = Tensor(kept)
-    weights = where(present, Tensor(np.ones((), rows.dtype)) if weight is None else weight[index], 0.0)
+    weights = where(present, rows.new_ones(()) if weight is None else weight[index], 0.0)
     losses = _softmax_cross_entropy(rows, index)[0] if logits else -_pick(rows, index)
     loss = where(present, losses, 0.0)
     if weight is not None:
@@ -467,7 +468,7 @@ def cross_entropy(
 
 
 def _other_classes(index: np.ndarray, classes: int) -> np.ndarray:
-    return np.arange(classes) != index[:, None]
+    return namespace(index).arange(classes) != index[:, None]
 
 
 def multi_margin_loss(
@@ -752,7 +753,7 @@ def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, *, reduct
     ArgumentError : an unknown reduction, or a mean of nothing.  ShapeError : shapes that differ.
     """
     x, y = _same_shape("hinge_embedding_loss", input=input, target=target)
-    zero = Tensor(np.zeros((), x.dtype))
+    zero = x.new_zeros(())
     loss = where(equal(y, 1.0), x, zero) + where(equal(y, -1.0), relu(margin - x), zero)
     return _reduce("hinge_embedding_loss", loss, reduction)
 
@@ -835,6 +836,6 @@ def cosine_embedding_loss(
         )
     square_norms = [sum(x * x, axis=-1) + 1e-12 for x in (a, b)]
     cosine = sum(a * b, axis=-1) / sqrt(square_norms[0] * square_norms[1])
-    zero = Tensor(np.zeros((), cosine.dtype))
+    zero = cosine.new_zeros(())
     loss = where(equal(y, 1.0), 1.0 - cosine, zero) + where(equal(y, -1.0), relu(cosine - margin), zero)
     return _reduce(name, loss, reduction)

@@ -297,8 +297,8 @@ def _batch_norm_rule(
 ) -> list[Tensor]:
     """Beside the gradient through out: dmean / dx = 1 / n, dvar / dx = 2 (x - mean) / n."""
     if g_out is None:
-        total: Any = Tensor(np.zeros(x.shape, x.dtype))
-        d_weight = d_bias = Tensor(np.zeros(weight.shape, weight.dtype))
+        total: Any = x.new_zeros(x.shape)
+        d_weight = d_bias = weight.new_zeros(weight.shape)
     else:
         total, d_weight, d_bias = _batch_norm_backward(g_out, x, weight, mean, var, eps=eps)
     n = x.shape[0] * math.prod(x.shape[2:])
@@ -390,8 +390,8 @@ def batch_norm(
         raise ShapeError(
             f"batch_norm: expected more than one value per channel, got {x.shape} (called at {user_line()})"
         )
-    weight = Tensor(np.ones(channels, x.dtype)) if weight is None else weight
-    bias = Tensor(np.zeros(channels, x.dtype)) if bias is None else bias
+    weight = x.new_ones((channels,)) if weight is None else weight
+    bias = x.new_zeros((channels,)) if bias is None else bias
     out, center, variance = _batch_norm_training(x, weight, bias, eps=float(eps))
     for running, new, factor in ((running_mean, center, 1.0), (running_var, variance, n / (n - 1))):
         if running is not None:

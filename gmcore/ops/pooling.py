@@ -6,14 +6,17 @@ them, and each is the other's derivative; so are the mean of windows and the sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gmcore.device import put_beside
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real, where
+from gmcore.ops.indexing import is_last
 from gmcore.ops.product import matmul
 from gmcore.ops.windows import Size, as_planes, flat, from_planes, per_axis
 from gmcore.tensor import Tensor, as_tensor
@@ -254,10 +257,8 @@ def _unpool(
             f"{name}: indices from {found.min()} to {found.max()} do not fit an output of size {tuple(size)} "
             f"(called at {user_line()})"
         )
-    last = np.full((*x.shape[:2], height * width), -1)
-    numbers = np.broadcast_to(np.arange(found.shape[2]), found.shape)
-    np.put_along_axis(last, found, numbers, -1)
-    shown = np.take_along_axis(last, found, -1) == numbers
+    planes = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], 1) * (height * width)
+    shown = is_last(found + put_beside(planes, found), math.prod(x.shape[:2]) * height * width)
     if not shown.all():
         x = where(Tensor(shown.reshape(x.shape)), x, 0.0)
     y = _plane_scatter(x, Tensor(found.astype(np.int64, copy=False).reshape(x.shape)), size=(height, width))
@@ -397,12 +398,12 @@ def avg_pool2d(
 _avg_pool2d.public = avg_pool2d
 
 
-def _averages(length: int, count: int, dtype: Any) -> Tensor:
+def _averages(length: int, count: int, dtype: Any) -> np.ndarray:
     """The matrix (length, count) whose column i averages the elements floor(i n / m) to ceil((i + 1) n / m) of n."""
     edges = np.arange(count + 1) * length
     starts, stops = edges[:-1] // count, -(-edges[1:] // count)
     at = np.arange(length)[:, None]
-    return Tensor(((at >= starts) & (at < stops)) / (stops - starts).astype(dtype))
+    return ((at >= starts) & (at < stops)) / (stops - starts).astype(dtype)
 
 
 def _adaptive(name: str, axes: int, input: Any, output_size: Any) -> Tensor:
@@ -416,7 +417,7 @@ def _adaptive(name: str, axes: int, input: Any, output_size: Any) -> Tensor:
         raise ShapeError(
             f"{name}: expected planes of at least one element, got {given.shape} (called at {user_line()})"
         )
-    height, width = (_averages(n, m, x.dtype) for n, m in zip(x.shape[2:], size))
+    height, width = (x.beside(_averages(n, m, x.dtype)) for n, m in zip(x.shape[2:], size))
     y = matmul(x, width)
     return from_planes(matmul(height.T, y), axes, given.ndim)
 

@@ -352,7 +352,7 @@ def _slope(y: Tensor, activation: str) -> Tensor | float:
         "identity": lambda: 1.0,
         "tanh": lambda: 1.0 - y * y,
         "sigmoid": lambda: y * (1.0 - y),
-        "relu": lambda: where(greater(y, 0.0), Tensor(np.ones((), y.dtype)), 0.0),
+        "relu": lambda: where(greater(y, 0.0), y.new_ones(()), 0.0),
         "softplus": lambda: 1.0 - exp(-y),
     }[activation]()
 
@@ -443,7 +443,7 @@ def linear(x: Any, weight: Any, bias: Any = None, *, activation: str = "identity
         raise ArgumentError(f"linear: activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
     x, weight = as_tensor(x), as_tensor(weight)
     if bias is None:
-        bias = Tensor(np.zeros(weight.shape[:1], weight.dtype))
+        bias = weight.new_zeros(weight.shape[:1])
     return _linear(x, weight, bias, activation=activation)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.device import cupy, gpu_number
 from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, ShapeError, user_function
 from gmcore.op import Example, Op, kernel, user_line
@@ -65,7 +66,12 @@ _uniform = Op(
 
 
 def normal(
-    shape: int | Sequence[int], *, dtype: Any = "float32", generator: Generator | None = None, key: Tensor | None = None
+    shape: int | Sequence[int],
+    *,
+    dtype: Any = "float32",
+    device: str | None = None,
+    generator: Generator | None = None,
+    key: Tensor | None = None,
 ) -> Tensor:
     """Standard normal numbers: Box & Muller's on the words of the stream.
 
@@ -73,6 +79,7 @@ def normal(
     ----------
     shape : of the result; an int for one axis.
     dtype : floating; of a half type, the float32 numbers rounded.
+    device : where to draw them, the CPU by default; they are the same everywhere.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -82,12 +89,18 @@ def normal(
     Raises
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
+    MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
     """
-    return _fill(_normal, shape, dtype, _key(generator, key))
+    return _fill(_normal, shape, dtype, device, _key(generator, key))
 
 
 def uniform(
-    shape: int | Sequence[int], *, dtype: Any = "float32", generator: Generator | None = None, key: Tensor | None = None
+    shape: int | Sequence[int],
+    *,
+    dtype: Any = "float32",
+    device: str | None = None,
+    generator: Generator | None = None,
+    key: Tensor | None = None,
 ) -> Tensor:
     """Uniform numbers in (0, 1]: (word + 1/2) / 2^32 of the words of the stream.
 
@@ -95,6 +108,7 @@ def uniform(
     ----------
     shape : of the result; an int for one axis.
     dtype : floating; of a half type, the float32 numbers rounded.
+    device : where to draw them, the CPU by default; they are the same everywhere.
     generator, key : as in `gaussian_sample`.
 
     Returns
@@ -104,12 +118,18 @@ def uniform(
     Raises
     ------
     ArgumentError : a dtype that is not floating.  ShapeError : a negative length.
+    MissingPackageError, DeviceError : a GPU that is not there, or nothing to use it with.
     """
-    return _fill(_uniform, shape, dtype, _key(generator, key))
+    return _fill(_uniform, shape, dtype, device, _key(generator, key))
 
 
-def _fill(op: Op, shape: int | Sequence[int], dtype: Any, key: Tensor) -> Tensor:
+def _fill(op: Op, shape: int | Sequence[int], dtype: Any, device: str | None, key: Tensor) -> Tensor:
     dtype = dtype_of(dtype)
+    if device is not None and (number := gpu_number(device)) is not None:
+        from gmkernels import launch  # what it imports an engine on the CPU does not need
+
+        with cupy().cuda.Device(number):
+            key = Tensor(launch.resident(key._data))  # the numbers are drawn where the key is
     half = dtype.itemsize == 2
     return cast(op(key, shape=_as_shape(shape), dtype="float32" if half else dtype.name), dtype)
 
@@ -124,7 +144,7 @@ _normal.public, _uniform.public = normal, uniform
 # -- Gaussian ------------------------------------------------------------------------------------------------
 def _noise(mu: Tensor, key: Tensor, samples: int | None) -> Tensor:
     shape = mu.shape if samples is None else (samples, *mu.shape)
-    return _fill(_normal, shape, mu.dtype, key)
+    return _fill(_normal, shape, mu.dtype, mu.device, key)
 
 
 def _gaussian_sample_backward_plain(

@@ -58,11 +58,11 @@ def _update(state: Tensor, new: Tensor) -> Tensor:
 def _in_order(found: dict[int, Tensor], like: Tensor, width: int) -> Tensor:
     """The rows of all steps, each found under the number of its first, as one matrix."""
     rows = [found[start] for start in sorted(found)]
-    return concatenate(rows) if rows else Tensor(np.zeros((0, width), like.dtype))
+    return concatenate(rows) if rows else like.new_zeros((0, width))
 
 
 def _zeros(g: Tensor | None, like: Tensor) -> Tensor:
-    return Tensor(np.zeros(like.shape, like.dtype)) if g is None else g
+    return like.new_zeros(like.shape) if g is None else g
 
 
 # -- simple RNN -------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def _rnn_backward_plain(
     g_h: Tensor, g_hn: Tensor, weight: Tensor, h0: Tensor, h: Tensor, batch_sizes: Tensor,
     nonlinearity: str, reverse: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    one = Tensor(np.ones((), h.dtype))
+    one = h.new_ones(())
     slope = one - h * h if nonlinearity == "tanh" else where(greater(h, 0.0), one, 0.0)
     d_state, found = g_hn, {}
     for rows, n in _steps(batch_sizes, not reverse):

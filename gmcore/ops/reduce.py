@@ -180,7 +180,7 @@ def _root(x: Tensor) -> Tensor:
 def _extremum_rule(g: Tensor, x: Tensor, out: Tensor, axis: tuple[int, ...]) -> Tensor:
     # Where out is NaN, the NaNs among x are what it comes from.
     chosen = logical_or(equal(x, _spread(out, x.shape, axis)), isnan(x))
-    share = _where(chosen, Tensor(np.ones((), g.dtype)), 0.0)
+    share = _where(chosen, g.new_ones(()), 0.0)
     return _spread(g, x.shape, axis) * share / _spread(_sum(share, axis=axis, keepdims=False), x.shape, axis)
 
 

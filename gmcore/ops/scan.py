@@ -12,6 +12,7 @@ from gmcore.ops.arrange import _part, concatenate, flip
 from gmcore.ops.elementwise import real
 from gmcore.ops.shape import one_axis, ravel
 from gmcore.tensor import Tensor, as_tensor
+from gmkernels.arrays import namespace
 
 
 def with_zeros(rng: np.random.Generator) -> np.ndarray:
@@ -40,7 +41,7 @@ _cumsum: Op = Op(
 def _recurrence_forward(a: Any, b: Any, axis: int) -> Any:
     if a.shape != b.shape:
         raise ValueError("expected a and b of one shape")
-    out = np.empty(a.shape, np.result_type(a, b))
+    out = namespace(a).empty(a.shape, np.result_type(a, b))
     rows, factors, terms = (np.moveaxis(v, axis, 0) for v in (out, a, b))
     for i in range(len(rows)):
         rows[i] = factors[i] * rows[i - 1] + terms[i] if i else terms[0]
@@ -49,7 +50,7 @@ def _recurrence_forward(a: Any, b: Any, axis: int) -> Any:
 
 def _edge(value: float, x: Tensor, axis: int) -> Tensor:
     """`value` where x begins along axis."""
-    return Tensor(np.full_like(_part(x, axis, slice(0, 1))._data, value))
+    return x.new_full(_part(x, axis, slice(0, 1)).shape, value)
 
 
 def _backwards(a: Tensor, g: Tensor, axis: int) -> Tensor:

@@ -25,7 +25,9 @@ def _examples(rng: np.random.Generator) -> Iterator[Example]:
 
 def _shifted(x: Any, axis: int) -> Any:
     """x minus the largest of its row, so that exponentials cannot overflow; masked rows stay minus infinity."""
-    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+    if not x.shape[axis]:
+        return x.copy()
+    top = np.max(x, axis=axis, keepdims=True)
     return x - np.where(top == -np.inf, x.dtype.type(0), top)
 
 

@@ -39,7 +39,7 @@ def _floating(function: KernelSpec) -> Callable[..., Any]:
 
     def forward(*arrays: Any, **attrs: Any) -> Any:
         dtype = np.result_type(*arrays, np.float32)
-        return run(*[np.asarray(x, dtype) for x in np.broadcast_arrays(*arrays)], **attrs)
+        return run(*[x.astype(dtype, copy=False) for x in np.broadcast_arrays(*arrays)], **attrs)
 
     return forward
 

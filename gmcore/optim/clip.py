@@ -13,6 +13,7 @@ from gmcore.errors import ArgumentError
 from gmcore.tensor import Array, Tensor
 from gmcore.watch import computed, is_watched
 from gmkernels import total_norm
+from gmkernels.arrays import as_array, on_gpu
 
 
 def clip_grad_norm_(
@@ -65,8 +66,9 @@ def clip_grad_norm_(
     if error_if_nonfinite and not math.isfinite(number := Tensor(norm).item()):
         raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {number}; {_first_nonfinite(pairs)}")
     scale = computed(_scale, norm, max_norm=float(max_norm))
-    # A captured step must not look at a number and choose: there, a gradient that is short enough is scaled by 1.
-    if scale != 1.0 or is_watched():
+    # A captured step must not look at a number and choose, and to look at one on a GPU is to wait for it: there, a
+    # gradient that is short enough is scaled by 1.
+    if is_watched() or on_gpu(scale) or scale != 1.0:
         for p, g in pairs:
             p.grad = Tensor(computed(_scaled, g, scale))
     return Tensor(computed(_rounded, norm, dtype=np.result_type(*by_dtype) if by_dtype else np.dtype(np.float32)))
@@ -97,16 +99,16 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
 
 def _scale(norm: Array, max_norm: float) -> Array:
     with np.errstate(all="ignore"):
-        return np.asarray(np.minimum(max_norm / (norm + 1e-6), 1.0))
+        return as_array(np.minimum(max_norm / (norm + 1e-6), 1.0))
 
 
 def _scaled(g: Array, scale: Array) -> Array:
     with np.errstate(all="ignore"):
-        return np.asarray(g * scale.astype(g.dtype))
+        return as_array(g * scale.astype(g.dtype))
 
 
 def _limited(g: Array, bound: Any) -> Array:
-    return np.asarray(np.clip(g, -bound, bound))
+    return as_array(np.clip(g, -bound, bound))
 
 
 def _rounded(norm: Array, dtype: np.dtype[Any]) -> Array:

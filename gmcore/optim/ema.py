@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError
-from gmcore.tensor import Tensor, is_floating
+from gmcore.tensor import Tensor, is_floating, on_host
 from gmcore.watch import hosted
 from gmkernels import average
+from gmkernels.arrays import namespace
 
 if TYPE_CHECKING:
     from gmcore.nn import Module
@@ -68,7 +69,7 @@ class EMA:
         self.decay: float = decay
         self.updates: int = 0
         self.averages: dict[str, Tensor] = {
-            name: Tensor(np.array(p._data, order="C")) for name, p in self._params.items()
+            name: Tensor(namespace(p._data).array(p._data, order="C")) for name, p in self._params.items()
         }
 
     def update(self) -> None:
@@ -103,8 +104,8 @@ class EMA:
                 p.copy_(own[name])
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """``updates``, and ``averages.<name>`` as read-only views: copy them to keep a snapshot."""
-        averages = {f"averages.{name}": a.numpy() for name, a in self.averages.items()}
+        """``updates``, and ``averages.<name>`` as read-only views, of a GPU as copies: copy them to keep a snapshot."""
+        averages = {f"averages.{name}": a.cpu().numpy() for name, a in self.averages.items()}
         return {"updates": np.array(self.updates), **averages}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -114,7 +115,7 @@ class EMA:
         ------
         CheckpointError : names or shapes that do not fit, all in one message; nothing is changed then.
         """
-        arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+        arrays = {name: on_host(value) for name, value in state_dict.items()}
         expected = {"updates": (), **{f"averages.{name}": p.shape for name, p in self._params.items()}}
         problems = [f"{name} is missing" for name in expected if name not in arrays]
         problems += [f"{name} is unexpected" for name in arrays if name not in expected]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
+from gmcore.errors import DeviceError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
 from gmcore.tensor import Tensor, enable_grad
 from gmcore.watch import hosted, relies
@@ -103,7 +104,12 @@ class FusedOptimizer(Optimizer):
         state = self.state.setdefault(p, {"step": 0})
         for name in used:
             if name not in state:
-                state[name] = Tensor(np.full(p.shape, self.initial(name, group), p.dtype))
+                state[name] = p.new_full(p.shape, self.initial(name, group))
+            elif type(state[name]._data) is not type(p._data) and state[name].device != p.device:
+                raise DeviceError(
+                    f"{type(self).__name__}: {name} of a parameter is on {state[name].device} and the parameter on "
+                    f"{p.device}; optimizer.load_state_dict(optimizer.state_dict()) takes what it remembers there"
+                )
         return state
 
     def _next_hyper(self, group: Group, params: list[Tensor], used: tuple[str, ...]) -> np.ndarray:
@@ -130,7 +136,7 @@ class FusedOptimizer(Optimizer):
 # -- what updates are made of ---------------------------------------------------------------------------------
 def full_like(param: Tensor, value: float = 0.0) -> Tensor:
     """A state before the first step."""
-    return Tensor(np.full(param.shape, value, param.dtype))
+    return param.new_full(param.shape, value)
 
 
 def penalised(param: Tensor, grad: Tensor, hyper: Mapping[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ from gmcore.errors import ArgumentError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
 from gmcore.tensor import Tensor, enable_grad
 from gmkernels import reduce
+from gmkernels.arrays import is_array
 
 
 class LBFGS(Optimizer):
@@ -136,7 +137,7 @@ class LBFGS(Optimizer):
         for p in params:
             if p.grad is not None:
                 check_gradient(p, p.grad)
-        return _flat([np.zeros(p.shape, p.dtype) if p.grad is None else p.grad._data for p in params])
+        return _flat([p.new_zeros(p.shape)._data if p.grad is None else p.grad._data for p in params])
 
     def _move(self, t: float, d: np.ndarray) -> None:
         """Add t d to the parameters."""
@@ -181,14 +182,14 @@ class LBFGS(Optimizer):
         first_loss, gradient = evaluate()
         loss = float(first_loss)
         for iteration in range(group["max_iter"]):
-            if np.max(np.abs(gradient), initial=0) <= group["tolerance_grad"]:
+            if not gradient.size or np.max(np.abs(gradient)) <= group["tolerance_grad"]:
                 break
             if iteration and state["func_evals"] >= last_evaluation:
                 break
             arrays = {name: value._data if isinstance(value, Tensor) else value for name, value in state.items()}
             arrays = _turn(arrays, gradient, group["history_size"])
             direction, length = arrays["d"], float(_first_length(arrays, group["lr"]))
-            state |= {name: Tensor(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+            state |= {name: Tensor(value) if is_array(value) else value for name, value in arrays.items()}
             state |= {"H_diag": float(arrays["H_diag"]), "t": length, "prev_loss": loss}
             slope = float(_dot(gradient, direction))
             if slope > -group["tolerance_change"]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, CheckpointError, DtypeError, ShapeError, unknown_name
-from gmcore.tensor import Tensor, is_floating
+from gmcore.errors import ArgumentError, CheckpointError, DeviceError, DtypeError, ShapeError, unknown_name
+from gmcore.tensor import Tensor, is_floating, on_host
+from gmkernels.arrays import on_gpu
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -134,7 +135,7 @@ class Optimizer(ABC):
                     f"{kind}: parameter {i} is {p.dtype}, in which small steps are lost; optimise a float32 parameter "
                     f"and use .astype({p.dtype.name!r}) of it, an operation with a gradient"
                 )
-            if not (p._data.flags.c_contiguous and p._data.flags.writeable):
+            if not (p._data.flags.c_contiguous and (on_gpu(p._data) or p._data.flags.writeable)):
                 raise ArgumentError(
                     f"{kind}: the memory of parameter {i} is read-only or not C-contiguous; make it a "
                     "gmcore.nn.Parameter, which has memory of its own"
@@ -161,7 +162,7 @@ class Optimizer(ABC):
             if set_to_none:
                 p.grad = None
             elif p.grad is not None:
-                p.grad = Tensor(np.zeros(p.shape, p.dtype))
+                p.grad = p.new_zeros(p.shape)
 
     # -- saving ----------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -169,7 +170,8 @@ class Optimizer(ABC):
 
         ``param_groups.<i>.params`` are the numbers of the group's parameters, counted over all groups,
         ``param_groups.<i>.<name>`` its hyperparameters, ``state.<number>.<name>`` the state of a parameter. The
-        state's arrays are read-only views of the optimiser's memory: copy them to keep a snapshot.
+        state's arrays are read-only views of the optimiser's memory: copy them to keep a snapshot. Those of a GPU are
+        copies in host memory.
         """
         numbers_of = {p: number for number, p in enumerate(self._parameters())}
         arrays = {}
@@ -179,20 +181,20 @@ class Optimizer(ABC):
                 arrays[f"param_groups.{i}.{name}"] = np.array(group[name])
         for p, number in numbers_of.items():
             for name, value in self.state.get(p, {}).items():
-                arrays[f"state.{number}.{name}"] = value.numpy() if isinstance(value, Tensor) else np.array(value)
+                arrays[f"state.{number}.{name}"] = value.cpu().numpy() if isinstance(value, Tensor) else np.array(value)
         return arrays
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from the `state_dict` of an optimiser of the same kind over parameters of the same shapes.
 
-        Hyperparameters are taken from it; states are copied, in the dtype of their parameter.
+        Hyperparameters are taken from it; states are copied, in the dtype and to the device of their parameter.
 
         Raises
         ------
         CheckpointError : names or shapes that do not fit, all in one message; nothing is changed then.
         ArgumentError : hyperparameters outside their range.
         """
-        arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+        arrays = {name: on_host(value) for name, value in state_dict.items()}
         groups, layout = self._groups_in(arrays)
         owners = dict(enumerate([(p, group) for group in groups for p in group["params"]]))
         layouts: dict[int, Layout] = {}
@@ -209,7 +211,7 @@ class Optimizer(ABC):
             p = owners[number][0]
             given = {name: arrays[f"state.{number}.{name}"] for name in names}
             states[p] = {
-                name: array.item() if names[name] is None else Tensor(np.array(array, p.dtype, order="C"))
+                name: array.item() if names[name] is None else p.beside(np.array(array, p.dtype, order="C"))
                 for name, array in given.items()
             }
         self.param_groups, self.state = groups, states
@@ -250,8 +252,10 @@ class Optimizer(ABC):
 
 
 def check_gradient(p: Tensor, grad: Tensor) -> None:
-    """Raise unless `grad`, which may have been set by hand, has the shape and dtype of its parameter."""
+    """Raise unless `grad`, which may have been set by hand, has the shape, dtype and device of its parameter."""
     if grad._data.shape != p._data.shape:
         raise ShapeError(f"a gradient has shape {grad.shape}, expected its parameter's shape {p.shape}")
     if grad._data.dtype != p._data.dtype:
         raise DtypeError(f"a gradient is {grad.dtype}, expected its parameter's dtype {p.dtype}")
+    if type(grad._data) is not type(p._data) and grad.device != p.device:
+        raise DeviceError(f"a gradient is on {grad.device}, expected its parameter's device {p.device}")

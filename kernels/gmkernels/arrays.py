@@ -6,16 +6,13 @@ of the right library, ``namespace(x).empty(...)``. CuPy is imported by who has a
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 Array = Any
 """A `numpy.ndarray`, or a `cupy.ndarray` on a GPU."""
-Kernel = Callable[[Sequence[Any], Sequence[Any], Sequence[Any], Any], None]
 
 
 def on_gpu(array: Array) -> bool:
@@ -41,6 +38,16 @@ def is_array(value: Any) -> bool:
     return cupy is not None and isinstance(value, cupy.ndarray)
 
 
+def as_array(value: Any) -> Array:
+    """What NumPy's functions give of arrays of no dimensions as an array: CuPy gives one, NumPy a scalar.
+
+    Parameters
+    ----------
+    value : an array, or a scalar of NumPy.
+    """
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
 def namespace(*arrays: Array) -> Any:
     """The library of the arrays: `cupy` if one of them lies on a GPU, otherwise `numpy`.
 
@@ -49,27 +56,6 @@ def namespace(*arrays: Array) -> Any:
     arrays : of NumPy or CuPy.
     """
     return sys.modules["cupy"] if any(map(on_gpu, arrays)) else np
-
-
-def through_host(kernel: Kernel) -> Kernel:
-    """A kernel of NumPy that takes arrays on a GPU too, by way of host memory: the host waits for them.
-
-    Parameters
-    ----------
-    kernel : ``kernel(inputs, outputs, workspace, attrs)`` that overwrites its outputs.
-    """
-
-    @functools.wraps(kernel)
-    def anywhere(inputs: Sequence[Any], outputs: Sequence[Any], workspace: Sequence[Any], attrs: Any) -> None:
-        if not on_gpu(outputs[0]):
-            kernel(inputs, outputs, workspace, attrs)
-            return
-        made = [np.empty(a.shape, a.dtype) for a in outputs]
-        kernel([a.get() for a in inputs], made, [np.empty(a.shape, a.dtype) for a in workspace], attrs)
-        for a, values in zip(outputs, made, strict=True):
-            a.set(values)
-
-    return anywhere
 
 
 def address(array: Array) -> int:

@@ -159,6 +159,7 @@ class Entry:
     accepts: Callable[[Signature], str | None] | None
     note: Callable[[], str] | None
     replays: bool
+    host: bool
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
 
     def kernel(self) -> Kernel:
@@ -234,6 +235,7 @@ def register(
     accepts: Callable[[Signature], str | None] | None = None,
     note: Callable[[], str] | None = None,
     replays: bool = False,
+    host: bool = False,
 ) -> None:
     """Register a kernel for `spec` on `backend`; from outside the package just as from inside.
 
@@ -249,6 +251,8 @@ def register(
     replays : whether all that its Python does follows from the shapes, dtypes, strides and attributes of a call, so
         that calls after the first repeat its launches without it (`gmkernels.replay`). If it is `strided`, it packs no
         array that is C-contiguous, and no matrix that is the transpose of one that is.
+    host : whether it is a reference that goes through the elements in Python: arrays of a GPU are copied to the host
+        for it, and its results back.
     spec : the operation; registered under its name with its first kernel.
     backend : ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
@@ -263,7 +267,7 @@ def register(
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
     _entries[spec.name][backend] = Entry(
-        spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note, replays
+        spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note, replays, host
     )
     _plans.clear()
 
@@ -695,13 +699,29 @@ def _plan(
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))
     workspace = spec.workspace(*inputs, **attrs)
-    kernel = entry.kernel()
+    kernel = entry.kernel() if device is None or not entry.host else _through_host(spec)
     if entry.replays:
         kernel = importlib.import_module("gmkernels.replay").Replay(kernel, spec.updates)  # which imports the compiler
     made = _with_dtypes(outputs), _with_dtypes(workspace)
     small = all(is_small(shape, dtype) for layout in made for shape, dtype in layout)
     hosted = device is not None and not all(map(on_gpu, flat(inputs)))
     return Plan(kernel, *made, pack, small, device, hosted, entry.backend)
+
+
+def _through_host(spec: KernelSpec) -> Kernel:
+    """The kernel that copies arrays of a GPU to the host, runs there what is cheapest, and copies the results back."""
+
+    def fetched(a: Array) -> Array:
+        return a.get() if on_gpu(a) else a
+
+    def kernel(
+        inputs: Sequence[Any], outputs: Sequence[Any], workspace: Sequence[Any], attrs: Mapping[str, Any]
+    ) -> None:
+        taken = [tuple(map(fetched, a)) if type(a) is tuple else fetched(a) for a in inputs]
+        for out, found in zip(outputs, run(spec, taken, attrs), strict=True):
+            out.set(found)
+
+    return kernel
 
 
 def _with_dtypes(layout: Layout) -> Layout:
@@ -797,4 +817,6 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
         why = "cheapest by the cost model"
     if chosen.note is not None:
         why += f"; {chosen.note()}"
+    if chosen.host and sig.device != "cpu":
+        why += "; copies its arrays to the host and back"
     return Explanation(spec, sig, chosen.backend, why, _floor(spec, inputs, attrs), estimates, refusals)

@@ -637,6 +637,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "leaky_relu_backward": lambda g, x, negative_slope: np.where(x > 0, g, negative_slope * g),
     "where": np.where,
     "cast": lambda x, dtype: x.astype(dtype),
+    "to_device": lambda x, device: x,
     "reshape": np.reshape,
     "transpose": np.transpose,
     "broadcast_to": np.broadcast_to,
@@ -1100,7 +1101,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[GmcoreError], str]] = {
     "uniform": (lambda: ops.uniform((2,), dtype="int64"), ArgumentError, "expected a floating dtype, got 'int64'"),
     "add": (lambda: X + gmcore.tensor(np.ones(4)), ShapeError, r"add\(x: float64\[2, 3\], y: float64\[4\]\)"),
     "text": (lambda: X + "one", DtypeError, "add: cannot make a tensor of dtype <U"),  # type: ignore[operator]
-    "device": (lambda: X.to("cuda:0"), ArgumentError, "device 'cuda:0' is not available"),
+    "device": (lambda: X.to("gpu"), ArgumentError, "device 'gpu'; expected 'cpu', 'cuda' or 'cuda:0'"),
 }
 
 

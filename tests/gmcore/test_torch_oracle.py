@@ -314,6 +314,7 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "fused": lambda function, x, y: torch.tanh(x * y) * x + torch.exp(-y),
     "checkpoint": lambda function, x, y: (torch.tanh(x * y) * x, torch.exp(y) + x * x),
     "cast": lambda x, dtype: x.to(getattr(torch, dtype)),
+    "to_device": lambda x, device: x.to(device),
     "transpose": lambda x, axes: x.permute(axes or tuple(range(x.ndim))[::-1]),
     "sum_to": lambda x, shape: x.sum_to_size(shape),
     "getitem": lambda x, index: x.reshape(-1)[_cells(tuple(x.shape), index)],

@@ -26,14 +26,15 @@ class BoltzmannModel(GenerativeModel):
     def training_state(self) -> dict[str, np.ndarray]:
         if self._chains is None:
             return {}
-        return {"chains": self._chains.numpy().astype(np.uint8 if self.support == "bernoulli" else self._chains.dtype)}
+        dtype = np.dtype(np.uint8) if self.support == "bernoulli" else self._chains.dtype
+        return {"chains": self._chains.cpu().numpy().astype(dtype)}
 
     def load_training_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         chains = arrays.get("chains")
         if chains is not None:
             if chains.shape != (self.chains, self.data_size):
                 raise CheckpointError(f"persistent chains {chains.shape}, expected {(self.chains, self.data_size)}")
-        self._chains = None if chains is None else tensor(chains, dtype=self.weight.dtype)
+        self._chains = None if chains is None else tensor(chains, dtype=self.weight.dtype, device=self.device)
 
 
 __all__ = ["BoltzmannModel"]

@@ -148,8 +148,8 @@ class VAE(GenerativeModel):
     def log_likelihood(self, x: Tensor, *, samples: int, generator: Generator | None = None) -> Tensor:
         """The importance-weighted bound log 1/k sum_i w_i with k = `samples`, (n,).
 
-        Streams over the samples: memory does not grow with k, and the result does not depend on how k is cut,
-        because each chunk draws its own part of one draw of the random stream.
+        In host memory. Streams over the samples: memory does not grow with k, and the result does not depend on how
+        k is cut, because each chunk draws its own part of one draw of the random stream.
         """
         check_size("samples", samples)
         key = (generator or default_generator()).draw()
@@ -161,12 +161,13 @@ class VAE(GenerativeModel):
                 count = min(chunk, samples - start)
                 part = shift_key(key, start * mu.size)
                 log_w = self.log_weights(x, mu, logvar, samples=count, key=part)
-                total = np.logaddexp(total, ops.logsumexp(log_w, axis=0).numpy().astype(np.float64))
+                total = np.logaddexp(total, ops.logsumexp(log_w, axis=0).cpu().numpy().astype(np.float64))
         return Tensor(total - math.log(samples))
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         with no_grad():
-            return self.decoder.mean(ops.normal((check_size("n", n), self.latent_size), generator=generator))
+            shape = (check_size("n", n), self.latent_size)
+            return self.decoder.mean(ops.normal(shape, device=self.device, generator=generator))
 
     def reconstruct(self, x: Tensor, *, generator: Generator | None = None) -> Tensor:
         with no_grad():

@@ -100,7 +100,7 @@ class CharRNN(LanguageModel):
     def start(self, streams: int) -> State:
         shape = (self.rnn.num_layers, streams, self.rnn.hidden_size)
         states = 2 if isinstance(self.rnn, nn.LSTM) else 1
-        return tuple(Tensor(np.zeros(shape, self.output.weight.dtype)) for _ in range(states))
+        return tuple(self.output.weight.new_zeros(shape) for _ in range(states))
 
     def forward(self, inputs: np.ndarray, state: State) -> tuple[Tensor, State]:
         h, last = self.rnn(inputs, state if len(state) > 1 else state[0])

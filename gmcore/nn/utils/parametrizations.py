@@ -10,7 +10,7 @@ from gmcore import ops
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.nn.module import Module
 from gmcore.nn.utils.parametrize import register_parametrization
-from gmcore.tensor import Tensor
+from gmcore.tensor import Array, Tensor
 
 
 class _WeightNorm(Module):
@@ -62,32 +62,32 @@ class _SpectralNorm(Module):
         self.dim, self.n_power_iterations, self.eps = dim, n_power_iterations, eps
         if weight.ndim < 2:
             return
-        matrix = self._matrix(weight).numpy()
+        matrix = self._matrix(weight)._read()
         for name, n in zip(("_u", "_v"), matrix.shape, strict=True):
             start = ops.normal((n,), dtype="float64").numpy()
-            self.register_buffer(name, Tensor((start / np.linalg.norm(start)).astype(weight.dtype)))
+            self.register_buffer(name, weight.beside((start / np.linalg.norm(start)).astype(weight.dtype)))
         self._iterate(matrix, 15)
 
     def _matrix(self, weight: Tensor) -> Tensor:
         return ops.flatten(ops.moveaxis(weight, self.dim, 0), 1)
 
-    def _iterate(self, matrix: np.ndarray, times: int) -> None:
+    def _iterate(self, matrix: Array, times: int) -> None:
         """Move u and v towards the singular vectors of the largest singular value."""
-        u, v = self._u.numpy(), self._v.numpy()
+        u, v = self._u._read(), self._v._read()
         for _ in range(times):
             u = self._unit(matrix @ v)
             v = self._unit(matrix.T @ u)
         self._u, self._v = Tensor(u), Tensor(v)  # new ones: the tape of an earlier step may hold the old
 
-    def _unit(self, x: np.ndarray) -> np.ndarray:
-        return x / max(np.linalg.norm(x), self.eps)
+    def _unit(self, x: Array) -> Array:
+        return x / np.maximum(np.linalg.norm(x), self.eps)
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return weight / ops.maximum(ops.norm(weight), self.eps)
         matrix = self._matrix(weight)
         if self.training:
-            self._iterate(matrix.detach().numpy(), self.n_power_iterations)
+            self._iterate(matrix._read(), self.n_power_iterations)
         return weight / ops.dot(self._u, ops.matmul(matrix, self._v))
 
 

@@ -32,7 +32,7 @@ class PackedSequence(NamedTuple):
 
 def _checked_lengths(lengths: Any, steps: int, batch: int) -> Array:
     """`lengths` as int64. Raises `ArgumentError` unless they are one per sequence, from 1 to the steps there are."""
-    found = as_tensor(lengths).numpy()
+    found = as_tensor(lengths).cpu().numpy()
     if found.shape != (batch,) or found.dtype.kind not in "iu":
         raise ArgumentError(
             f"pack_padded_sequence: expected {batch} integer lengths, one a sequence, got {found.dtype}"
@@ -124,7 +124,7 @@ def pad_packed_sequence(
     if sequence.unsorted_indices is not None:
         back = sequence.unsorted_indices.numpy()
         places, lengths = places[:, back], lengths[back]
-    padding = Tensor(np.full((1, *data.shape[1:]), padding_value, data.dtype))
+    padding = data.new_full((1, *data.shape[1:]), padding_value)
     padded = ops.concatenate([data, padding])[places.T if batch_first else places]
     return padded, as_tensor(lengths)
 
@@ -163,7 +163,7 @@ def pad_sequence(
     steps = max(x.shape[0] for x in xs)
     padded = []
     for x in xs:
-        padding = Tensor(np.full((steps - x.shape[0], *x.shape[1:]), padding_value, x.dtype))
+        padding = x.new_full((steps - x.shape[0], *x.shape[1:]), padding_value)
         padded.append(ops.concatenate([x, padding] if padding_side == "right" else [padding, x]))
     return ops.stack(padded, axis=0 if batch_first else 1)
 

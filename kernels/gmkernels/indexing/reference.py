@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import namespace, on_gpu
 from gmkernels.indexing.spec import check_index
 
 Arrays = Sequence[np.ndarray]
@@ -22,4 +23,24 @@ def scatter_add_rows(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: 
     x, index = inputs
     check_index("scatter_add_rows", index, attrs["rows"])
     outputs[0].fill(0)
-    np.add.at(outputs[0], index, x)
+    add_at(outputs[0], index.reshape(-1), x.reshape(index.size, *outputs[0].shape[1:]))
+
+
+def add_at(out: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:
+    """out[index[i]] += rows[i], one after the other, also where an index is repeated.
+
+    On a GPU, where atomic additions would come in any order, all indices for the first time, then for the second, ...
+    """
+    if not on_gpu(out):
+        np.add.at(out, index, rows)
+    elif rows.size:
+        index = index % len(out)
+        order = np.argsort(index, kind="stable")
+        ordered = index[order]
+        turn = namespace(out).arange(index.size) - np.searchsorted(ordered, ordered)
+        order = order[np.argsort(turn, kind="stable")]
+        start = 0
+        for stop in np.cumsum(np.bincount(turn)).tolist():
+            part = order[start:stop]
+            out[index[part]] += rows[part]
+            start = stop

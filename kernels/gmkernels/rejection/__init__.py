@@ -15,7 +15,7 @@ from gmkernels.rng import as_key
 __all__ = ["binomial", "poisson", "standard_gamma", "standard_gamma_grad"]
 
 for _spec in (spec.STANDARD_GAMMA, spec.STANDARD_GAMMA_GRAD, spec.POISSON, spec.BINOMIAL):
-    register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.005)
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.005, host=True)
     register(_spec, "cpu", f"gmkernels.rejection.cpu:{_spec.name}", overhead=2e-5, efficiency=0.3)
 
 

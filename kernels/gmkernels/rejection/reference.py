@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.arrays import through_host
 from gmkernels.rejection.spec import (
     ATTEMPT_SHIFT,
     HAT_RAISED,
@@ -54,7 +53,6 @@ def _until_accepted(
 
 
 # -- the gamma distribution -----------------------------------------------------------------------------------
-@through_host
 def standard_gamma(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     a, x = inputs[0].reshape(-1).astype(np.float64), outputs[0].reshape(-1)
     log_x = np.full(x.shape, np.nan)
@@ -111,7 +109,6 @@ def poisson_hat(mean: Any) -> tuple[Any, Any, Any, Any]:
     return -0.059 + 0.02483 * b, b, alpha * HAT_RAISED, squeeze / HAT_RAISED
 
 
-@through_host
 def poisson(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     rate, k = inputs[0].reshape(-1).astype(np.float64), np.full(inputs[0].size, np.nan)
     small = np.flatnonzero((rate >= 0) & (rate < INVERSION_BELOW))
@@ -138,7 +135,6 @@ def binomial_hat(n: Any, p: Any) -> tuple[Any, Any, Any, Any]:
     return -0.0873 + 0.0248 * b + 0.01 * p, b, (2.83 + 5.1 / b) * spread, 0.92 - 4.2 / b
 
 
-@through_host
 def binomial(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     n, given = (x.reshape(-1).astype(np.float64) for x in inputs[:2])
     k = np.full(n.shape, np.nan)

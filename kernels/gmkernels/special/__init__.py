@@ -13,7 +13,7 @@ for _spec in (
     spec.ERF, spec.ERFC, spec.ERFCX, spec.ERFINV, spec.NDTRI, spec.LGAMMA, spec.POLYGAMMA, spec.GAMMAINC,
     spec.GAMMAINC_GRAD_A,
 ):  # fmt: skip
-    register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.002)
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.002, host=True)
     register(_spec, "cpu", f"gmkernels.special.cpu:{_spec.name}", overhead=2e-5, efficiency=0.3)
 
 

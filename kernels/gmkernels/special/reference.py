@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.arrays import through_host
-
 Arrays = Sequence[np.ndarray]
 Kernel = Callable[[Arrays, Arrays, Arrays, Mapping[str, Any]], None]
 
@@ -21,7 +19,6 @@ BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 
 def _elementwise(function: Callable[..., float]) -> Kernel:
     """The kernel that calls `function(*elements, **attrs)` for each element."""
 
-    @through_host
     def kernel(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
         columns = [x.reshape(-1).tolist() for x in inputs]
         with np.errstate(over="ignore"):  # of a float64 that float32 cannot hold

@@ -387,7 +387,7 @@ def test_bench_refuses_an_unknown_step_and_an_installation_without_source(compar
         (["train", "vae", "--data", "minst"], "unknown data set 'minst'; did you mean 'mnist'?"),
         (["train", "vae", "--data", "absent.npy"], "absent.npy"),
         (["train", "vae", "--data", "mnist", "--data-dir", "absent"], "data folder absent is not a folder"),
-        (["train", "vae", "--device", "cuda"], "device 'cuda' is not available"),
+        (["train", "vae", "--device", "gpu"], "device 'gpu'; expected 'cpu', 'cuda' or 'cuda:0'"),
         (["train", "vae", "--set", "latent"], "--set latent: expected KEY=VALUE"),
         (["train", "vae", "--set", "latent_siz=2"], "did you mean 'latent_size'?"),
         (["train", "vae", "--set", "latent_size=0"], "latent_size must be a positive integer, got 0"),

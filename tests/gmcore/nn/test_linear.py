@@ -90,7 +90,7 @@ def test_initialisation_has_the_range_of_torch():
         ((0, 2), "in_features must be a positive integer, got 0"),
         ((2, -1), "out_features must be a positive integer, got -1"),
         ((2.0, 1), "in_features must be a positive integer, got 2.0"),
-        ((2, 1, True, "cuda"), "device 'cuda' is not available"),
+        ((2, 1, True, "gpu"), "device 'gpu'; expected 'cpu', 'cuda' or 'cuda:0'"),
         ((2, 1, True, None, "int64"), "floating dtype"),
     ],
 )

@@ -275,7 +275,7 @@ def test_to_converts_in_place_what_is_floating(tree):
     for arguments in (("cpu",), ("cpu", "float64"), (tensor(np.ones(1)),), (np.float64,)):
         assert tree.to(*arguments) is tree
     assert tree.to(device="cpu", dtype="float64")[0].gain.dtype == np.float64
-    for arguments, match in ((("cuda",), "'cuda' is not available"), (("int64",), "floating dtype")):
+    for arguments, match in ((("cpu:0",), "device 'cpu:0'; expected"), (("int64",), "floating dtype")):
         with pytest.raises(ArgumentError, match=match):
             tree.to(*arguments)
 

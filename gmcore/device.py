@@ -1,0 +1,136 @@
+"""Devices: their names, and how arrays get there.
+
+``"cpu"`` has NumPy's arrays, and ``"cuda"`` those of CuPy: ``"cuda:1"`` on the second GPU, ``"cuda"`` on the current
+one. Everything that one operation is given lies on one device, Python's numbers apart. CuPy is imported when a GPU is
+first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gmcore.errors import ArgumentError, DeviceError, MissingPackageError, user_line
+from gmcore.extras import install_command
+from gmkernels.arrays import Array, on_gpu
+
+_NAME = re.compile(r"cpu|cuda(?::(\d+))?")
+
+
+def cupy() -> ModuleType:
+    """CuPy, where there is a GPU for it.
+
+    Raises
+    ------
+    MissingPackageError : it is not installed.  DeviceError : no driver, one that is too old, or no GPU.
+    """
+    try:
+        found = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise
+        raise MissingPackageError(
+            f"a GPU needs cupy, which is not installed: {install_command('cuda13')}, or cuda12 for a driver of CUDA 12"
+        ) from None
+    except ImportError as error:
+        raise DeviceError(f"cupy cannot be imported: {str(error).strip().splitlines()[0]}") from None
+    _number_of_gpus(found)
+    return found
+
+
+@functools.cache  # of what was found: an error is raised anew
+def _number_of_gpus(cupy: ModuleType) -> int:
+    try:
+        count: int = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"no GPU can be used: {error}. `nvidia-smi` shows the driver and what it supports; without a GPU, "
+            "use device='cpu'"
+        ) from None
+    if not count:
+        raise DeviceError("this machine has no GPU; use device='cpu'")
+    return count
+
+
+def gpu_number(device: str) -> int | None:
+    """The number of the GPU that a device is, None for the CPU.
+
+    Parameters
+    ----------
+    device : ``"cpu"``, ``"cuda"`` for the current GPU, or ``"cuda:1"``.
+
+    Raises
+    ------
+    ArgumentError : another name.
+    MissingPackageError, DeviceError : there is no such GPU, or nothing to use it with.
+    """
+    match = _NAME.fullmatch(device) if isinstance(device, str) else None
+    if match is None:
+        raise ArgumentError(f"device {device!r}; expected 'cpu', 'cuda' or 'cuda:0' (called at {user_line()})")
+    if device == "cpu":
+        return None
+    library = cupy()
+    if match[1] is None:
+        return int(library.cuda.runtime.getDevice())
+    number, count = int(match[1]), _number_of_gpus(library)
+    if number >= count:
+        raise DeviceError(f"device {device!r}: expected one of the {count} GPUs here, cuda:0 to cuda:{count - 1}")
+    return number
+
+
+def check_device(device: str | None) -> None:
+    """Raise as `gpu_number` unless tensors can live on `device`; None is the default, the CPU."""
+    if device is not None:
+        gpu_number(device)
+
+
+def device_of(array: Array) -> str:
+    """``"cpu"``; ``"cuda:0"`` for an array on the first GPU."""
+    return f"cuda:{array.device.id}" if on_gpu(array) else "cpu"
+
+
+def put(array: Array, device: str | None) -> Array:
+    """The numbers of an array on a device: the array itself where it is there, and for None.
+
+    Parameters
+    ----------
+    array : of NumPy or CuPy.
+    device : as for `gpu_number`.
+
+    Raises
+    ------
+    As `gpu_number`.
+    """
+    if device is None:
+        return array
+    number = gpu_number(device)
+    if number is None:
+        return array.get() if on_gpu(array) else array
+    if on_gpu(array) and array.device.id == number:
+        return array
+    library = cupy()
+    with library.cuda.Device(number):
+        return library.asarray(array)
+
+
+def put_beside(array: np.ndarray, like: Array) -> Array:
+    """An array of the CPU on the device of `like`."""
+    return put(array, device_of(like)) if on_gpu(like) else array
+
+
+def constant_beside(number: np.ndarray, like: Array) -> Array:
+    """A number, an array of no dimensions, on the GPU of `like`; kept there for the next time."""
+    return _constant(number.dtype, number.tobytes(), device_of(like))
+
+
+@functools.lru_cache(maxsize=4096)
+def _constant(dtype: np.dtype[Any], content: bytes, device: str) -> Array:
+    return put(np.frombuffer(content, dtype).reshape(()), device)
+
+
+__all__ = ["check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_beside"]
