@@ -43,7 +43,6 @@ def cupy() -> ModuleType:
     return found
 
 
-@functools.cache  # of what was found: an error is raised anew
 def _number_of_gpus(cupy: ModuleType) -> int:
     try:
         count: int = cupy.cuda.runtime.getDeviceCount()

@@ -42,7 +42,7 @@ from gmcore.errors import (
 from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, wrap
 from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
-from gmkernels.arrays import as_array, on_gpu
+from gmkernels.arrays import as_array, is_array, on_gpu
 
 Rule = Callable[..., Any]
 Edge = tuple[Any, int]
@@ -173,9 +173,15 @@ class Op:
             outputs = (out,)
         elif type(result) is tuple:
             out = outputs = tuple([Tensor(array) for array in result])
-        else:
+            if out and type(result[0]) is not ndarray:
+                self._check_devices(inputs)
+        elif isinstance(result, np.generic):
             # NumPy returns a scalar, not an array, from operations on arrays of no dimensions.
-            out = Tensor(np.asarray(result) if isinstance(result, np.generic) else result)
+            out = Tensor(np.asarray(result))
+            outputs = (out,)
+        else:
+            self._check_devices(inputs)
+            out = Tensor(result)
             outputs = (out,)
         if self.view and _shares_memory(out._data, arrays[0]):
             out._version = inputs[0]._counter()
@@ -264,14 +270,7 @@ class Op:
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         """The error of a call that the forward function refused: a kernel or a NumPy function, which state a wrong
         dtype by a TypeError (a negative power of integers apart), and all else by a ValueError or an IndexError."""
-        names = [self.input_name(i) for i in range(len(inputs))]
-        devices = {x.device for name, x in zip(names, inputs) if name not in ON_CPU}
-        if len(devices) > 1:
-            given = ", ".join(f"{self.input_name(i)}: {shown(x)} on {x.device}" for i, x in enumerate(inputs))
-            return DeviceError(
-                f"{self.name}({given}): expected all on one device; move some with .to({max(devices)!r}) "
-                f"(called at {user_line()})"
-            )
+        self._check_devices(inputs)
         given = ", ".join(f"{self.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
         options = "".join(f", {k}={shown(v)}" for k, v in attrs.items())
         kind: type[GmcoreError] = ShapeError
@@ -283,6 +282,18 @@ class Op:
             expected = "floating numbers" if floating else "booleans or integers"
         hint = f"; expected {expected}" if expected and "expected" not in str(error) else ""
         return kind(f"{self.name}({given}{options}): {error}{hint} (called at {user_line()})")
+
+    def _check_devices(self, inputs: Sequence[Tensor]) -> None:
+        """Raise `DeviceError` unless the inputs lie on one device, but for those that stay in host memory."""
+        if len(inputs) == 1 or not all([is_array(x._data) for x in inputs]):  # one that is traced is nowhere
+            return
+        devices = {x.device for i, x in enumerate(inputs) if self.input_name(i) not in ON_CPU}
+        if len(devices) > 1:
+            given = ", ".join(f"{self.input_name(i)}: {shown(x)} on {x.device}" for i, x in enumerate(inputs))
+            raise DeviceError(
+                f"{self.name}({given}): expected all on one device; move some with .to({max(devices)!r}) "
+                f"(called at {user_line()})"
+            )
 
     # -- tape ------------------------------------------------------------------------------------------
     def _record(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:
@@ -542,7 +553,7 @@ def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Cal
     def forward(*arrays: Array, **attrs: Any) -> Any:
         first = arrays[0]
         if otherwise is not None and (
-            first.dtype.char not in "fd" or (type(first) is not ndarray and not on_gpu(first))
+            first.dtype.char not in "fd" or (type(first) is not ndarray and not (is_array(first) and on_gpu(first)))
         ):
             return otherwise(*arrays, **attrs)
         outputs = run(spec, arrays, attrs)

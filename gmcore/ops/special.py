@@ -39,7 +39,8 @@ def _floating(function: KernelSpec) -> Callable[..., Any]:
 
     def forward(*arrays: Any, **attrs: Any) -> Any:
         dtype = np.result_type(*arrays, np.float32)
-        return run(*[x.astype(dtype, copy=False) for x in np.broadcast_arrays(*arrays)], **attrs)
+        shape = np.broadcast_shapes(*[x.shape for x in arrays])
+        return run(*[np.broadcast_to(x.astype(dtype, copy=False), shape) for x in arrays], **attrs)
 
     return forward
 
