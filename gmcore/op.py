@@ -223,7 +223,7 @@ class Op:
             if isinstance(x, Tensor):
                 array = x._data
                 dtypes.append(array.dtype)
-                if type(array) is not ndarray and on_gpu(array):
+                if type(array) is not ndarray and _on_gpu(array):
                     gpu = array
             elif isinstance(x, (ndarray, np.generic)):
                 dtypes.append(x.dtype)
@@ -316,6 +316,11 @@ def _broadcast(shapes: Iterable[tuple[int, ...]]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _on_gpu(array: Any) -> bool:
+    """Whether it is an array on a GPU; what a trace of an operation puts in the place of an array is none."""
+    return is_array(array) and on_gpu(array)
 
 
 def _rounded(y: Any, half: np.dtype[Any]) -> Array:
@@ -552,9 +557,7 @@ def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Cal
 
     def forward(*arrays: Array, **attrs: Any) -> Any:
         first = arrays[0]
-        if otherwise is not None and (
-            first.dtype.char not in "fd" or (type(first) is not ndarray and not (is_array(first) and on_gpu(first)))
-        ):
+        if otherwise is not None and (first.dtype.char not in "fd" or not (type(first) is ndarray or _on_gpu(first))):
             return otherwise(*arrays, **attrs)
         outputs = run(spec, arrays, attrs)
         mode = _mode.get()
