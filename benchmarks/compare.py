@@ -55,19 +55,20 @@ def contenders(name: str) -> list[str]:
     return [*ours, *peers.contenders(name)]
 
 
-def build(name: str, contender: str, workload: Workload, sizes: Mapping[str, int] = {}) -> Callable[..., Any]:
-    """A contender's step from the beginning of a workload of these sizes; of gmcore's, with a model of its own."""
+def build(name: str, contender: str, workload: Workload, sizes: Mapping[str, Any] = {}) -> Callable[..., Any]:
+    """A contender's step from the beginning of a workload of these sizes, which may name a device; of gmcore's, with a
+    model of its own."""
     if contender in OURS:
         own = STEPS[name].make(**sizes)
         return OURS[contender](own._replace(data=(), weights={}, noise=((), ())))  # of `workload`: held once, not twice
-    return peers.make(contender, name, workload)
+    return peers.make(contender, name, workload, sizes.get("device", "cpu"))
 
 
 def numbers(result: Any, workload: Workload) -> list[np.ndarray]:
     """What a step has returned, as arrays of its own; of parameters, how they have changed."""
 
     def copied(value: Any) -> np.ndarray:
-        return np.array(value.detach().numpy() if hasattr(value, "detach") else value)
+        return np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
 
     if isinstance(result, Mapping):
         return [copied(value) - workload.weights[name] for name, value in sorted(result.items())]
@@ -87,19 +88,25 @@ def check(name: str, contender: str, expected: Sequence[np.ndarray], found: Sequ
 
 
 class Case:
-    """The contenders of a step, checked and warm, and the times of their blocks."""
+    """The contenders of a step, checked and warm, and the times of their blocks.
 
-    def __init__(self, name: str) -> None:
+    Parameters
+    ----------
+    name : of the step.
+    sizes : of the workload; ``device="cuda"`` for one on a GPU.
+    """
+
+    def __init__(self, name: str, **sizes: Any) -> None:
         self.name = name
         self.steps: dict[str, Callable[..., Any]] = {}
         self.absent = {peer: why for peer, why in peers.absent().items() if name in peers.STEPS_OF[peer]}
         self.blocks: dict[str, list[float]] = {}
-        workload = STEPS[name].make()
+        workload = STEPS[name].make(**sizes)
         expected = outcome(workload, workload)
         later = [numbers(workload(), workload) for _ in range(WARM_UP)]
         for contender in contenders(name):
             try:
-                step = build(name, contender, workload)
+                step = build(name, contender, workload, sizes)
                 array = peers.library(contender).array if contender in peers.LIBRARIES else np.asarray
                 found = outcome(step, workload, array)
                 results = [numbers(step(), workload) for _ in range(WARM_UP)]
@@ -113,9 +120,9 @@ class Case:
                 check(name, contender, later[-1], results[-1])
             self.steps[contender] = step
 
-    def run(self) -> None:
-        """Time every contender once more."""
-        for contender, times in bench.compare(self.steps, **TIMING).blocks.items():
+    def run(self, **timing: Any) -> None:
+        """Time every contender once more; `timing` as for `bench.compare`."""
+        for contender, times in bench.compare(self.steps, **(TIMING | timing)).blocks.items():
             self.blocks.setdefault(contender, []).extend(times)
 
     def result(self) -> bench.Comparison:

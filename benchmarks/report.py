@@ -1,8 +1,8 @@
 """The README's tables of measured steps: `python -m benchmarks.report [--check]`.
 
 What `gmcore bench --json benchmarks/results/NAME.json` kept, times, or peaks of memory (with --memory), or exponents
-(with --scaling), is written between the README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check
-nothing is written, and the status is 1 if it should be.
+(with --scaling), or what `python -m benchmarks.gpu` kept, is written between the README's lines `<!-- table: NAME -->`
+and `<!-- /table -->`. With --check nothing is written, and the status is 1 if it should be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.compare import CAPTURED, EAGER
 from benchmarks.scaling import Fit
 from benchmarks.workloads import STEPS
+from gmkernels import bench
 
 ROOT = Path(__file__).resolve().parents[1]
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", re.S)
@@ -33,6 +34,8 @@ def table(results: Mapping[str, Any]) -> str:
         return scaling_table(results["scaling"])
     if "memory" in results:
         return memory_table(results["memory"])
+    if "gpu" in results:
+        return f"{gpu_table(results['kernels'])}\n\n{gpu_step_table(results['steps'])}"
     return step_table(results["cases"], results.get("blas"))
 
 
@@ -93,6 +96,39 @@ def scaling_table(cases: Mapping[str, Any]) -> str:
             fit = Fit(**case["fits"][what]) if what in case["fits"] else None
             cells.append("-" if fit is None else " to ".join(f"{e:.2f}" for e in (fit.local if fit.poor else fit[:1])))
         rows.append(f"| {name} | {case['sizes'][0]} | {case['sizes'][-1]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+RIVALS = ("CuPy", "PyTorch", "torch.compile", "JAX")
+
+
+def _over(seconds: float, other: float | None) -> str:
+    return "-" if other is None else f"{seconds / other:.2f}"
+
+
+def gpu_table(kernels: Mapping[str, Any]) -> str:
+    """Of each kernel our faster backend: its time, its share of the floor, and its time over that of each rival."""
+    rows = [f"| kernel | backend | time | share of the floor | over {' | '.join(RIVALS)} |", "|---" * 8 + "|"]
+    for name, kernel in kernels.items():
+        found = kernel["contenders"]
+        ours = {contender: found[contender] for contender in found if contender not in RIVALS}
+        best = min(ours, key=lambda contender: ours[contender]["seconds"])
+        seconds = ours[best]["seconds"]
+        ratios = [_over(seconds, found.get(rival, {}).get("seconds")) for rival in RIVALS]
+        figures = [bench.format_seconds(seconds), f"{ours[best]['share']:.0%} ({kernel['bound']})", *ratios]
+        rows.append(f"| {name} | {best} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def gpu_step_table(steps: Mapping[str, Any]) -> str:
+    """The time of each step, captured and eager, and that of the captured one over the peers'."""
+    _check(steps)
+    rows = [f"| step | captured | eager | over {' | '.join(RIVALS[1:])} |", "|---" * 6 + "|"]
+    for name, case in steps.items():
+        seconds = {contender: c["seconds"]["median"] for contender, c in case["contenders"].items()}
+        times = [bench.format_seconds(seconds[contender]) for contender in (CAPTURED, EAGER)]
+        ratios = [_over(seconds[CAPTURED], seconds.get(rival)) for rival in RIVALS[1:]]
+        rows.append(f"| {STEPS[name].title} | {' | '.join([*times, *ratios])} |")
     return "\n".join(rows)
 
 

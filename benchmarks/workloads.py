@@ -1,7 +1,8 @@
 """What the benchmarks run: training steps and operations of gmcore, at the sizes that reports are kept for.
 
 Each function makes a `Workload`: a step as a function with its arguments, and the numbers that a peer (`peers`) needs
-to make the same step: weights, data, and the noise that the first two steps draw.
+to make the same step: weights, data, and the noise that the first two steps draw. Those that take a `device` run on a
+GPU too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class Workload(NamedTuple):
 
 
 def _weights(model: nn.Module) -> dict[str, np.ndarray]:
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    return {name: value.cpu().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _placed(device: str, *arrays: np.ndarray) -> tuple[gmcore.Tensor, ...]:
+    return tuple(gmcore.tensor(a, device=device) for a in arrays)
 
 
 def _normal(shape: tuple[int, ...]) -> tuple[Noise, Noise]:
@@ -90,7 +95,7 @@ def small_op() -> Workload:
     return Workload(step, arguments, (x, y, gradient))
 
 
-def gaussian_sample(rows: int = 20_000, size: int = 100) -> Workload:
+def gaussian_sample(rows: int = 20_000, size: int = 100, device: str = "cpu") -> Workload:
     """A sample and its KL divergences, and from the gradients of both those of mu and logvar."""
     draw = np.random.default_rng(0).standard_normal
     mu, logvar, d_z = (
@@ -100,17 +105,17 @@ def gaussian_sample(rows: int = 20_000, size: int = 100) -> Workload:
     )
     d_kl = np.ones(rows, np.float32)
     generator = Generator(NOISE_SEED)
-    incoming = [gmcore.tensor(g) for g in (d_z, d_kl)]
+    incoming = [gmcore.tensor(g, device=device) for g in (d_z, d_kl)]
 
     def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> None:
         z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
         mu.grad, logvar.grad = gmcore.grad((z, kl), (mu, logvar), incoming)
 
-    leaves = tuple(gmcore.tensor(a, requires_grad=True) for a in (mu, logvar))
+    leaves = tuple(gmcore.tensor(a, device=device, requires_grad=True) for a in (mu, logvar))
     return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape), leaves=leaves)
 
 
-def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
+def iwae_bound(samples: int = 50, rows: int = 20_000, device: str = "cpu") -> Workload:
     """The bound of every column of log weights, spread like those of a trained model, and the gradient of their sum."""
     log_w = 3.0 * np.random.default_rng(0).standard_normal((samples, rows), np.float32) - 90.0
 
@@ -120,7 +125,7 @@ def iwae_bound(samples: int = 50, rows: int = 20_000) -> Workload:
         total.backward()
         return total
 
-    leaf = gmcore.tensor(log_w, requires_grad=True)
+    leaf = gmcore.tensor(log_w, device=device, requires_grad=True)
     return Workload(step, (leaf,), (log_w,), leaves=(leaf,))
 
 
@@ -133,22 +138,24 @@ def _descend(optimizer: optim.Optimizer, loss: gmcore.Tensor) -> gmcore.Tensor:
     return loss
 
 
-def mlp_step(batch: int = 32, width: int = 16) -> Workload:
+def mlp_step(batch: int = 32, width: int = 16, device: str = "cpu") -> Workload:
     """SGD on a network 2-16-16-1: nearly all of it is overhead."""
     draw = np.random.default_rng(0).standard_normal
     x, y = draw((batch, 2), np.float32), draw((batch, 1), np.float32)
     gmcore.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    model.to(device)
     config, weights = {"learning_rate": 1e-2}, _weights(model)
     optimizer = optim.SGD(model.parameters(), lr=config["learning_rate"])
 
     def step(x: gmcore.Tensor, y: gmcore.Tensor) -> gmcore.Tensor:
         return _descend(optimizer, ops.mse_loss(model(x), y))
 
-    return Workload(step, (gmcore.tensor(x), gmcore.tensor(y)), (x, y), config, weights)
+    return Workload(step, _placed(device, x, y), (x, y), config, weights)
 
 
-def _autoencoder_step(model: VAE, batch: int) -> Workload:
+def _autoencoder_step(model: VAE, batch: int, device: str) -> Workload:
+    model.to(device)
     x, weights = images(batch, model.data_size), _weights(model)
     generator = Generator(NOISE_SEED)
     optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -157,17 +164,21 @@ def _autoencoder_step(model: VAE, batch: int) -> Workload:
         return _descend(optimizer, model.loss(x, generator=generator)[0])
 
     noise = _normal((model.samples, batch, model.latent_size))
-    return Workload(step, (gmcore.tensor(x),), (x,), model.config, weights, noise)
+    return Workload(step, _placed(device, x), (x,), model.config, weights, noise)
 
 
-def vae_step(batch: int = 100, data: int = 784, hidden: int = 500, latent: int = 20) -> Workload:
+def vae_step(batch: int = 100, data: int = 784, hidden: int = 500, latent: int = 20, device: str = "cpu") -> Workload:
     """Adam on a VAE 784-500-20, as in the VAE paper."""
-    return _autoencoder_step(VAE(data, latent, (hidden,), generator=Generator(0)), batch)
+    return _autoencoder_step(VAE(data, latent, (hidden,), generator=Generator(0)), batch, device)
 
 
-def iwae_step(batch: int = 20, data: int = 784, hidden: int = 200, latent: int = 50, samples: int = 50) -> Workload:
+def iwae_step(
+    batch: int = 20, data: int = 784, hidden: int = 200, latent: int = 50, samples: int = 50, device: str = "cpu"
+) -> Workload:
     """Adam on an IWAE 784-200-200-50 with 50 samples, as in the IWAE paper."""
-    return _autoencoder_step(IWAE(data, latent, (hidden, hidden), samples=samples, generator=Generator(0)), batch)
+    return _autoencoder_step(
+        IWAE(data, latent, (hidden, hidden), samples=samples, generator=Generator(0)), batch, device
+    )
 
 
 def cd_step(batch: int = 100, visible: int = 784, hidden: int = 500) -> Workload:

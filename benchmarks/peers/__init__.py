@@ -46,14 +46,15 @@ def contenders(name: str) -> Iterator[str]:
 def library(contender: str) -> Any:
     """The module here of a contender.
 
-    It has `configure()`, which sets threads and the treatment of denormals of the whole process; `make(contender, name,
-    workload)`, which makes a step; `array(a)`, which makes what a step takes for noise; and `flushes_denormals()`.
+    It has `configure(device)`, which sets threads, the treatment of denormals and the device of the whole process;
+    `make(contender, name, workload)`, which makes a step; `array(a)`, which makes what a step takes for noise; and
+    `flushes_denormals()`.
     """
     return importlib.import_module(f"benchmarks.peers.{LIBRARIES[contender]}")
 
 
-def make(contender: str, name: str, workload: Workload) -> Step:
-    """The step of a contender, from the weights and the data of a workload."""
+def make(contender: str, name: str, workload: Workload, device: str = "cpu") -> Step:
+    """The step of a contender on a device, from the weights and the data of a workload."""
     module = library(contender)
-    module.configure()
+    module.configure(device)
     return module.make(contender, name, workload)

@@ -1,7 +1,7 @@
 """The steps in JAX: one jitted function of a state, whose buffers are donated, with loss, gradient and update.
 
 Weights are kept as JAX's users keep them: matrices (in, out), kernels of convolutions (height, width, in, out), images
-(batch, height, width, channels). Keys are of the generator "rbg", which is the faster one on a CPU. XLA flushes
+(batch, height, width, channels). Keys are of the generator "rbg", which is the faster one. XLA flushes
 denormals by itself.
 """
 
@@ -33,9 +33,10 @@ Draw = Callable[[Array], tuple[Array, ...]]
 array = jnp.array
 
 
-def configure() -> None:
-    """Start the CPU client, with as many threads as gmcore has: one for each processor that it may use just then."""
-    jax.config.update("jax_platforms", "cpu")
+def configure(device: str) -> None:
+    """Start the client; that of the CPU with as many threads as gmcore has, one for each processor that it may use just
+    then."""
+    jax.config.update("jax_platforms", device)
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[: pool.get_num_threads()])
     try:

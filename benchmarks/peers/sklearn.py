@@ -25,7 +25,7 @@ class _Given:
         return self._left.pop(0)
 
 
-def configure() -> None:
+def configure(device: str) -> None:
     threadpoolctl.threadpool_limits(pool.get_num_threads(), user_api="blas")
 
 

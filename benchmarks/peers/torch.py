@@ -28,6 +28,8 @@ Loss = Callable[..., Tensor]
 
 def _compiled(function: Step) -> Step:
     torch._dynamo.config.trace_autograd_ops = True  # the graph may hold the backward pass
+    if torch.get_default_device().type == "cuda":
+        return torch.compile(function, dynamic=False, mode="reduce-overhead")  # CUDA graphs
     return torch.compile(function, dynamic=False)
 
 
@@ -278,7 +280,8 @@ STEPS: dict[str, Callable[[Workload, bool], Step]] = {
 }
 
 
-def configure() -> None:
+def configure(device: str) -> None:
+    torch.set_default_device(device)
     torch.set_num_threads(pool.get_num_threads())
     torch.set_flush_denormal(True)  # as gmcore's kernels do. PyTorch's threads, not yet started, inherit it
 

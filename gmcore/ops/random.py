@@ -20,6 +20,7 @@ from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims
 from gmcore.random import Generator, default_generator
 from gmcore.tensor import Tensor, as_tensor
+from gmcore.watch import computed
 from gmkernels.rng import spec as rng
 from gmkernels.sampling import spec as sampling
 
@@ -129,7 +130,7 @@ def _fill(op: Op, shape: int | Sequence[int], dtype: Any, device: str | None, ke
         from gmkernels import launch  # what it imports an engine on the CPU does not need
 
         with cupy().cuda.Device(number):
-            key = Tensor(launch.resident(key._data))  # the numbers are drawn where the key is
+            key = Tensor(computed(launch.resident, key._data))  # the numbers are drawn where the key is
     half = dtype.itemsize == 2
     return cast(op(key, shape=_as_shape(shape), dtype="float32" if half else dtype.name), dtype)
 

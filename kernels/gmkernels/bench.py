@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gmkernels import pool
-from gmkernels.cost import Cost, Device
+from gmkernels.arrays import on_gpu
+from gmkernels.cost import Cost, Device, nominal_gpu
 from gmkernels.elementary import fma
-from gmkernels.registry import KernelError, KernelSpec, flat, run, select
+from gmkernels.registry import KernelError, KernelSpec, flat, is_float, run, select
 
 Call = Callable[[], object]
 
@@ -145,6 +146,55 @@ def measure_cpu() -> Device:
     )
 
 
+_GPU_COPY_BYTES = 1 << 30
+_GPU_PRODUCT_SIZE = 8192
+_LANES = 128  # of a multiprocessor: single-precision operations that it issues in a clock
+
+
+@functools.cache
+def measure_gpu(share: float = 1.0) -> Device:
+    """The rates that the current GPU reaches; measured once per process.
+
+    Parameters
+    ----------
+    share : of the usual sizes, for a rehearsal where there is no GPU.
+
+    Returns
+    -------
+    A `Device`: bytes read and written by a copy of one GiB; flops of the product of two matrices of size 8192 by
+    cuBLAS in float32 (without TF32), and in float16 relative to that; and slots at the clock that the driver
+        states, 128 a clock and multiprocessor.
+    """
+    import cupy
+
+    device = cupy.cuda.Device()
+    synchronize = device.synchronize
+
+    def seconds(call: Call) -> float:
+        return median_time(call, seconds=0.1, synchronize=synchronize)
+
+    x = cupy.ones(max(16, int(share * _GPU_COPY_BYTES) // 4), np.float32)
+    y = cupy.empty_like(x)
+    copy = seconds(lambda: cupy.copyto(y, x))
+    nominal = nominal_gpu(device.id)
+    rates = {}
+    n = max(16, int(share * _GPU_PRODUCT_SIZE))
+    for dtype in (np.float32, np.float16):
+        # Random numbers: on ones the products draw less power and run faster.
+        a = (cupy.sin(cupy.arange(n * n, dtype=np.float32)).reshape(n, n)).astype(dtype)
+        rates[dtype] = 2 * n**3 / seconds(lambda a=a: cupy.matmul(a, a))  # type: ignore[misc]
+    attributes = device.attributes
+    clock = 1e3 * attributes["ClockRate"] * attributes["MultiProcessorCount"]
+    return Device(
+        f"{cupy.cuda.runtime.getDeviceProperties(device.id)['name'].decode()} (measured)",
+        copy_rate=2 * x.nbytes / copy,
+        product_rate=rates[np.float32],
+        slot_rate=_LANES * clock if clock else nominal.slot_rate,
+        wide_factor=nominal.wide_factor,
+        half_factor=rates[np.float16] / rates[np.float32],
+    )
+
+
 def describe_load() -> str | None:
     """A sentence that says so if other processes want the processors now, or None: times would tell little.
 
@@ -233,6 +283,7 @@ def compare(
     seconds: float = 0.3,
     pause: float = 0.25,
     synchronize: Call = _no_wait,
+    burst: int = 1,
 ) -> Comparison:
     """Time `contenders` in alternating blocks, whose order is reversed from block to block.
 
@@ -244,6 +295,7 @@ def compare(
     seconds : length of a block, after its warm-up (see `median_time`).
     pause : seconds between blocks, in which spinning thread pools go to sleep.
     synchronize : as in `median_time`.
+    burst : calls between two readings of the clock: on a GPU so many are under way at once, as in a user's loop.
 
     Returns
     -------
@@ -263,8 +315,14 @@ def compare(
     for block in range(blocks):
         for name in names if block % 2 == 0 else reversed(names):
             time.sleep(pause)
-            found[name].append(median_time(contenders[name], seconds=seconds, synchronize=synchronize))
+            call = contenders[name] if burst == 1 else functools.partial(_repeat, contenders[name], burst)
+            found[name].append(median_time(call, seconds=seconds, synchronize=synchronize) / burst)
     return Comparison(baseline, found)
+
+
+def _repeat(call: Call, times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -296,11 +354,13 @@ class KernelReport:
         backend: str | None = None,
         *,
         seconds: float,
+        device: Device | None = None,
     ) -> KernelReport:
-        """The report of a call that took `seconds`."""
+        """The report of a call that took `seconds`; on the measured device of its arrays, if none is given."""
         arrays = list(flat(inputs))
-        itemsize = max((a.dtype.itemsize for a in arrays if a.dtype.kind == "f"), default=4)
-        device = measure_cpu()
+        itemsize = max((a.dtype.itemsize for a in arrays if is_float(a.dtype.name)), default=4)
+        if device is None:
+            device = measure_gpu() if any(map(on_gpu, arrays)) else measure_cpu()
         cost = spec.cost(*inputs, **attrs)
         times = device.times(cost, itemsize)
         return cls(

@@ -12,7 +12,7 @@ NAME = "mlp-step"
 def rivals(tiny, monkeypatch):
     """Peers of `NAME` by name, each a function of the workload; without waiting."""
     made = {}
-    monkeypatch.setattr(peers, "make", lambda contender, name, workload: made[contender](workload))
+    monkeypatch.setattr(peers, "make", lambda contender, name, workload, device: made[contender](workload))
     monkeypatch.setattr(peers, "library", lambda contender: np)
     monkeypatch.setattr(peers, "contenders", lambda name: list(made))
     monkeypatch.setattr(peers, "absent", lambda: {"JAX": "jax is not installed"})

@@ -1,0 +1,350 @@
+"""Kernels and training steps on this machine's GPU: `python -m benchmarks.gpu`, which takes less than eight minutes.
+
+First what the GPU can do: its rates of copying and of products. Then each kernel of `KERNELS` on each backend, at sizes
+beyond the caches: its time, its share of the floor that these rates set, and how it compares with what a user would
+write in CuPy, in PyTorch, with torch.compile and in JAX. Then the steps of `STEPS`, captured, beside the same steps in
+PyTorch, torch.compile(mode="reduce-overhead") and JAX; every contender must compute the same before it is timed. The
+figures go to `benchmarks/results/<device>.json`, from which `python -m benchmarks.report` makes the README's tables.
+
+`--share 1e-5` makes everything small: a rehearsal, which also runs where a GPU is emulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes three quarters of the memory
+
+from benchmarks import compare, kernels  # noqa: E402 (kernels registers all of them)
+from benchmarks.peers import expressions  # noqa: E402
+from gmcore.device import cupy  # noqa: E402
+from gmkernels import bench, registry  # noqa: E402
+from gmkernels.cost import Device  # noqa: E402
+from gmkernels.registry import Example  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+OURS = ("triton", "cuda")
+CUPY, TORCH, COMPILED, JAX = "CuPy", "PyTorch", "torch.compile", "JAX"
+TIMING: dict[str, Any] = {"blocks": 5, "seconds": 0.03, "pause": 0.0, "burst": 10}
+STEPS = ("mlp-step", "vae-step", "iwae-step", "gaussian-sample", "iwae-bound")
+HYPER = (1e-3, 0.9, 0.999, 1e-8, 0.0, 0, 0, 0, 1)  # of Adam
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Kernels
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A kernel at a size."""
+
+    op: str
+    make: Callable[[float], Example]
+    """Its inputs for a share of the usual size."""
+    random: bool = False
+    """Whether libraries draw numbers of their own, so that results are not compared."""
+
+
+def _normal(*shape: int, dtype: str = "float32") -> Any:
+    """Normal numbers on the GPU, of our own kernel, a draw each time."""
+    import gmkernels
+
+    key = cupy().asarray(gmkernels.key_array(1, next(_draws)))
+    return gmkernels.normal(shape, key=key).astype(_dtype(dtype), copy=False)
+
+
+_draws = iter(range(1 << 62))
+
+
+def _dtype(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _bits(*shape: int) -> Any:
+    return (_normal(*shape) > 1.0).astype(np.float32)
+
+
+def _key() -> np.ndarray:
+    return cupy().asarray(kernels.KEY)
+
+
+def _rows(share: float, rows: float = 1e6) -> int:
+    """So many rows, at least 8, in a multiple of 8."""
+    return max(8, 8 * round(share * rows / 8))
+
+
+def _size(share: float, size: int) -> int:
+    """Of a matrix whose product takes that share of the time."""
+    return max(16, 16 * round(share ** (1 / 3) * size / 16))
+
+
+def _sample(share: float) -> Example:
+    return Example((_normal(_rows(share), 100), 0.1 * _normal(_rows(share), 100), _key()), {"samples": None})
+
+
+def _sample_backward(share: float) -> Example:
+    n = _rows(share)
+    arrays = (_normal(n, 100), _normal(n), _normal(n), _normal(n, 100), 0.1 * _normal(n, 100))
+    return Example((*arrays, _key()), {"samples": None})
+
+
+def _bound_backward(share: float) -> Example:
+    log_w = 3.0 * _normal(50, _rows(share, 2e6))
+    highest = log_w.max(0)
+    return Example((_normal(log_w.shape[1]), log_w, highest, 1.0 / np.exp(log_w - highest).sum(0)), {"axis": 0})
+
+
+def _likelihood(share: float) -> tuple[Any, Any]:
+    n = _rows(share, 2552)
+    return _normal(50, n, 784), _bits(n, 784)
+
+
+def _classes(share: float, make: Callable[[Any, Any], tuple[Any, ...]]) -> Example:
+    logits = _normal(_rows(share, 1e5), 1000)
+    return Example(make(logits, cupy().arange(len(logits)) % 1000), {})
+
+
+def _cross_entropy_backward(logits: Any, target: Any) -> tuple[Any, ...]:
+    weights = np.exp(logits)
+    return _normal(len(logits)), weights / weights.sum(1, keepdims=True), target
+
+
+def _update(share: float) -> Example:
+    """A hundred million parameters in arrays of many sizes."""
+    shapes = [(_rows(share, rows), 100) for rows in (4e5, 3e5, 2e5, 9e4, 1e4)]
+    arrays = [tuple(np.abs(_normal(*shape)) for shape in shapes) for _ in range(5)]
+    return Example((arrays[0], cupy().asarray(np.array(HYPER))), {}, tuple(arrays[1:]))
+
+
+def _product(share: float, m: int, k: int, n: int, dtype: str = "float32") -> Example:
+    m, k, n = (_size(share, size) for size in (m, k, n))
+    return Example((_normal(m, k, dtype=dtype), (_normal(k, n) / math.sqrt(k)).astype(_dtype(dtype))), {})
+
+
+def _layer(share: float, m: int, k: int, n: int) -> Example:
+    m, k, n = (_size(share, size) for size in (m, k, n))
+    return Example((_normal(m, k), _normal(n, k) / math.sqrt(k), _normal(n)), {"activation": "tanh"})
+
+
+KERNELS: dict[str, Case] = {
+    "uniform": Case("uniform", lambda s: Example((_key(),), {"shape": (_rows(s), 100), "dtype": "float32"}), True),
+    "normal": Case("normal", lambda s: Example((_key(),), {"shape": (_rows(s), 100), "dtype": "float32"}), True),
+    "gaussian_sample": Case("gaussian_sample", _sample, True),
+    "gaussian_sample_backward": Case("gaussian_sample_backward", _sample_backward, True),
+    "bernoulli_sample": Case(
+        "bernoulli_sample", lambda s: Example((np.abs(np.sin(_normal(_rows(s), 100))), _key()), {"samples": None}), True
+    ),
+    "dropout": Case("dropout", lambda s: Example((_normal(_rows(s), 100), _key()), {"p": 0.5}), True),
+    "iwae_bound": Case("iwae_bound", lambda s: Example((3.0 * _normal(50, _rows(s, 2e6)),), {"axis": 0})),
+    "iwae_bound_backward": Case("iwae_bound_backward", _bound_backward),
+    "bernoulli_log_prob": Case("bernoulli_log_prob", lambda s: Example(_likelihood(s), {})),
+    "bernoulli_log_prob_backward": Case(
+        "bernoulli_log_prob_backward", lambda s: Example((_normal(50, _rows(s, 2552)), *_likelihood(s)), {})
+    ),
+    "softmax_cross_entropy": Case("softmax_cross_entropy", lambda s: _classes(s, lambda *both: both)),
+    "softmax_cross_entropy_backward": Case(
+        "softmax_cross_entropy_backward", lambda s: _classes(s, _cross_entropy_backward)
+    ),
+    "adam": Case("adam", _update),
+    "activation_backward": Case(
+        "activation_backward",
+        lambda s: Example(
+            (_normal(_rows(s, 1e5), 1000), np.tanh(_normal(_rows(s, 1e5), 1000))), {"activation": "tanh"}
+        ),
+    ),
+    "sum": Case("sum", lambda s: Example((_normal(_rows(s, 1e5), 1000),), {"axis": (0,), "keepdims": False})),
+    "matmul 1000 x 200 x 784": Case("matmul", lambda s: _product(s, 1000, 200, 784)),
+    "matmul 784 x 1000 x 200": Case("matmul", lambda s: _product(s, 784, 1000, 200)),
+    "matmul 4096": Case("matmul", lambda s: _product(s, 4096, 4096, 4096)),
+    "matmul 4096, bfloat16": Case("matmul", lambda s: _product(s, 4096, 4096, 4096, "bfloat16")),
+    "linear 1000 x 200 x 784, tanh": Case("linear", lambda s: _layer(s, 1000, 200, 784)),
+    "linear 4096, tanh": Case("linear", lambda s: _layer(s, 4096, 4096, 4096)),
+}
+
+
+def _own(op: str, example: Example) -> dict[str, Callable[[], Any]]:
+    """The kernel's calls, by backend; those that refuse are left out."""
+    spec = registry.specs()[op]
+    inputs, attrs, updated = example
+    found = {}
+    for backend in OURS:
+        entry = registry.entries(spec).get(backend)
+        if entry is not None and entry.refusal(registry.signature(spec, inputs, attrs)) is None:
+            outputs = updated if spec.updates else registry.run(spec, inputs, attrs, backend=backend)
+            found[backend] = functools.partial(registry.run, spec, inputs, attrs, outputs=outputs, backend=backend)
+    return found
+
+
+def _arguments(op: str, example: Example) -> list[Any]:
+    """What an expression is given: inputs without keys, attributes that are shapes, and what is updated."""
+    if "shape" in example.attrs:
+        return [example.attrs["shape"]]
+    arrays = [a for a in example.inputs if isinstance(a, tuple) or a.dtype != np.uint64]
+    if op == "gaussian_sample_backward":
+        arrays.append(_normal(*arrays[0].shape))  # a library that does not draw again has kept the noise
+    return [*arrays, *example.updated]
+
+
+def _shared(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """The arrays among the arguments as another library's, on the same memory."""
+
+    def convert(a: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(map(convert, a))
+        return function(a) if isinstance(a, cupy().ndarray) else a
+
+    return list(map(convert, arguments))
+
+
+def _rivals(op: str, arguments: Sequence[Any]) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """The same in other libraries, those that are installed: what makes the call."""
+    found: dict[str, Callable[[], Callable[[], Any]]] = {}
+    if (expression := expressions.of_cupy().get(op)) is not None:
+        found[CUPY] = functools.partial(functools.partial, expression, *arguments)
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available() and (of_torch := expressions.of_torch().get(op)) is not None:
+            torch.set_default_device("cuda")
+            found[TORCH] = lambda: functools.partial(of_torch, *_shared(torch.from_dlpack, arguments))
+            if op != "adam":
+                compiled = torch.compile(of_torch, dynamic=False)
+                found[COMPILED] = lambda: functools.partial(compiled, *_shared(torch.from_dlpack, arguments))
+    if importlib.util.find_spec("jax") is not None:
+        import jax
+
+        if jax.default_backend() == "gpu" and (of_jax := expressions.of_jax().get(op)) is not None:
+            static = tuple(i for i, a in enumerate(arguments) if type(a) is tuple and type(a[0]) is int)
+            jitted = jax.jit(of_jax, static_argnums=static)
+            found[JAX] = lambda: functools.partial(jitted, *_shared(jax.dlpack.from_dlpack, arguments))
+    return found
+
+
+def _host(result: Any) -> np.ndarray:
+    """The first array of a result, in float64."""
+    first = result
+    while isinstance(first, (tuple, list)):
+        first = first[0]
+    if hasattr(first, "get"):
+        return first.get().astype(np.float64)
+    return np.asarray(first.float().cpu() if hasattr(first, "cpu") else first, np.float64)
+
+
+def measure_kernel(name: str, share: float, device: Device) -> dict[str, Any]:
+    """Time a kernel's backends and its rivals; print a line of each and return the figures."""
+    case = KERNELS[name]
+    spec = registry.specs()[case.op]
+    example = case.make(share)
+    calls, absent = _own(case.op, example), {}
+    ours = list(calls)
+    expected = None if case.random or spec.updates else {b: _host(call()) for b, call in calls.items()}
+    for rival, make in _rivals(case.op, _arguments(case.op, example)).items():
+        try:
+            call = make()
+            result = call()
+        except Exception as error:  # whatever a library raises where it cannot compile, say, which is not our say
+            absent[rival] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        for backend, own in (expected or {}).items():
+            _compare(name, backend, own, rival, _host(result))
+        calls[rival] = call
+    synchronize = cupy().cuda.Device().synchronize
+    times = bench.compare(calls, synchronize=synchronize, **TIMING)
+    figures = {}
+    for contender in calls:
+        seconds = times.time(contender).median
+        report = bench.KernelReport.of(spec, example.inputs, example.attrs, ours[0], seconds=seconds, device=device)
+        figures[contender] = {"seconds": seconds, "share": report.share}
+        print(
+            f"{name[:30]:<31}{contender:<15}{bench.format_seconds(seconds):>8}{report.share:>7.0%} of the floor, "
+            f"by {report.bound}",
+            flush=True,
+        )
+    for rival, why in absent.items():
+        print(textwrap.shorten(f"{name[:30]:<31}{rival}: not measured, since {why}", 110))
+    return {"contenders": figures, "floor": report.floor, "bound": report.bound, "absent": absent}
+
+
+def _compare(name: str, backend: str, own: np.ndarray, rival: str, other: np.ndarray) -> None:
+    """Raise unless two results agree as well as a product in TF32 or bfloat16 may."""
+    distance = np.linalg.norm(own - other) / max(float(np.linalg.norm(other)), 1e-30)
+    if not distance < 1e-2:
+        raise compare.Disagreement(f"{name}: {backend} is {distance:.1e} from {rival}: nothing to compare")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------
+
+
+def measure_step(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Time a step, captured and eager, and the peers'; print the table and return the figures."""
+    case = compare.Case(name, device="cuda", **sizes)
+    case.run(synchronize=cupy().cuda.Device().synchronize, **TIMING)
+    result = case.result()
+    print(f"\n{name}: {compare.STEPS[name].title}\n{result}", flush=True)
+    return result.as_json() | {"absent": case.absent}
+
+
+def measure(share: float = 1.0, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure the kernels and steps of these names, all by default, and return the figures."""
+    started = time.monotonic()
+    device = bench.measure_gpu(share)
+    print(f"{device.name}: copies {device.copy_rate / 1e12:.2f} TB/s, float32 products "
+          f"{device.product_rate / 1e12:.1f} Tflop/s, 16-bit {device.half_factor:.1f} times that\n")  # fmt: skip
+    found = {name: measure_kernel(name, share, device) for name in KERNELS if not names or name in names}
+    steps = {
+        name: measure_step(name, compare.STEPS[name].small if share < 1.0 else {})
+        for name in STEPS
+        if not names or name in names
+    }
+    print(f"\nmeasured in {time.monotonic() - started:.0f} s")
+    return {"gpu": dataclasses.asdict(device), "kernels": found, "steps": steps, "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("gmcore", "numpy", "cupy-cuda12x", "cupy-cuda13x", "triton", "torch", "jax"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="kernels and steps (default: all)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual sizes; less than 1 is a rehearsal")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in KERNELS and name not in STEPS:
+            parser.error(f"{name}: expected {', '.join([*KERNELS, *STEPS])}")
+    figures = measure(arguments.share, arguments.names)
+    if arguments.share == 1.0 and not arguments.names:
+        path = results / (figures["gpu"]["name"].removesuffix(" (measured)").lower().replace(" ", "-") + ".json")
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
