@@ -52,14 +52,14 @@ def _activate(y, ACTIVATION: tl.constexpr):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "part"])
+@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "blocks"])
 def _product(
-    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, part,
+    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, blocks,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of c = activation(a b + bias), or of a part of `part` products; sizes are in multiples of their units.
+    """A tile of c = activation(a b + bias), or a part of that, of so many blocks of k; sizes are in units.
 
     A and B say whether the elements of a "row" or a "column" of that matrix are neighbours; the stride between rows or
     columns then is in multiples of its unit.
@@ -89,13 +89,13 @@ def _product(
     inner = tl.arange(0, BLOCK_K)
 
     split = tl.program_id(1)
-    first = split * part
-    last = tl.minimum(k, first + part)
+    first = split * blocks * BLOCK_K
+    last = tl.minimum(k, first + blocks * BLOCK_K)
     a += row[:, None] * a_row + (first + inner)[None, :] * a_column
     b += (first + inner)[:, None] * b_row + column[None, :] * b_column
     total = widened(tl.zeros((BLOCK_M, BLOCK_N), c.dtype.element_ty))
     for at in range(first, last, BLOCK_K):
-        left = last - at
+        left = k - at  # of all parts: only the last block of all is not whole
         x = tl.load(a, (row[:, None] < m) & (inner[None, :] < left), 0.0)
         y = tl.load(b, (inner[:, None] < left) & (column[None, :] < n), 0.0)
         total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
@@ -148,8 +148,8 @@ _CHOICES = {
         ),
         (
             4, "float32",
-            (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 4), _tile(64, 64, 64, 4, 2)),
-            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 4, 3), _tile(64, 128, 32, 4, 3)),
+            (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 4), _tile(64, 64, 32, 8, 3)),
+            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 8, 3), _tile(64, 128, 32, 8, 3)),
         ),
         (
             8, "float64",
@@ -190,7 +190,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
     n_unit = math.gcd(n, vector)
     a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, vector)
     b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, vector)
-    part = triton.cdiv(triton.cdiv(k, splits), choice["k"]) * choice["k"]
+    blocks = triton.cdiv(triton.cdiv(k, splits), choice["k"])
     grid = (triton.cdiv(m, choice["m"]) * triton.cdiv(n, choice["n"]), splits)
     target = workspace[0] if workspace else c
     strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
@@ -199,7 +199,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
         grid,
         (
             launch.Strided(a), launch.Strided(b), None if workspace else bias, target,
-            m // m_unit, n // n_unit, k // k_unit, *strides, part,
+            m // m_unit, n // n_unit, k // k_unit, *strides, blocks,
         ),
         {
             "M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit,
