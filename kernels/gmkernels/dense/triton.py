@@ -53,7 +53,7 @@ def _activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "blocks"])
-def _product(
+def product(
     a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, blocks,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -138,13 +138,13 @@ def _tile(m: int, n: int, k: int, warps: int, stages: int, group: int = 8) -> di
 
 _MANY = 1 << 20
 """Elements of a product from which on large tiles are enough for a device."""
-_CHOICES = {
+CHOICES = {
     (itemsize, many): launch.Choices(f"product.{'many' if many else 'few'}.{name}.triton", candidates, classes)
     for itemsize, name, few_candidates, many_candidates in (
         (
             2, "half",
             (_tile(64, 64, 64, 4, 4), _tile(64, 128, 64, 4, 3), _tile(64, 32, 64, 4, 4)),
-            (_tile(128, 256, 64, 8, 3), _tile(128, 128, 64, 8, 3), _tile(128, 128, 32, 4, 4)),
+            (_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3), _tile(128, 128, 32, 4, 4)),
         ),
         (
             4, "float32",
@@ -153,16 +153,27 @@ _CHOICES = {
         ),
         (
             8, "float64",
-            (_tile(64, 64, 16, 4, 3), _tile(32, 32, 32, 4, 3), _tile(64, 32, 16, 4, 3)),
-            (_tile(64, 64, 16, 4, 4), _tile(128, 64, 16, 8, 3), _tile(64, 128, 16, 8, 3)),
+            (_tile(64, 64, 16, 8, 3), _tile(32, 32, 32, 4, 3), _tile(64, 32, 16, 4, 3)),
+            (_tile(64, 64, 16, 8, 4), _tile(128, 64, 16, 8, 3), _tile(64, 128, 16, 8, 3)),
         ),
     )
     for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
 }  # fmt: skip
-"""By bytes of an element, and whether the product has many."""
+"""By bytes of an element, and whether the product has many. On Ampere, whose tensor cores take operands from registers,
+the largest tile of float32 spills: there configurations.json has the second candidate."""
 
 _ADDED = 1024
 """Elements of a program that adds parts."""
+
+
+def precision(itemsize: int) -> str:
+    """Triton's name of how operands with elements of so many bytes are multiplied (see the top of this file).
+
+    Parameters
+    ----------
+    itemsize : 2, 4 or 8.
+    """
+    return "tf32x3" if itemsize == 4 else "ieee"
 
 
 def _layout(a: Any) -> tuple[str, int, int]:
@@ -181,7 +192,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
     if m * n == 0:
         return
     splits = workspace[0].shape[0] if workspace else 1
-    choice = _CHOICES[a.itemsize, m * n >= _MANY].at(m * n)
+    choice = CHOICES[a.itemsize, m * n >= _MANY].at(m * n)
     (a_way, a_row, a_column), (b_way, b_row, b_column) = _layout(a), _layout(b)
     vector = 16 // a.itemsize
     # Only what a vector runs along counts: the other sizes are compiled once for all.
@@ -195,7 +206,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
     target = workspace[0] if workspace else c
     strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
     launch.triton(
-        _product,
+        product,
         grid,
         (
             launch.Strided(a), launch.Strided(b), None if workspace else bias, target,
@@ -204,7 +215,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
         {
             "M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit,
             "A": a_way, "B": b_way, "BLOCK_M": choice["m"], "BLOCK_N": choice["n"], "BLOCK_K": choice["k"],
-            "GROUP": choice["group"], "PRECISION": "tf32x3" if a.dtype == "float32" else "ieee",
+            "GROUP": choice["group"], "PRECISION": precision(a.itemsize),
             "ACTIVATION": "identity" if workspace else activation,
         },
         warps=choice["warps"],
