@@ -498,14 +498,22 @@ class _Patches:
 
 @functools.cache
 def _mend_interpreter() -> None:
-    """Let a loop of an interpreted kernel begin and end at numbers of the kernel, and functions be called quickly.
+    """Let loops of an interpreted kernel go between its numbers, functions be called quickly, multiply-adds round once.
 
-    The interpreter of Triton 3.6 makes an `int` of an array of one number for the former, which NumPy 2.4 refuses.
+    The interpreter of Triton 3.6 makes an `int` of an array of one number for a loop, which NumPy 2.4 refuses, and
+    rounds the product of `tl.fma`. In float64 the product of two float32 numbers is exact; multiply-adds of float64
+    keep their two roundings.
     """
     import triton.language as tl
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
+
+    def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+        exact = x.data * y.data.astype(np.float64) + z.data
+        return interpreter.TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_fma = fma
 
     def mended(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
@@ -524,18 +532,22 @@ def _interpret(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], const
     is_wide = _has_wide(arguments)
     dtype, kind = (np.int64, tl.int64) if is_wide else (np.int32, tl.int32)
     device = cupy.cuda.runtime.getDevice()
-    values: list[Any] = []
-    for position, a in enumerate(arguments):
-        if a is None or type(a) is float:
-            values.append(a)
-        elif isinstance(a, int):  # of the type that compiled code has, not the one that the value asks for
-            values.append(tl.tensor(TensorHandle(np.array([a], dtype), kind), kind))
-        else:
-            values.append(Pointer(_address(kernel.__name__, position, a, device)[0]))
     given = dict(constants)
     if "WIDE" in kernel.arg_names:
         given.setdefault("WIDE", is_wide)
     variable = [name for name in kernel.arg_names if name not in given]
+    values: list[Any] = []
+    for position, (name, a) in enumerate(zip(variable, arguments, strict=True)):
+        if a is None:
+            values.append(a)
+        elif type(a) is float:
+            double = "float64" in str(kernel.fn.__annotations__.get(name))
+            real, real_kind = (np.float64, tl.float64) if double else (np.float32, tl.float32)
+            values.append(tl.tensor(TensorHandle(np.array([a], real), real_kind), real_kind))
+        elif isinstance(a, int):  # of the type that compiled code has, not the one that the value asks for
+            values.append(tl.tensor(TensorHandle(np.array([a], dtype), kind), kind))
+        else:
+            values.append(Pointer(_address(kernel.__name__, position, a, device)[0]))
     _mend_interpreter()
     with np.errstate(all="ignore"):  # as on a device
         kernel[tuple(grid)](**dict(zip(variable, values, strict=False)), **given)

@@ -33,11 +33,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes  # noqa: F401 (NumPy then knows the name bfloat16)
 import numpy as np
+
+from gmkernels import configurations, launch, registry
 
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = (80, 90)
@@ -325,20 +329,18 @@ def triton(
     constants : the arguments that are `constexpr`.
     capability, warps, stages : of the compilation.
     """
-    compile_, source, target = (
-        _resolved(name)
-        for name in ("triton:compile", "triton.compiler:ASTSource", "triton.backends.compiler:GPUTarget")
-    )
     function = _resolved(kernel)
     order = list(function.arg_names)
-    types = {name: "constexpr" if name in constants else signature[name] for name in order}
-    aligned = {(order.index(n),): [["tt.divisibility", 16]] for n, t in types.items() if t.startswith("*")}
-    fusion = os.environ.get("GMKERNELS_FUSION") == "1"
-    compiled = compile_(
-        source(function, types, dict(constants), aligned),
-        target=target("cuda", capability, THREADS_OF_A_WARP),
-        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": fusion},
-    )
+    full = {name: "constexpr" if name in constants else signature[name] for name in order}
+    aligned = {(order.index(n),): [["tt.divisibility", 16]] for n, t in full.items() if t.startswith("*")}
+    source = _resolved("triton.compiler:ASTSource")(function, full, dict(constants), aligned)
+    return _triton_report(source, capability, warps, stages)
+
+
+def _triton_report(source: Any, capability: int, warps: int = 4, stages: int = 3) -> Report:
+    target = _resolved("triton.backends.compiler:GPUTarget")("cuda", capability, THREADS_OF_A_WARP)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": launch.FUSION}
+    compiled = _resolved("triton:compile")(source, target=target, options=options)
     (report,) = read(compiled.asm["cubin"], capability).values()
     return report._replace(shared=compiled.metadata.shared)
 
@@ -346,11 +348,6 @@ def triton(
 # ---------------------------------------------------------------------------------------------------------
 # CUDA C
 # ---------------------------------------------------------------------------------------------------------
-
-_STORAGE = {
-    "float32": ("float", "float"), "float64": ("double", "double"),
-    "float16": ("float", "half_t"), "bfloat16": ("float", "bfloat16_t"),
-}  # fmt: skip
 
 
 def nvrtc() -> Any:
@@ -415,14 +412,8 @@ def cuda(
     -------
     dict: name of the kernel -> report.
     """
-    folder = ROOT / "kernels" / "gmkernels"
-    real, store = _STORAGE[dtype]
-    options = [
-        "-std=c++17", f"-fmad={'true' if os.environ.get('GMKERNELS_FUSION') == '1' else 'false'}", f"-I{folder}",
-        f"-DREAL={real}", f"-DSTORE={store}", f"-DINDEX={'long long' if wide else 'int'}",
-        *(d if d.startswith("-D") else f"-D{d}" for d in defines),
-    ]  # fmt: skip
-    return read(compile_cuda((folder / family / "cuda.cu").read_text(), options, capability), capability)
+    code, options = launch.cuda_source(family, dtype, wide=wide, defines=defines)
+    return read(compile_cuda(code, options, capability), capability)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -444,7 +435,7 @@ class Case(NamedTuple):
     budget : most instructions per element on the hottest path, in float32, by backend or one number for all; None: any.
     wide : least share of the bytes on the hottest path that 128-bit accesses move, in float32.
     elements : of the call; by default what `spec.size` says, or the elements of the largest array.
-    updated : tuples of shapes of the outputs, for a spec that updates them; memory is reserved and not touched.
+    updated : tuples of shapes of the outputs, for a spec that updates them.
     dtypes : to compile it in.
     """
 
@@ -476,29 +467,48 @@ class Launch(NamedTuple):
         return hottest.instructions / hottest.bytes * cost_bytes / elements
 
 
+class Virtual:
+    """An array on a GPU as far as launchers look at it: it has a shape and a dtype, and no memory.
+
+    Parameters
+    ----------
+    shape, dtype : of the array.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.dtype, self.shape = np.dtype(dtype), tuple(shape)
+        self.ndim, self.size, self.itemsize = len(self.shape), math.prod(self.shape), self.dtype.itemsize
+        self.nbytes = self.size * self.itemsize
+        self.flags = types.SimpleNamespace(c_contiguous=True)
+        self.data = types.SimpleNamespace(ptr=0)
+        self.device = types.SimpleNamespace(id=0, compute_capability="90")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.itemsize * math.prod(self.shape[i + 1 :]) for i in range(self.ndim))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape: Any) -> Virtual:
+        given = shape[0] if isinstance(shape[0], tuple) else shape
+        known = math.prod(n for n in given if n >= 0)
+        return Virtual(tuple(self.size // known if n < 0 else n for n in given), self.dtype)
+
+    def fill(self, value: Any) -> None:
+        """Nothing: there is no memory."""
+
+
 def _virtual(what: Any, dtype: Any) -> Any:
-    """An array of this shape that takes no memory."""
     if isinstance(what, np.ndarray):
-        return what
+        return Virtual(what.shape, what.dtype)
     if what and isinstance(what[0], (tuple, np.ndarray)):
         return tuple(_virtual(part, dtype) for part in what)
-    return np.broadcast_to(np.empty((), dtype), what)
-
-
-def _type_name(value: Any, annotation: Any, wide: bool) -> str:
-    """Triton's name of the type of an argument."""
-    if isinstance(value, np.ndarray) or value is None:
-        names = {"float": "fp", "bfloat": "bf", "int": "i", "uint": "u", "bool": "i1"}
-        name = "float32" if value is None else value.dtype.name
-        kind, bits = re.fullmatch(r"([a-z]+)(\d*)", name).groups()  # type: ignore[union-attr]
-        return f"*{names[kind]}{bits if kind != 'bool' else ''}"
-    if isinstance(value, (int, np.integer)):
-        return "i64" if wide else "i32"
-    return "fp64" if "64" in str(annotation) else "fp32"
+    return Virtual(what, dtype)
 
 
 def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list[Launch]:
-    """The kernels that the launcher of a case launches, compiled.
+    """The kernels that the launcher of a case launches, compiled: with the first of its configurations.
 
     Parameters
     ----------
@@ -506,44 +516,39 @@ def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list
     backend : ``"triton"`` or ``"cuda"``.
     dtype, capability : of the compilation.
     """
-    from gmkernels import launch, registry
-
-    importlib.import_module("ml_dtypes")
     spec = registry.specs()[case.op]
-    real = np.dtype(dtype)
-    inputs = tuple(_virtual(i, real) for i in case.inputs)
-    given: list[Any] = []
-
-    def record_triton(kernel: Any, grid: Any, arguments: Sequence[Any], constants: Any = (), **options: Any) -> None:
-        given.append((kernel, grid, list(arguments), dict(constants), options))
-
-    def record_cuda(*arguments: Any, **options: Any) -> None:
-        given.append((arguments, options))
-
-    replaced = {"triton": record_triton, "cuda": record_cuda, "on_gpu": lambda array: True, "resident": lambda a: a}
+    inputs = tuple(_virtual(i, dtype) for i in case.inputs)
+    given: list[tuple[Callable[..., Launch], Any, Any]] = []
+    replaced = {
+        "triton": lambda *arguments, **options: given.append((_triton_launch, arguments, options)),
+        "cuda": lambda *arguments, **options: given.append((_cuda_launch, arguments, options)),
+        "resident": lambda a: a,
+    }
     before = {name: getattr(launch, name) for name in replaced}
-    vars(launch).update(replaced)
+    at = configurations.Choices.at
     try:
-        outputs = tuple(tuple(np.empty(s, real) for s in shapes) for shapes in case.updated) or tuple(
-            _virtual(tuple(shape), d) for shape, d in spec.infer(*inputs, **case.attrs)
-        )
-        workspace = tuple(_virtual(tuple(shape), d) for shape, d in spec.workspace(*inputs, **case.attrs))
+        vars(launch).update(replaced)
+        configurations.Choices.at = lambda self, size: self.candidates[0]  # type: ignore[method-assign]
+        outputs = [Virtual(shape, d) for shape, d in spec.infer(*inputs, **case.attrs)]
+        outputs = [_virtual(shape, dtype) for shape in case.updated] or outputs
+        workspace = [Virtual(shape, d) for shape, d in spec.workspace(*inputs, **case.attrs)]
         registry.entries(spec)[backend].kernel()(inputs, outputs, workspace, case.attrs)
     finally:
         vars(launch).update(before)
-    compile_one: Callable[..., Launch] = _triton_launch if backend == "triton" else _cuda_launch
-    return [compile_one(*g, capability=capability) for g in given]
+        configurations.Choices.at = at  # type: ignore[method-assign]
+    return [compiled_as(capability, *arguments, **options) for compiled_as, arguments, options in given]
+
+
+def _has_wide(arguments: Sequence[Any]) -> bool:
+    return launch.wide(*(a for a in arguments if isinstance(a, Virtual)))
 
 
 def _triton_launch(
-    kernel: Any, grid: Any, arguments: list[Any], constants: dict[str, Any], options: Any, *, capability: int
-) -> Launch:
-    names = [name for name in kernel.arg_names if name not in constants]
-    wide = any(a.size >= 2**31 for a in arguments if isinstance(a, np.ndarray))
-    annotations = kernel.fn.__annotations__
-    signature = {n: _type_name(a, annotations.get(n), wide) for n, a in zip(names, arguments, strict=True)}
-    report = triton(kernel, signature, constants, capability=capability, **options)
-    return Launch(math.prod(grid) * options.get("warps", 4) * THREADS_OF_A_WARP, report)
+    capability: int, kernel: Any, grid: Any, arguments: Any, constants: Any = None, *, warps: int = 4, stages: int = 3
+) -> Launch:  # fmt: skip
+    source, _ = launch.triton_source(kernel, arguments, constants or {}, _has_wide(arguments))
+    report = _triton_report(source, capability, warps, stages)
+    return Launch(math.prod(grid) * warps * THREADS_OF_A_WARP, report)
 
 
 @functools.cache
@@ -551,13 +556,12 @@ def _cuda_reports(family: str, dtype: str, capability: int, defines: tuple[str, 
     return cuda(family, dtype, capability=capability, defines=defines, wide=wide)
 
 
-def _cuda_launch(arguments: tuple[Any, ...], options: Any, *, capability: int) -> Launch:
-    family, name, dtype, grid, block, *rest = arguments
-    values = rest[0] if rest else options["arguments"]
-    wide = any(a.size >= 2**31 for a in values if isinstance(a, np.ndarray))
-    reports = _cuda_reports(family, np.dtype(dtype).name, capability, tuple(options.get("defines", ())), wide)
-    sizes = (n for dims in (grid, block) for n in ([dims] if isinstance(dims, int) else dims))
-    return Launch(math.prod(sizes), reports[name])
+def _cuda_launch(
+    capability: int, family: str, name: str, dtype: Any, grid: Any, block: Any, arguments: Any,
+    *, defines: tuple[str, ...] = (), **options: Any,
+) -> Launch:  # fmt: skip
+    report = _cuda_reports(family, np.dtype(dtype).name, capability, defines, _has_wide(arguments))[name]
+    return Launch(math.prod(grid) * math.prod(block), report)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -593,9 +597,7 @@ class Result(NamedTuple):
 
 
 def results(family: str, backends: Sequence[str], capabilities: Sequence[int]) -> Iterator[Result]:
-    """Compile the cases of a family, here; see `compiled`."""
-    from gmkernels import registry
-
+    """Compile the cases of a family, here; see `compiled`. For the older devices, in float32 alone."""
     importlib.import_module(f"gmkernels.{family}")
     for case in importlib.import_module(f"tests.gmkernels.ahead.{family}").CASES:
         spec = registry.specs()[case.op]
@@ -603,11 +605,11 @@ def results(family: str, backends: Sequence[str], capabilities: Sequence[int]) -
             if backend not in registry.entries(spec):
                 continue
             for dtype in case.dtypes:
-                inputs = tuple(_virtual(i, np.dtype(dtype)) for i in case.inputs)
+                inputs = tuple(_virtual(i, dtype) for i in case.inputs)
                 cost = spec.cost(*inputs, **case.attrs)
                 largest = max(a.size for a in registry.flat(inputs))
                 elements = case.elements or (spec.size(*inputs, **case.attrs) if spec.size else largest)
-                for capability in capabilities:
+                for capability in capabilities if dtype == "float32" else capabilities[-1:]:
                     made = launches(case, backend, dtype, capability)
                     main = max(made, key=lambda one: one.threads * one.report.path.bytes)
                     for one in made:

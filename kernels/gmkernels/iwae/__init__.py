@@ -9,6 +9,7 @@ for _spec in (spec.IWAE_BOUND, spec.IWAE_BOUND_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.iwae.cpu:{_spec.name}", overhead=2e-5, efficiency=0.6, replays=True)
     register(_spec, "cuda", f"gmkernels.iwae.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
+    register(_spec, "triton", f"gmkernels.iwae.triton:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def iwae_bound(log_w: Array, *, axis: int = 0, backend: str | None = None) -> tuple[Array, Array, Array]:

@@ -24,6 +24,7 @@ for _spec in (spec.RANDOM_WORDS, spec.UNIFORM, spec.NORMAL):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
     register(_spec, "cpu", f"gmkernels.rng.cpu:{_spec.name}")
     register(_spec, "cuda", f"gmkernels.rng.cuda:{_spec.name}", efficiency=0.9)
+    register(_spec, "triton", f"gmkernels.rng.triton:{_spec.name}", efficiency=0.9)
 
 
 def key_array(seed: int, draw: int = 0, offset: int = 0) -> np.ndarray:

@@ -24,6 +24,7 @@ for _spec in (
     register(_spec, "reference", getattr(reference, _spec.name), overhead=3e-4, efficiency=0.02)
     register(_spec, "cpu", f"gmkernels.sampling.cpu:{_spec.name}", replays=True)
     register(_spec, "cuda", f"gmkernels.sampling.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
+    register(_spec, "triton", f"gmkernels.sampling.triton:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.9)
 
 
 def gaussian_sample(
