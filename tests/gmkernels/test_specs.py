@@ -321,6 +321,54 @@ def test_threads_and_runs_do_not_matter(case):
         pool.set_num_threads(threads)
 
 
+CAPTURED_IN_CUPY = (
+    "leaky_relu", "leaky_relu_backward", "activation_backward", "gather_rows", "iwae_bound",
+    "iwae_bound_backward", "bernoulli_log_prob", "bernoulli_log_prob_backward", "batch_norm", "batch_norm_backward",
+    "max_pool2d", "plane_gather", "plane_scatter", "avg_pool2d", "avg_pool2d_backward", "sum", "sum_to",
+    "softmax_cross_entropy", "softmax_cross_entropy_backward",
+)  # fmt: skip
+"""What a CUDA graph may hold as operations of CuPy: no products of cuBLAS, and nothing that the host looks at."""
+
+
+def is_captured(case):
+    return (
+        case.device == "gpu"
+        and (case.backend != "reference" or case.spec.name in CAPTURED_IN_CUPY)
+        and (has_gpu() or case.dtype == "float32")
+    )
+
+
+@pytest.mark.parametrize("case", slow_if_emulated(cases(is_captured)))
+def test_a_graph_repeats_it(case):
+    """From what is in its memory when the graph is launched, in new outputs; the capture itself runs nothing."""
+    import cupy
+
+    kernel = registry.entries(case.spec)[case.backend].kernel()
+    example = next(e for e in examples_of(case) if all(a.size for a in flat(e.inputs)))
+    inputs = each(to_device(case), example.inputs)
+    workspace = tuple(poison(*w, cupy) for w in case.spec.workspace(*inputs, **example.attrs))
+
+    def fresh():
+        if case.spec.updates:
+            return each(cupy.array, example.updated)
+        return tuple(poison(*o, cupy) for o in case.spec.infer(*inputs, **example.attrs))
+
+    expected, outputs, before = fresh(), fresh(), to_host(fresh())
+    stream, memory = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(memory.malloc):
+        kernel(inputs, expected, workspace, example.attrs)  # compiles, too
+        kernel(inputs, outputs, workspace, example.attrs)
+        for a, b in zip(flat(outputs), flat(fresh()), strict=True):
+            a[...] = b
+        stream.begin_capture()
+        kernel(inputs, outputs, workspace, example.attrs)
+        graph = stream.end_capture()
+    assert_same_bits(to_host(outputs), before, "a capture ran something")
+    graph.launch(stream)
+    stream.synchronize()
+    assert_same_bits(to_host(outputs), to_host(expected), describe(example))
+
+
 LAUNCHED = (
     "sum", "sum_to", "activation_backward", "linear_bernoulli_log_prob", "leaky_relu", "leaky_relu_backward",
     "batch_norm", "batch_norm_backward", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",

@@ -108,9 +108,7 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(st.sampled_from([np.float32, np.float64]), SHAPES, elements=st.integers(-8, 8)), st.data())
-def test_values_are_those_of_numpy(a, data):
-    import cupy
-
+def test_values_are_those_of_numpy(cupy, a, data):
     axis = data.draw(st.integers(0, a.ndim - 1))
     b = cupy.array(a)
     function = data.draw(st.sampled_from((

@@ -175,10 +175,10 @@ def refuse(status: int = 900) -> None:
     raise CUDARuntimeError(status)
 
 
-def _wait() -> None:
-    """The host waits for the device."""
+def _wait(stream: Stream | None = None) -> None:
+    """The host waits for a stream, the current one by default."""
     _ask_driver()
-    if _capturing:
+    if _capturing and (stream or get_current_stream())._capture is not None:
         refuse()
     counts["synchronize"] += 1
 
@@ -594,6 +594,8 @@ class Device:
         _local.device = self.id
 
     def synchronize(self) -> None:
+        if _capturing:
+            refuse()
         _wait()
 
     @property
@@ -719,7 +721,7 @@ class Stream:
         return True
 
     def synchronize(self) -> None:
-        _wait()
+        _wait(self)
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()
@@ -889,7 +891,7 @@ def _runtime() -> types.ModuleType:
     module.getDevice = get_device_id
     module.setDevice = lambda device: Device(device).use()
     module.getDeviceProperties = get_device_properties
-    module.deviceSynchronize = _wait
+    module.deviceSynchronize = lambda: Device().synchronize()
     module.streamSynchronize = lambda ptr: _wait()
     module.streamIsCapturing = stream_is_capturing
     module.driverGetVersion = version

@@ -1084,7 +1084,7 @@ class _Interpreted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if cuda.capturing() is not None:
                 pointers = [a.data_ptr() for a in (*args, *kwargs.values()) if hasattr(a, "data_ptr")]
                 touched = tuple(block for p in pointers if (block := cuda.block_of(p)) is not None)
-            cuda.submit("launch", lambda: launch(executor, *args, **kwargs), touched)
+            cuda.submit("launch", lambda: _silently(lambda: launch(executor, *args, **kwargs)), touched)
 
         module.GridExecutor.__call__ = enqueue
 
