@@ -24,13 +24,13 @@ FILE = Path(__file__).parent / "configurations.json"
 
 @functools.cache
 def measured(path: Path = FILE) -> dict[str, dict[str, list[int]]]:
-    """What a file of configurations holds; nothing if there is none.
+    """What a file of configurations holds.
 
     Parameters
     ----------
     path : of the file.
     """
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text())
 
 
 @functools.cache

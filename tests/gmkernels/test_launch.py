@@ -45,11 +45,11 @@ def process(*arguments, **environment):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def passed(dtype="float32", n=5, grid=(3,), block=(32,), x=None, name="passed"):
+def passed(dtype="float32", n=5, grid=(3,), block=(32,), x=None, **options):
     seen = cupy.zeros(10, np.float64)
     x = cupy.full(4, 1.5, DTYPES.get(dtype, np.float32)) if x is None else x
     arguments = (seen, x, None, n, 0.1, np.uint8(200))
-    launch.cuda(CODE, name, dtype, grid, block, arguments, defines=("EXTRA=7",))
+    launch.cuda(CODE, "passed", dtype, grid, block, arguments, defines=("EXTRA=7",), **options)
     return seen.get()
 
 
@@ -67,6 +67,18 @@ def test_types_of_storage_and_of_arithmetic(dtype, store, real):
 def test_a_large_number_widens_all_indices():
     assert passed(n=2**31 - 1)[[0, 5]].tolist() == [4, 2**31 - 1]
     assert passed(n=2**31)[[0, 5]].tolist() == [8, 2**31]
+
+
+@emulated
+def test_blocks_that_wait_for_each_other_must_fit_on_the_device():
+    """Of the stand-in: 4 multiprocessors of 2048 threads and 228 KiB of shared memory."""
+    assert passed(grid=(32,), block=(256,), cooperative=True)[9] == 8192
+    with pytest.raises(
+        KernelError, match="passed: 33 blocks of 256 threads .* wait for each other, .* runs 32 at once"
+    ):
+        passed(grid=(33,), block=(256,), cooperative=True)
+    with pytest.raises(KernelError, match="with 116736 bytes of shared memory .* runs 4 at once"):
+        passed(grid=(5,), shared=114 << 10, cooperative=True)
 
 
 @emulated

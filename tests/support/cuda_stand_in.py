@@ -927,5 +927,9 @@ def modules() -> dict[str, types.ModuleType]:
     cuda.device.Device, cuda.device.get_device_id = Device, get_device_id
     cuda.stream = types.ModuleType("cupy.cuda.stream")
     cuda.stream.Stream, cuda.stream.get_current_stream = Stream, get_current_stream
-    parts = {f"cupy.cuda.{name}": getattr(cuda, name) for name in ("runtime", "memory", "device", "stream")}
+    cuda.driver = types.ModuleType("cupy.cuda.driver")
+    cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor = lambda function, threads, shared: min(
+        2048 // threads, (228 << 10) // (shared + 1024)
+    )
+    parts = {f"cupy.cuda.{name}": getattr(cuda, name) for name in ("runtime", "memory", "device", "stream", "driver")}
     return {"cupy.cuda": cuda, **parts}

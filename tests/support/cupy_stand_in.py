@@ -1000,6 +1000,11 @@ class _Kernel:
     def __init__(self, kernel: Any) -> None:
         object.__setattr__(self, "_kernel", kernel)
 
+    @property
+    def kernel(self) -> Any:
+        """The `cupy.cuda.Function` on the current device: its handle is all that is asked of it."""
+        return types.SimpleNamespace(ptr=id(self._kernel))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._kernel, name)
 
