@@ -7,8 +7,10 @@ of the candidate in each size class. `tune` (``gmcore kernels --tune``) measures
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,8 @@ class Choices:
         self.name = name
         self.candidates = tuple(candidates)
         self.classes = tuple(classes)
+        self.module: str = sys._getframe(1).f_globals["__name__"]
+        """Whose kernels ask for them."""
         self._tried: Mapping[str, int] | None = None
         self.asked: int | None = None
         """The size that `at` was last asked for, inside `trying`."""
@@ -109,7 +113,9 @@ class Choices:
 # ---------------------------------------------------------------------------------------------------------
 
 _CALLS, _ROUNDS = 10, 7
-_DTYPE = np.dtype(np.float32)
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
+_MOST_ELEMENTS = 1 << 28
+_LARGEST_FACTOR = 1e3
 
 
 class Measurement(NamedTuple):
@@ -119,7 +125,7 @@ class Measurement(NamedTuple):
     ----------
     kernel : name of its `Choices`.
     size : at which it was measured, in their unit.
-    seconds : of a call, by candidate.
+    seconds : of a call, by candidate; none if no example of an operation could be brought to such a size.
     """
 
     kernel: str
@@ -129,6 +135,8 @@ class Measurement(NamedTuple):
     @property
     def best(self) -> int:
         """Number of the fastest candidate; the first unless another is 2 % faster, which is more than noise."""
+        if not self.seconds:
+            return 0
         fastest = min(range(len(self.seconds)), key=self.seconds.__getitem__)
         return fastest if self.seconds[fastest] < 0.98 * self.seconds[0] else 0
 
@@ -139,7 +147,7 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
     Parameters
     ----------
     path : of the file of configurations; what it holds of other GPUs and kernels stays.
-    names : of the operations or families to measure; all if there are none.
+    names : of `Choices`, without their backend, to measure; all if there are none.
 
     Yields
     ------
@@ -187,7 +195,10 @@ def _typical(choices: Choices, number: int) -> int:
 
 
 def _measure(choices: Choices, number: int) -> Measurement:
-    call = _call(choices, number)
+    wanted = _typical(choices, number)
+    call = next(_calls(choices, number, wanted), None)
+    if call is None:
+        return Measurement(choices.name, wanted, ())
     seconds = []
     for candidate in choices.candidates:
         with choices.trying(candidate):
@@ -196,26 +207,31 @@ def _measure(choices: Choices, number: int) -> Measurement:
     return Measurement(choices.name, choices.asked, tuple(seconds))
 
 
-def _call(choices: Choices, number: int) -> Callable[[], Any]:
-    """A call whose kernel asks for a configuration in a class: an example of its operation, with longer arrays."""
-    operation, _, backend = choices.name.rpartition(".")
-    specs = registry.specs()
-    members = [specs[operation]] if operation in specs else [s for s in specs.values() if s.family == operation]
-    wanted = _typical(choices, number)
-    for spec in members:
-        if backend not in registry.entries(spec):
+def _calls(choices: Choices, number: int, wanted: int) -> Iterator[Callable[[], Any]]:
+    """Calls whose kernel asks for a configuration in a class: examples of operations, with longer arrays."""
+    backend = choices.name.rpartition(".")[2]
+    for spec, dtype in itertools.product(registry.specs().values(), _DTYPES):
+        entry = registry.entries(spec).get(backend)
+        if entry is None or entry.kernel().__module__ != choices.module:
             continue
-        for example in sorted(spec.examples(np.random.default_rng(0), _DTYPE), key=_elements, reverse=True):
+        with np.errstate(over="ignore"):  # of what half types lack
+            examples = sorted(spec.examples(np.random.default_rng(0), dtype), key=_elements, reverse=True)
+        for example in examples:
             for length in sorted({n for a in registry.flat(example.inputs) for n in a.shape if n > 1}, reverse=True):
                 factor = 1.0
-                for _ in range(6):
+                for _ in range(16):
                     call = _stretched(spec, backend, example, length, max(round(length * factor), 1))
-                    if call is None or (asked := _asked(choices, call)) is None:
+                    if call is None:
                         break
+                    if (asked := _asked(choices, call)) is None:  # smaller than what has a choice, or of another kernel
+                        if factor > _LARGEST_FACTOR:
+                            break
+                        factor *= 8
+                        continue
                     if choices.class_of(asked) == number and wanted / 4 <= asked <= wanted * 4:
-                        return call
-                    factor *= wanted / max(asked, 1)
-    raise KernelError(f"{choices.name}: no example of {operation} can be brought to a size of about {wanted}")
+                        yield call
+                        break
+                    factor *= min(max(wanted / max(asked, 1), 1 / 8), 8)  # the size may grow with a power of the length
 
 
 def _elements(example: registry.Example) -> int:
@@ -228,13 +244,15 @@ def _stretched(
     """A call like an example in which axes of one length are longer, on the GPU; None if the operation refuses it."""
     import cupy
 
-    def on_gpu(arrays: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(on_gpu(a) if type(a) is tuple else cupy.asarray(stretch(a)) for a in arrays)
-
-    def stretch(a: np.ndarray) -> np.ndarray:
+    def shape(a: np.ndarray) -> tuple[int, ...]:
         is_key = a.dtype == np.uint64
-        return a if is_key else np.resize(a, tuple(longer if n == length else n for n in a.shape))
+        return a.shape if is_key else tuple(longer if n == length else n for n in a.shape)
 
+    def on_gpu(arrays: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(on_gpu(a) if type(a) is tuple else cupy.asarray(np.resize(a, shape(a))) for a in arrays)
+
+    if sum(math.prod(shape(a)) for a in registry.flat((*example.inputs, *example.updated))) > _MOST_ELEMENTS:
+        return None
     try:
         inputs = on_gpu(example.inputs)
         outputs = on_gpu(example.updated) if spec.updates else None
