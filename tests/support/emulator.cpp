@@ -348,11 +348,13 @@ void start(Block& b, uint32 number, byte* its_stacks) {
         b.shared = static_cast<byte*>(std::aligned_alloc(1024, ARENA));
         b.shadow = static_cast<Shadow*>(std::calloc(ARENA, sizeof(Shadow)));
         b.allocated = static_cast<byte*>(std::calloc(ARENA, 1));
+        std::memset(b.shared, 0xFF, ARENA);
         b.top = 0;
     }
+    // What the block before had: not a number in any floating type, and touched by nobody.
+    std::memset(b.shared, 0xFF, b.top);
     std::memset(b.allocated, 0, b.top);
     std::memset(static_cast<void*>(b.shadow), 0, b.top * sizeof(Shadow));
-    std::memset(b.shared, 0xFF, ARENA);  // not a number in any floating type
     b.sites.clear();
     b.fixed = 0;
     b.top = (launch.dynamic_shared + 15) / 16 * 16 + GAP;

@@ -136,7 +136,7 @@ def _options_for_host(options: Sequence[str]) -> Iterator[str]:
             yield option
 
 
-def _library(code: str, options: Sequence[str]) -> tuple[ctypes.CDLL, list[str]]:
+def _library(code: str, options: Sequence[str]) -> tuple[ctypes.PyDLL, list[str]]:
     """The compiled source, linked with the emulator, and the names of its kernels."""
     preprocessed = _run([*COMPILER, "-E", "-x", "c++", *_options_for_host(options), "-"], code)
     names = re.findall(r"\bGMKERNELS_KERNEL\s+void\s+(\w+)\s*\(", preprocessed)
@@ -148,7 +148,7 @@ def _library(code: str, options: Sequence[str]) -> tuple[ctypes.CDLL, list[str]]
     library = _built(
         f"{emulator} {kernels}", ".so", [*COMPILER, "-shared", "-Wl,-Bsymbolic", str(kernels), str(emulator)]
     )
-    return ctypes.CDLL(str(library)), names
+    return ctypes.PyDLL(str(library)), names  # one launch at a time: it holds the interpreter's lock
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class RawModule:
         self._functions: dict[str, Function] = {}
 
     @functools.cached_property
-    def _compiled(self) -> tuple[ctypes.CDLL, list[str]]:
+    def _compiled(self) -> tuple[ctypes.PyDLL, list[str]]:
         return _library(self.code, self.options)
 
     def compile(self, log_stream: Any = None) -> None:
@@ -224,7 +224,7 @@ class _Launch(ctypes.Structure):
 class Function:
     """A kernel: stands in for `cupy.RawKernel`. Call it as ``function(grid, block, arguments, shared_mem=0)``."""
 
-    def __init__(self, library: ctypes.CDLL, name: str, cooperative: bool):
+    def __init__(self, library: ctypes.PyDLL, name: str, cooperative: bool):
         self.name = name
         self.cooperative = cooperative
         self.max_dynamic_shared_size_bytes = SHARED_WITHOUT_ASKING

@@ -1,6 +1,7 @@
 """The emulated grid: it computes what CUDA defines, and reports each kind of bug that it promises to find."""
 
 import functools
+import platform
 import re
 import time
 from pathlib import Path
@@ -293,6 +294,7 @@ def test_launches_have_the_limits_of_a_device():
         kernel("nothing")
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="threads change places by system calls elsewhere")
 def test_is_fast_enough():
     """Hundreds of thousands of threads a second."""
     x, sums = zeros(400 * 256), zeros(400)
