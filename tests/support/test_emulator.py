@@ -1,6 +1,7 @@
 """The emulated grid: it computes what CUDA defines, and reports each kind of bug that it promises to find."""
 
 import functools
+import importlib.util
 import platform
 import re
 import time
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import gmkernels
-from tests.support import cupy_stand_in
+from tests.support import ahead, cupy_stand_in
 from tests.support.emulator import EmulationError, RawModule
 
+SOURCE = Path(__file__).with_suffix(".cu")
 INCLUDE = f"-I{Path(gmkernels.__file__).parent}"
 
 
@@ -25,7 +27,7 @@ def array(values, dtype=None):
 @functools.cache
 def module(cooperative=False):
     return RawModule(
-        path=str(Path(__file__).with_name("test_emulator.cu")), options=("-std=c++17", INCLUDE),
+        path=str(SOURCE), options=("-std=c++17", INCLUDE),
         enable_cooperative_groups=cooperative,
     )  # fmt: skip
 
@@ -292,6 +294,14 @@ def test_launches_have_the_limits_of_a_device():
             add(grid, block, (zeros(32), zeros(1)), shared_mem=shared)
     with pytest.raises(EmulationError, match="no kernel is called"):
         kernel("nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="NVRTC comes with the packages of the GPU")
+@pytest.mark.parametrize("capability", ahead.CAPABILITIES)
+def test_the_device_half_takes_the_same_source(capability):
+    reports = ahead.read(ahead.compile_cuda(SOURCE.read_text(), ["-std=c++17", INCLUDE], capability), capability)
+    assert {"product_bfloat16", "pipeline", "add_rounds"} <= set(reports)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="threads change places by system calls elsewhere")
