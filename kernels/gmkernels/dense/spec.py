@@ -56,7 +56,8 @@ def splits(m: int, k: int, n: int) -> int:
     return max(1, min(GPU_TILES // max(1, -(-m // 64) * -(-n // 64)), k // _SHORTEST_SPLIT))
 
 
-def _product_workspace(a: Array, m: int, k: int, n: int) -> Layout:
+def product_workspace(a: Array, m: int, k: int, n: int) -> Layout:
+    """Scratch of an (m, k) by (k, n) product in the dtype and on the device of `a`: of its parts, where it is cut."""
     parts = splits(m, k, n) if on_gpu(a) else 1
     return [((parts, m, n), np.promote_types(np.float32, a.dtype))] if parts > 1 else []
 
@@ -100,7 +101,7 @@ MATMUL = KernelSpec(
     formula="c[i, j] = sum_l a[i, l] b[l, j]",
     source="gemm of Dongarra, Du Croz, Hammarling & Duff, ACM TOMS 16(1), 1990",
     tolerance=_PRODUCT_TOLERANCE,
-    workspace=lambda a, b: _product_workspace(a, a.shape[0], a.shape[1], b.shape[1]),
+    workspace=lambda a, b: product_workspace(a, a.shape[0], a.shape[1], b.shape[1]),
     size=lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1],
 )
 
@@ -126,7 +127,7 @@ def _linear_flops(x: Array, weight: Array, bias: Array | None = None, *, activat
 
 def _linear_workspace(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Layout:
     n, k = weight.shape
-    return _product_workspace(x, math.prod(x.shape[:-1]), k, n)
+    return product_workspace(x, math.prod(x.shape[:-1]), k, n)
 
 
 def _linear_cost(x: Array, weight: Array, bias: Array | None = None, *, activation: str = "identity") -> Cost:

@@ -2,6 +2,9 @@
 //
 // A team of threads goes through a row, or through a piece of a long one, whose sum goes to a workspace. Rows of x are
 // used again for each of the samples that share them: row r of the logits goes with row r mod x_rows.
+//
+// A last layer with its likelihood is a product (dense/cuda.cu) and these kernels: `log_prob_backward` without g makes
+// the residuals in the place of the logits, and `scale_rows` multiplies rows by their g.
 
 #include "teams.cuh"
 
@@ -68,7 +71,7 @@ DEVICE void backward_of_rows(
     constexpr int AT_ONCE = V > 1 ? 2 : 4;
     const Team team = team_of(lanes, rows, pieces);
     if (team.row == rows) return;
-    const Real factor = load<Real>(g + team.row);
+    const Real factor = g == nullptr ? Real(1) : load<Real>(g + team.row);
     const long long offset = static_cast<long long>(team.row) * length;
     const Store* const x_row = x + static_cast<long long>(team.row % x_rows) * length;
     const Index start = team.piece * piece, stop = min(start + piece, length);
@@ -88,6 +91,12 @@ DEVICE void backward_of_rows(
             store_group<V>(d + offset + at, stop - at, logit[i]);
         }
     }
+}
+
+// out = g x, a number of g for each row; out may be x.
+extern "C" __global__ void scale_rows(const Store* g, const Store* x, Store* out, Index size, Index length) {
+    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < size) store(out + i, load<Real>(g + i / length) * load<Real>(x + i));
 }
 
 // _1 where neighbours are read one by one, _wide where 128 bits at once; _pieces where the sums go to the workspace.

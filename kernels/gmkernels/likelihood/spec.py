@@ -10,6 +10,7 @@ import numpy as np
 
 from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
+from gmkernels.dense.spec import product_workspace
 from gmkernels.dense.tiles import tiles
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
@@ -39,9 +40,13 @@ def _log_prob_infer(logits: Array, x: Array) -> Layout:
     return [(logits.shape[:-1], logits.dtype)]
 
 
+def _sums_of_pieces(rows: tuple[int, ...], length: int, chunk: int) -> Layout:
+    parts = chunks(length, chunk)
+    return [((*rows, parts), np.float64)] if parts > 1 else []
+
+
 def _log_prob_workspace(logits: Array, x: Array) -> Layout:
-    parts = chunks(logits.shape[-1], GPU_CHUNK if on_gpu(logits) else CHUNK)
-    return [(logits.shape[:-1] + (parts,), np.float64)] if parts > 1 else []
+    return _sums_of_pieces(logits.shape[:-1], logits.shape[-1], GPU_CHUNK if on_gpu(logits) else CHUNK)
 
 
 def _log_prob_cost(logits: Array, x: Array) -> Cost:
@@ -149,7 +154,15 @@ def linear_tiles(h: Array, weight: Array) -> tuple[int, int]:
 
 
 def _linear_workspace(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    if on_gpu(h):
+        return [layout for part in gpu_linear_workspace(h, weight) for layout in part]
     return [((math.prod(h.shape[:-1]), linear_tiles(h, weight)[1]), np.float64)]
+
+
+def gpu_linear_workspace(h: Array, weight: Array) -> tuple[Layout, Layout]:
+    """Scratch on a GPU, where kernels run one after the other: of the product, and of the rows' sums."""
+    rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
+    return product_workspace(h, rows, k, n), _sums_of_pieces(h.shape[:-1], n, GPU_CHUNK)
 
 
 def _linear_cost(h: Array, weight: Array, bias: Array, x: Array) -> Cost:
@@ -207,6 +220,18 @@ def _linear_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -
     return [(h.shape, h.dtype), (weight.shape, h.dtype), (weight.shape[:1], h.dtype)]
 
 
+def gpu_backward_products(residual: Array, weight: Array) -> list[Layout]:
+    """Scratch of the products for d_h, d_weight and d_bias on a GPU."""
+    (n, k), rows = weight.shape, math.prod(residual.shape[:-1])
+    return [product_workspace(residual, *sizes) for sizes in ((rows, n, k), (n, rows, k), (1, rows, n))]
+
+
+def _linear_backward_workspace(g: Array, residual: Array, h: Array, weight: Array) -> Layout:
+    """g h, and on a GPU what the products take."""
+    products = gpu_backward_products(residual, weight) if on_gpu(h) else []
+    return [(h.shape, h.dtype), *[layout for part in products for layout in part]]
+
+
 def _linear_backward_cost(g: Array, residual: Array, h: Array, weight: Array) -> Cost:
     return Cost(
         bytes=h.itemsize * (3 * residual.size + 4 * h.size + 2 * weight.size),
@@ -240,5 +265,5 @@ LINEAR_BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
     source="the derivative of linear_bernoulli_log_prob, whose logits have the gradient g residual",
     # Sums of at most 1031 products that add up to about 1 in the mean square: as for dense.spec.MATMUL, times |g| < 4.
     tolerance={"float32": (0.0, 3.2e-4), "float64": (0.0, 6e-13)},
-    workspace=lambda g, residual, h, weight: [(h.shape, h.dtype)],
+    workspace=_linear_backward_workspace,
 )
