@@ -4,7 +4,7 @@ Triton's `tl.log` is the device's accurate one (1 ulp). Its `tl.exp` of float32 
 hardware's power of two (2 ulp): the product rounds, so the result is off by up to (1 + |x|) 1e-7, relative. Of the
 arguments that kernels give it, which are not positive, the absolute error stays below 2e-7.
 
-The others rest on these two by identities whose small errors cancel: Higham, Accuracy and Stability of Numerical
+Others rest on these two by identities whose small errors cancel: Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd edition, section 1.14.1 and problem 1.5.
 """
 
@@ -25,9 +25,21 @@ def widened(x):
 
 @triton.jit
 def log1p_unit(z):
-    """log(1 + z) for z in [0, 1]: the logarithm of the rounded sum, times what the rounding took from z."""
-    u = 1 + z
-    return tl.where(u == 1, z, tl.log(u) * (z / (u - 1)))
+    """log(1 + z) for z in [0, 1].
+
+    float64: the logarithm of the rounded sum, times what the rounding took from z. float32: 2 artanh s with
+    s = z / (2 + z) <= 1/3, by a polynomial in s^2 (minimax, relative error 4e-9); all in all off by 4 u.
+    """
+    if z.dtype == tl.float64:
+        u = 1 + z
+        return tl.where(u == 1, z, tl.log(u) * (z / (u - 1)))
+    else:
+        s = z / (2 + z)
+        t = s * s
+        p = tl.fma(t, 0.2817828357219696, 0.27960553765296936)
+        p = tl.fma(t, p, 0.400249183177948)
+        p = tl.fma(t, p, 0.6666631698608398)
+        return s * tl.fma(t, p, 2.0)
 
 
 @triton.jit
