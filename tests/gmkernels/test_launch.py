@@ -64,9 +64,13 @@ def test_types_of_storage_and_of_arithmetic(dtype, store, real):
 
 
 @pytest.mark.slow
-def test_a_large_number_widens_all_indices():
+def test_a_large_number_or_array_widens_all_indices(monkeypatch):
     assert passed(n=2**31 - 1)[[0, 5]].tolist() == [4, 2**31 - 1]
     assert passed(n=2**31)[[0, 5]].tolist() == [8, 2**31]
+    monkeypatch.setattr(launch, "LARGEST_SIZE", 10)  # `seen` has ten elements
+    assert passed()[0] == 4
+    monkeypatch.setattr(launch, "LARGEST_SIZE", 9)
+    assert passed()[0] == 8
 
 
 @emulated
@@ -233,6 +237,9 @@ with stream:
     for n, a, from_ in ((100, 2.0, x), (16, 3.0, x), (2**31, 3.0, x), (100, 2.0, odd)):
         launch.triton(axpy, (2, 3), (from_, y, n, a, 0.1), {"BLOCK": 64}, warps=8)
     assert len(recorder.loaded) == 3, "compiled by alignment and width, not by value"
+    launch.LARGEST_SIZE = 101  # an array of more elements
+    launch.triton(axpy, (1,), (cupy.zeros(102, np.float32), y, 100, 2.0, 0.1), {"BLOCK": 64}, warps=8)
+    assert len(recorder.loaded) == 3 and recorder.launches.pop().image is recorder.loaded[1], "the wide one"
     axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(0,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
@@ -314,6 +321,14 @@ def test_no_room_leaks_nothing_and_the_caller_goes_on(pool):
     assert pool.used_bytes() == before, "the error holds the output that there was room for"
     half = x[: 1 << 14]
     assert registry.run(doubled, (half,))[1].shape == half.shape
+
+
+def test_no_room_leaks_nothing_while_the_error_lives(pool):
+    pool.limit()
+    before = pool.used_bytes()
+    with pytest.raises(DeviceMemoryError, match="outputs: no room on cuda:0 for 2.0 MiB") as caught:
+        launch.allocate("outputs", [((1 << 18,), np.dtype(np.float32))] * 2)
+    assert caught.value.__context__ is None and pool.used_bytes() == before
 
 
 def test_no_room_for_what_a_kernel_of_cupy_makes_on_its_way(pool, monkeypatch):
