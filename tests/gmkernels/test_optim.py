@@ -2,11 +2,14 @@
 
 import math
 
+import cupy
 import numpy as np
 import pytest
 
 from gmkernels import KernelError, pool, run
 from gmkernels.optim import adadelta, adagrad, adam, average, rmsprop, sgd, spec, total_norm
+from tests.support import cuda_stand_in
+from tests.support.cupy_stand_in import has_gpu
 
 BACKENDS = ("reference", "cpu")
 SHAPES = [(), (0,), (1,), (127, 129), (20011,), (2, 3, 5)]
@@ -188,3 +191,65 @@ def test_threads_do_not_matter_to_many_blocks():
         assert all(a.tobytes() == b.tobytes() for a, b in zip(everything(), expected, strict=True))
     finally:
         pool.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables of many arrays, of CUDA C
+# ---------------------------------------------------------------------------------------------------------
+
+
+def scattered(rng, sizes):
+    """Arrays one after another in memory of a GPU, at any multiple of their element's size, and that memory."""
+    memory = cupy.asarray(rng.random(sum(sizes) + 1, np.float32) + 1)
+    ends = np.cumsum([1, *sizes])
+    return tuple(memory[start:end] for start, end in zip(ends, ends[1:])), memory
+
+
+@pytest.mark.parametrize("updated, arrays", [(spec.SGD, 3), (spec.ADAM, 5)])
+def test_many_arrays_of_odd_sizes_and_places_in_few_launches(updated, arrays):
+    """200 arrays, more than one table names; the last has several blocks, of which the last is not full."""
+    rng = np.random.default_rng(3)
+    sizes = [*rng.integers(0, 20, 199), 9001]
+    (given, _), *changed = (scattered(rng, sizes) for _ in range(arrays))
+    numbers = {"sgd": (0.1, 0.9, 0.3, 1, 0.01, 0, 2), "adam": (0.1, 0.9, 0.99, 1e-6, 0.1, 0, 1, 0, 3)}
+    hyper = np.array(numbers[updated.name])
+    outputs = tuple(group for group, _ in changed)
+    on_host = tuple(tuple(a.get() for a in group) for group in outputs)
+    run(updated, (tuple(a.get() for a in given), hyper), outputs=on_host, backend="reference")
+    ends = [memory[:1].get() for _, memory in changed]
+    hyper_there = cupy.asarray(hyper)
+    with cuda_stand_in.counting() as counts:
+        run(updated, (given, hyper_there), outputs=outputs, backend="cuda")
+    if not has_gpu():
+        assert counts["launch"] == -(-sum(size > 0 for size in sizes) // (4072 // (8 * arrays + 12)))
+    for group, expected, (_, memory), end in zip(outputs, on_host, changed, ends, strict=True):
+        np.testing.assert_allclose(
+            np.concatenate([a.get() for a in group]), np.concatenate(expected), rtol=updated.tolerance["float32"][0]
+        )
+        np.testing.assert_array_equal(memory[:1].get(), end)
+
+
+def test_a_captured_update_reads_new_numbers():
+    given, p = (cupy.ones(5, np.float32),), (cupy.zeros(5, np.float32),)
+    hyper = cupy.asarray(np.array([0.5, 0, 0, 0, 0, 0, 1.0]))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        run(spec.SGD, (given, hyper), outputs=(p, p), backend="cuda")
+        graph = stream.end_capture()
+        graph.launch()
+        hyper[0] = 2.0
+        graph.launch()
+    stream.synchronize()
+    np.testing.assert_array_equal(p[0].get(), -2.5)
+
+
+def test_norm_of_more_arrays_than_a_table_names():
+    rng = np.random.default_rng(4)
+    grads = [rng.standard_normal(n).astype(np.float32) for n in rng.integers(0, 9, 230)]
+    there = [cupy.asarray(g) for g in grads]
+    for norm_type in (2.0, math.inf):
+        expected = np.linalg.norm(np.concatenate(grads).astype(np.float64), norm_type)
+        assert total_norm(there, norm_type=norm_type, backend="cuda").get() == pytest.approx(expected, rel=1e-12)
+    next(g for g in there if g.size)[0] = np.nan
+    assert np.isnan(total_norm(there, norm_type=math.inf, backend="cuda").get())

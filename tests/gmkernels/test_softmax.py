@@ -1,5 +1,6 @@
 """Softmax of rows: what every row must fulfil, extremes, and what is refused."""
 
+import cupy
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,3 +53,12 @@ def test_refusals(backend):
         softmax_cross_entropy(x, np.zeros(2, np.int32), backend=backend)
     with pytest.raises(KernelError, match=r"expected g \(rows,\).*, got g float32\[2\], probabilities float64\[2, 3\]"):
         softmax_cross_entropy_backward(g.astype(np.float32), x, np.zeros(2, int), backend=backend)
+
+
+@pytest.mark.parametrize("classes", [3, 8201])  # held in registers, and cut into pieces
+def test_targets_that_are_no_class_give_nan_on_a_gpu(classes):
+    x, target = cupy.zeros((3, classes), np.float32), cupy.asarray(np.array([1, classes, -1]))
+    loss, p = softmax_cross_entropy(x, target, backend="cuda")
+    np.testing.assert_allclose(loss.get(), [np.log(classes), np.nan, np.nan], rtol=1e-6)
+    d = softmax_cross_entropy_backward(cupy.ones(3, np.float32), p, target, backend="cuda").get()
+    assert np.isfinite(d[0]).all() and np.isnan(d[1:]).all()

@@ -84,3 +84,32 @@ def test_indices_of_64_bits_change_no_bit(call, monkeypatch):
     monkeypatch.setattr(launch, "LARGEST_SIZE", 1)
     for actual, a in zip(registry.run(spec, given, attrs, backend="cuda"), expected, strict=True):
         np.testing.assert_array_equal(actual.get(), a.get())
+
+
+INF = np.float32(np.inf)
+LONG = {  # what is cut into pieces, whose results a second launch puts together: operation, arrays, attributes
+    "iwae_bound columns": ("iwae_bound", [(2, 1031, 3)], {"axis": 1}),
+    "iwae_bound rows": ("iwae_bound", [(2, 8209)], {"axis": 1}),
+    "bernoulli_log_prob": ("bernoulli_log_prob", [(2, 20011), (20011,)], {}),
+    "sum": ("sum", [(2, 40009)], {"axis": (0, 1), "keepdims": False}),
+    "softmax_cross_entropy": ("softmax_cross_entropy", [(3, 20011), np.array([0, 7, 20010])], {}),
+}
+
+
+@pytest.mark.parametrize("special", [None, INF, -INF, np.nan])
+@pytest.mark.parametrize("call", LONG)
+def test_long_rows_in_two_launches(call, special):
+    """One special element is in the second piece; all the others of its row are what they were."""
+    op, shapes, attrs = LONG[call]
+    spec, rng = registry.specs()[op], np.random.default_rng(2)
+    arrays = [s if isinstance(s, np.ndarray) else rng.random(s, np.float32) for s in shapes]
+    if special is not None:
+        arrays[0].reshape(-1)[arrays[0].size * 3 // 4] = special
+    there = [cupy.asarray(a) for a in arrays]
+    assert spec.workspace(*there, **attrs), "it is not cut"
+    wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+    with np.errstate(invalid="ignore"):
+        expected = registry.run(spec, wide, attrs, backend="reference")
+    rtol, atol = spec.tolerance["float32"]
+    for actual, e in zip(registry.run(spec, there, attrs, backend="cuda"), expected, strict=True):
+        np.testing.assert_allclose(actual.get(), e, rtol=rtol, atol=atol)

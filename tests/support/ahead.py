@@ -433,7 +433,7 @@ class Case(NamedTuple):
     inputs : shapes of floating inputs, in order; an array (or a tuple of shapes) where the spec wants one.
     attrs : by name. Give sizes at which the kernel is measured: only shapes are used, no memory.
     budget : most instructions per element on the hottest path, in float32, by backend or one number for all; None: any.
-    wide : least share of the bytes on the hottest path that 128-bit accesses move, in float32.
+    wide : least share of the bytes on the hottest path that 128-bit accesses move, in float32; likewise.
     elements : of the call; by default what `spec.size` says, or the elements of the largest array.
     updated : tuples of shapes of the outputs, for a spec that updates them.
     dtypes : to compile it in.
@@ -443,7 +443,7 @@ class Case(NamedTuple):
     inputs: tuple[Any, ...]
     attrs: dict[str, Any]
     budget: float | dict[str, float] | None = None
-    wide: float = 0.0
+    wide: float | dict[str, float] = 0.0
     elements: int | None = None
     updated: tuple[Any, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
@@ -615,10 +615,11 @@ def results(family: str, backends: Sequence[str], capabilities: Sequence[int]) -
                     for one in made:
                         bound = one is main and dtype == "float32"
                         budget = case.budget.get(backend) if isinstance(case.budget, dict) else case.budget
+                        share = case.wide.get(backend, 0.0) if isinstance(case.wide, dict) else case.wide
                         yield Result(
                             case.op, backend, dtype, capability, one.report.name, one.report.registers,
                             one.report.spills, one.report.shared, one.instructions(cost.bytes, elements),
-                            one.report.hottest.wide_share, budget if bound else None, case.wide if bound else 0.0,
+                            one.report.hottest.wide_share, budget if bound else None, share if bound else 0.0,
                         )  # fmt: skip
 
 

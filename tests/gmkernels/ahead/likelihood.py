@@ -1,13 +1,11 @@
+"""Calls of the log-likelihoods at the sizes at which they are measured, and the limits of their kernels."""
+
 from tests.support.ahead import Case
 
+# A kernel has 31 instructions for an element in the time that the H200 takes to copy 4 bytes of it; log1p takes most.
+_LIMITS = {"wide": {"cuda": 1.0, "triton": 0.9}, "dtypes": ("float32",)}
+_SHAPE = (128_000, 784)
 CASES = [
-    Case("bernoulli_log_prob", ((128_000, 784), (128_000, 784)), {}, budget={"cuda": 62, "triton": 40}, wide=1.0),
-    Case("bernoulli_log_prob", ((128_000, 783), (128_000, 783)), {}, budget={"cuda": 62, "triton": 50}),
-    Case(
-        "bernoulli_log_prob_backward",
-        ((128_000,), (128_000, 784), (128_000, 784)),
-        {},
-        budget={"cuda": 93, "triton": 50},
-        wide=0.9,
-    ),
+    Case("bernoulli_log_prob", (_SHAPE, _SHAPE), {}, budget={"cuda": 50, "triton": 40}, **_LIMITS),
+    Case("bernoulli_log_prob_backward", (_SHAPE[:1], _SHAPE, _SHAPE), {}, budget={"cuda": 50, "triton": 50}, **_LIMITS),
 ]
