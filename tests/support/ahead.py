@@ -76,7 +76,7 @@ class Report(NamedTuple):
     spills : loads and stores of local memory (and the bytes of it, if no instruction uses them).
     shared : bytes of static shared memory; of all that a Triton kernel needs.
     path : from the entry to the exit, each loop once.
-    loops : the innermost loops, those that move the most bytes first.
+    loops : the innermost loops, those that move the most bytes first, and of these the ones with wide accesses.
     """
 
     name: str
@@ -264,7 +264,7 @@ def _analysed(lines: list[str]) -> tuple[Work, tuple[Work, ...]]:
             loop = _best_path(graph, head, body, back, head)
             assert loop is not None
             loops.append(loop)
-    return path, tuple(sorted(loops, key=lambda loop: (-loop.bytes, -loop.instructions)))
+    return path, tuple(sorted(loops, key=lambda loop: (-loop.bytes, -loop.wide_share, -loop.instructions)))
 
 
 def read(cubin: bytes, capability: int) -> dict[str, Report]:
