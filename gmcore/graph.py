@@ -157,10 +157,10 @@ class GraphProgram(Program):
         self._body = self._bound()  # holds the kernels and the arrays that the graph uses
         written = dict.fromkeys(place.block for i in self.instructions for place in i.writes)
         changed = [block.array for block in written if block is not None and block.kind == "outside"]
+        before = [(array, array.copy()) for array in changed if array is not None]  # not of the graph's memory
         cupy.cuda.get_current_stream().synchronize()
         with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
             # Once without capturing: what is compiled, loaded or allocated at a first use is there afterwards.
-            before = [(array, array.copy()) for array in changed if array is not None]
             self._call()
             for array, copy in before:
                 array[...] = copy
@@ -172,7 +172,10 @@ class GraphProgram(Program):
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # says that the capture is void
                     self._stream.end_capture()
                 raise
-            self._graph = self._stream.end_capture()
+            try:
+                self._graph = self._stream.end_capture()
+            except cupy.cuda.runtime.CUDARuntimeError as error:
+                raise CaptureError(f"its kernels cannot be part of a CUDA graph: {error}") from error
 
     def _call(self) -> None:
         """Run the instructions, on the current stream."""

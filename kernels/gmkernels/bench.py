@@ -184,7 +184,7 @@ def measure_gpu(share: float = 1.0) -> Device:
         a = (cupy.sin(cupy.arange(n * n, dtype=np.float32)).reshape(n, n)).astype(dtype)
         rates[dtype] = 2 * n**3 / seconds(lambda a=a: cupy.matmul(a, a))  # type: ignore[misc]
     attributes = device.attributes
-    clock = 1e3 * attributes["ClockRate"] * attributes["MultiProcessorCount"]
+    clock = 1e3 * attributes.get("ClockRate", 0) * attributes["MultiProcessorCount"]
     return Device(
         f"{cupy.cuda.runtime.getDeviceProperties(device.id)['name'].decode()} (measured)",
         copy_rate=2 * x.nbytes / copy,

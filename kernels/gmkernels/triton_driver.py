@@ -41,9 +41,11 @@ _MOST_PARAMETERS = 512
 
 
 def _ensure_context() -> None:
-    """Make the current device's context that of this thread: the driver's calls need it, the runtime's make it."""
-    if not driver.ctxGetCurrent():
-        runtime.memGetInfo()
+    """Make the current device's context that of this thread: the driver's calls need it, the runtime's make it.
+
+    The driver is not asked whether there is one: before any call of the runtime that is an error.
+    """
+    runtime.memGetInfo()
 
 
 class _Parameters(threading.local):

@@ -11,7 +11,7 @@ from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
 pytestmark = [pytest.mark.gpu] if has_gpu() else []
-trains = pytest.mark.usefixtures() if has_gpu() else pytest.mark.slow
+trains = pytest.mark.gpu if has_gpu() else pytest.mark.slow
 """Of tests that train a network: emulated, that takes long."""
 STEPS = 14
 """The first few are recorded; a short batch in every four."""
