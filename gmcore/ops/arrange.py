@@ -17,7 +17,8 @@ from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import real, where
 from gmcore.ops.indexing import _getitem, scatter_add, take
 from gmcore.ops.shape import Axis, broadcast_to, expand_dims, one_axis, ravel, reshape, several_axes
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Array, Tensor, as_tensor
+from gmkernels.arrays import on_gpu
 
 
 # -- joining ----------------------------------------------------------------------------------------------------
@@ -39,10 +40,17 @@ def _concatenate_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield ([real(rng, s) for s in shapes],), {"axis": axis}
 
 
+def _joined(*xs: Array, axis: int) -> Array:
+    # CuPy copies a table of addresses from the CPU for four arrays and more, which a CUDA graph cannot hold.
+    while len(xs) > 3 and on_gpu(xs[0]):
+        xs = tuple([np.concatenate(xs[i : i + 3], axis=axis) for i in range(0, len(xs), 3)])
+    return np.concatenate(xs, axis=axis)
+
+
 _concatenate = Op(
     "concatenate",
     "*xs",
-    forward=lambda *xs, axis: np.concatenate(xs, axis=axis),
+    forward=_joined,
     vjp=_concatenate_rule,
     formula="arrays joined along an axis",
     examples=_concatenate_examples,

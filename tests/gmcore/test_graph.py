@@ -114,6 +114,21 @@ def test_each_repetition_draws_anew():
     assert len(set(found)) == 6
 
 
+@pytest.mark.parametrize("n", [3, 4, 10])
+def test_tensors_are_joined_without_a_table_from_the_cpu(n, monkeypatch):
+    """Which CuPy makes of their addresses where they are more than three."""
+    import cupy
+
+    theirs, most = cupy.concatenate, []
+    monkeypatch.setattr(cupy, "concatenate", lambda xs, **rest: most.append(len(xs)) or theirs(xs, **rest))
+    joined = gmcore.capture(lambda x: ops.concatenate([x + float(i) for i in range(n)], axis=1))
+    for start in range(4):
+        x = np.arange(start, start + 6, dtype=np.float32).reshape(2, 3)
+        found = joined(gmcore.tensor(x, device="cuda")).cpu().numpy()
+        np.testing.assert_array_equal(found, np.concatenate([x + np.float32(i) for i in range(n)], axis=1))
+    assert joined.programs and 1 < max(most) <= 3
+
+
 @pytest.mark.parametrize(
     "look", [lambda y: y.item(), lambda y: float(y), lambda y: ops.sum(y).cpu()], ids=["item", "float", "cpu"]
 )

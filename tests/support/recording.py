@@ -60,9 +60,6 @@ class Recorder(types.ModuleType):
         self.loaded: list[bytes] = []
         self._functions: list[tuple[str, int]] = []
 
-    def ctxGetCurrent(self) -> int:
-        return 0  # as in a thread that the runtime has not been called from
-
     def moduleLoadData(self, image: bytes) -> int:
         self.loaded.append(image)
         return len(self.loaded)
