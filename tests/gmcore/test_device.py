@@ -24,8 +24,11 @@ from gmcore.op import OPS
 from gmcore.optim import EMA, LBFGS, SGD, Adadelta, Adagrad, Adam, RMSprop, clip_grad_norm_, clip_grad_value_
 from gmkernels import registry
 from tests.support import cuda_stand_in
+from tests.support.cupy_stand_in import has_gpu
 
 cupy = pytest.importorskip("cupy")
+pytestmark = [pytest.mark.gpu] if has_gpu() else []
+emulated = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 NOT_ON_A_DEVICE = {"checkpoint": "its first argument is a function"}
 MADE_THERE = {"to_device", "normal", "uniform"}
 """Operations that say themselves where their result lies."""
@@ -193,6 +196,7 @@ def test_a_device_has_a_name(name: Any) -> None:
         gmcore.tensor([1.0], device=name)
 
 
+@emulated
 def test_a_gpu_that_is_not_there() -> None:
     asked = (lambda: gmcore.tensor([1.0], device="cuda"), lambda: nn.Linear(2, 1).to("cuda"),
              lambda: ops.normal((2,), device="cuda"), lambda: gmcore.fit("vae", device="cuda"))  # fmt: skip
@@ -221,6 +225,7 @@ def test_a_machine_without_a_gpu_works_on_the_cpu_without_a_warning() -> None:
         (nn.Linear(1, 1)(x) * 2.0).sum().backward()
 
 
+@emulated
 def test_a_second_gpu() -> None:
     with cuda_stand_in.machine(devices=2):
         x = gmcore.tensor([1.0, 2.0], device="cuda:1")
