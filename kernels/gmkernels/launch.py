@@ -77,13 +77,21 @@ class Strided(NamedTuple):
 
 
 def wide(*arrays: Any) -> bool:
-    """Whether indices into one of the arrays need 64 bits: whether it has about 2^31 elements or more.
+    """Whether indices into one of the arrays need 64 bits: whether it has, or its strides skip, about 2^31 elements.
 
     Parameters
     ----------
     arrays : of any library.
     """
-    return any(a.size > LARGEST_SIZE for a in arrays)
+    return any(_reach(a) > LARGEST_SIZE for a in arrays)
+
+
+def _reach(a: Any) -> int:
+    """The elements of an array, or those from its first to its last in memory if they are more."""
+    if a.flags.c_contiguous:
+        return a.size
+    span = sum((n - 1) * abs(stride) for n, stride in zip(a.shape, a.strides, strict=True))
+    return max(a.size, span // a.itemsize + 1)
 
 
 _residence: dict[int, Callable[[np.ndarray], Any]] = {}
@@ -575,9 +583,10 @@ def triton(
     ----------
     kernel : a function of ``triton.jit``.
     grid : numbers of programs along up to 3 axes. A grid without programs launches nothing.
-    arguments : those that are not ``tl.constexpr``, in the kernel's order: arrays, ints (int64 where an array has about
-        2^31 elements or more or a number more than 31 bits, otherwise int32), floats (float32 unless annotated as
-        ``tl.float64``), or None. An int outside ``do_not_specialize`` is compiled for whether it is a multiple of 16.
+    arguments : those that are not ``tl.constexpr``, in the kernel's order: arrays, ints (int64 where an array has or
+        spans about 2^31 elements or more or a number more than 31 bits, otherwise int32), floats (float32 unless
+        annotated as ``tl.float64``), or None. An int outside ``do_not_specialize`` is compiled for whether it is a
+        multiple of 16.
     constants : values of the ``tl.constexpr`` parameters by name. One called ``WIDE`` that is not among them says
         whether ints have 64 bits.
     warps, stages : of a program: threads / 32, and depth of pipelined loops.
@@ -612,9 +621,9 @@ def triton(
             form.append(float)
             values.append(a)
         else:
-            a, address = _address(name, position, a, device)
-            is_wide = is_wide or a.size > LARGEST_SIZE
-            form += (a.dtype, address % 16 == 0)
+            array, address = _address(name, position, a, device)
+            is_wide = is_wide or array.size > LARGEST_SIZE or (array is not a and wide(array))
+            form += (array.dtype, address % 16 == 0)
             values.append(address)
     key = (is_wide, *form)
     binary = _binaries.get(key)

@@ -120,6 +120,23 @@ def test_gradient_by_differences(backend, axis):
         assert gradient[i] == pytest.approx(np.sum(g * (up - down)) / (2 * step), abs=1e-8)
 
 
+def test_many_samples_are_few_enough_programs_of_triton(monkeypatch):
+    """A grid has up to 65535 programs along its second axis; here it has 2."""
+    triton = pytest.importorskip("gmkernels.iwae.triton")
+    import cupy
+
+    log_w = log_weights((100, 5), dtype=np.float32)
+    bound, highest, scale = iwae_bound(log_w)
+    given = [np.ones_like(bound), log_w, highest, scale]
+    expected = iwae_bound_backward(*given)
+    monkeypatch.setattr(triton, "_MOST_PIECES", 2)
+    run, grids = triton.launch.triton, []
+    monkeypatch.setattr(triton.launch, "triton", lambda k, grid, *a, **o: grids.append(grid) or run(k, grid, *a, **o))
+    found = iwae_bound_backward(*map(cupy.asarray, given), backend="triton")
+    assert [grid[1] for grid in grids] == [2]
+    np.testing.assert_allclose(found.get(), expected, rtol=2e-5)
+
+
 def test_matches_pytorch():
     torch = pytest.importorskip("torch")
     log_w = log_weights((50, 2003), dtype=np.float32)

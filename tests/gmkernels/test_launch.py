@@ -240,6 +240,10 @@ with stream:
     launch.LARGEST_SIZE = 101  # an array of more elements
     launch.triton(axpy, (1,), (cupy.zeros(102, np.float32), y, 100, 2.0, 0.1), {"BLOCK": 64}, warps=8)
     assert len(recorder.loaded) == 3 and recorder.launches.pop().image is recorder.loaded[1], "the wide one"
+    rows = launch.Strided(cupy.zeros(104, np.float32)[:102].reshape(2, 51)[:, :4])  # few elements, far apart
+    launch.LARGEST_SIZE = 54
+    launch.triton(axpy, (1,), (rows, y[:4], 4, 2.0, 0.1), {"BLOCK": 64}, warps=8)
+    assert recorder.launches.pop().image is recorder.loaded[1], "55 elements from the first to the last"
     axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(0,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
 axpy[(5,)](launch.Pointer(x), launch.Pointer(y), 100, 2.0, 0.1, BLOCK=64, WIDE=False)
@@ -296,6 +300,14 @@ def test_wide_arrays_have_more_elements_than_an_int_counts(shape, is_large):
         arrays.append(np.broadcast_to(np.float32(0), (2, 2**30)))
     assert launch.wide(*arrays) == is_large
     assert not launch.wide(np.broadcast_to(np.float32(0), (2**31 - 2**20,)))
+
+
+@given(st.permutations([0, 1]), st.booleans())
+def test_strides_that_skip_much_need_wide_indices(axes, is_large):
+    """A product reads a part of a large array where it lies: what counts is how far its elements are apart."""
+    skipped = 2**31 - 2**20 if is_large else 2**31 - 2**20 - 6
+    part = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2, 3), (4 * skipped, -8)).transpose(axes)
+    assert launch.wide(part) == is_large
 
 
 @pytest.fixture

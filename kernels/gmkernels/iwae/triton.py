@@ -192,6 +192,8 @@ BOUND = launch.Choices(
     classes=(1 << 20,),
 )  # fmt: skip
 BACKWARD = launch.Choices("iwae_bound_backward.triton", BOUND.candidates, classes=(1 << 20,))
+_MOST_PIECES = 65535
+"""Programs along the second axis of a grid."""
 
 
 def _grid(
@@ -239,6 +241,7 @@ def iwae_bound_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
         return
     shape = split(log_w.shape, attrs["axis"])
     choice = BACKWARD.at(log_w.size)
-    piece = 16 if shape[2] > 1 else 1024
+    shortest = 16 if shape[2] > 1 else 1024
+    piece = shortest * triton.cdiv(shape[1], shortest * _MOST_PIECES)
     grid, numbers, constants = _grid(shape, log_w.itemsize, piece, choice["tile"])
     launch.triton(_backward, grid, (*inputs, *outputs, *numbers), constants, warps=choice["warps"])
