@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cupy
@@ -312,12 +313,12 @@ def test_strides_that_skip_much_need_wide_indices(axes, is_large):
 
 @pytest.fixture
 def pool():
-    """The memory pool, with a function `limit` that leaves 1.5 MiB beside what the test has made before."""
+    """Of CuPy's memory: what is used, and `limit`, which leaves 1.5 MiB beside what the test has made before."""
     pool = cupy.get_default_memory_pool()
     gc.collect()
     pool.free_all_blocks()
-    pool.limit = lambda: pool.set_limit(pool.used_bytes() + (3 << 19))
-    yield pool
+    limit = lambda: pool.set_limit(pool.used_bytes() + (3 << 19))  # noqa: E731 (CuPy's pool takes no attributes)
+    yield types.SimpleNamespace(limit=limit, used_bytes=pool.used_bytes)
     pool.set_limit(0)
 
 
