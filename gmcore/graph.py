@@ -161,10 +161,12 @@ class GraphProgram(Program):
         cupy.cuda.get_current_stream().synchronize()
         with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
             # Once without capturing: what is compiled, loaded or allocated at a first use is there afterwards.
-            self._call()
-            for array, copy in before:
-                array[...] = copy
-            self._stream.synchronize()
+            try:
+                self._call()
+            finally:
+                for array, copy in before:
+                    array[...] = copy
+                self._stream.synchronize()
             self._stream.begin_capture()
             try:
                 self._call()

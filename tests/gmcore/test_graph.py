@@ -5,7 +5,9 @@ import pytest
 
 import gmcore
 from gmcore import nn, ops, optim
+from gmcore.capture import CaptureWarning
 from gmcore.errors import CaptureError
+from gmcore.graph import GraphProgram
 from gmcore.random import Generator
 from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
@@ -112,6 +114,32 @@ def test_each_repetition_draws_anew():
     generator.manual_seed(7)
     assert found == bits([x + ops.normal((4,), generator=generator, device="cuda") for _ in range(6)])
     assert len(set(found)) == 6
+
+
+def test_a_graph_that_cannot_be_made_changes_no_parameter(monkeypatch):
+    call = GraphProgram._call
+
+    def fail(program):
+        call(program)
+        raise CaptureError("no room")
+
+    monkeypatch.setattr(GraphProgram, "_call", fail)
+
+    def trained(wrap):
+        p = gmcore.tensor(np.ones(3, np.float32), device="cuda", requires_grad=True)
+        optimizer = optim.Adam([p], lr=0.1)
+
+        def step(x):
+            p.grad = x * 1.0
+            optimizer.step()
+
+        step = wrap(step)
+        for _ in range(4):
+            step(gmcore.tensor(np.ones(3, np.float32), device="cuda"))
+        return bits([p])
+
+    with pytest.warns(CaptureWarning, match="no room"):
+        assert trained(lambda step: gmcore.capture(step, fallback=True)) == trained(lambda step: step)
 
 
 @pytest.mark.parametrize("n", [3, 4, 10])
