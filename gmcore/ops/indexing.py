@@ -328,7 +328,8 @@ def add_at(x: Any, index: Any, values: Any) -> Tensor:
     ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
     DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
-    x, values = as_tensor(x), _beside(values, x)
+    x = as_tensor(x)
+    values = _beside(values, x)
     index = _plain_index(index, x._data)
     return x + scatter_add(_fitted(values, x, index, "add_at"), index, x.shape)
 
@@ -353,7 +354,8 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
     ShapeError : an index outside `x`, or `values` that do not fit ``x[index]``.
     DtypeError : a floating index, or floating `values` for an `x` of integers.
     """
-    x, values = as_tensor(x), _beside(values, x)
+    x = as_tensor(x)
+    values = _beside(values, x)
     index = _plain_index(index, x._data)
     values = _fitted(values, x, index, "set_at")
     written = namespace(x._data).zeros(x.shape, bool)

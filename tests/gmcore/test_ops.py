@@ -751,7 +751,7 @@ def test_examples_reach_the_op(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "forward", lambda *arrays, **attrs: (calls.append(1), forward(*arrays, **attrs))[1])
     for case in cases(op):
         case(*[Tensor(x.astype(np.float32), requires_grad=True) for x in case.inputs])
-    assert calls
+    assert calls or op.name == "to_device"  # which has nothing to do on the CPU: test_device.py calls it
 
 
 # -- dtypes ----------------------------------------------------------------------------------------------------

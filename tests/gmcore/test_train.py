@@ -16,7 +16,7 @@ import pytest
 import gmcore
 from gmcore import io, models, nn, ops
 from gmcore.data import Dataset, prepare
-from gmcore.errors import ArgumentError, CheckpointError, DataError, GmcoreError, ShapeError, UnknownNameError
+from gmcore.errors import ArgumentError, CheckpointError, DataError, DeviceError, GmcoreError, ShapeError, UnknownNameError
 from gmcore.evaluation import bernoulli_baseline
 from gmcore.models import GenerativeModel, Model, Recipe, Step
 from gmcore.optim.lr_scheduler import inverse_schedule
@@ -479,7 +479,7 @@ def test_prepare_changes_training_images_by_epoch_and_no_others():
         (lambda: fit("pixels", make_data(), settings={"schedule": "iwa"}), UnknownNameError, "did you mean 'iwae'"),
         (lambda: fit("pixels", make_data(), settings={"binarize": "stat"}), UnknownNameError, "'static'"),
         (lambda: fit("pixels", make_data(), seed=-1), ArgumentError, "seed is an integer"),
-        (lambda: fit("pixels", make_data(), device="cuda:9"), ArgumentError, "not available"),
+        (lambda: fit("pixels", make_data(), device="cuda:9"), DeviceError, "one of the"),
         (lambda: fit(Pixels(5), make_data()), ShapeError, "6 pixels, expected 5"),
         (lambda: fit("vae", make_data(), settings={"latent_size": 0}), ArgumentError, "latent_size"),
         (lambda: fit("iwae", make_data(), settings={"samples": 0}), ArgumentError, "samples"),

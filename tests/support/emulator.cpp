@@ -255,10 +255,11 @@ std::string hexadecimal(uintptr_t x) {
     uint64_t nearest = UINT64_MAX;
     for (size_t i = 0; i < launch.extent_count; i++) {
         const Extent& e = launch.extents[i];
-        const uint64_t distance = p >= e.end ? p - e.end : p < e.begin ? e.begin - p : 0;
+        const bool behind = int64_t(p - e.begin) >= 0;  // an address may have gone round below 0
+        const uint64_t distance = !behind ? e.begin - p : p >= e.end ? p - e.end : 0;
         if (distance >= nearest) continue;
         nearest = distance;
-        where = std::to_string(distance) + " bytes " + (p < e.begin ? "before" : "behind");
+        where = std::to_string(distance) + " bytes " + (behind ? "behind" : "before");
         if (p >= e.begin && p < e.end) where = "partly behind";
         where += std::string(" ") + e.name + " of " + std::to_string(e.end - e.begin) + " bytes";
     }
