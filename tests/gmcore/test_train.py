@@ -16,7 +16,15 @@ import pytest
 import gmcore
 from gmcore import io, models, nn, ops
 from gmcore.data import Dataset, prepare
-from gmcore.errors import ArgumentError, CheckpointError, DataError, DeviceError, GmcoreError, ShapeError, UnknownNameError
+from gmcore.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    DeviceError,
+    GmcoreError,
+    ShapeError,
+    UnknownNameError,
+)
 from gmcore.evaluation import bernoulli_baseline
 from gmcore.models import GenerativeModel, Model, Recipe, Step
 from gmcore.optim.lr_scheduler import inverse_schedule
