@@ -74,6 +74,9 @@ def _sgd(parameters: Iterable[Tensor], rate: float) -> Callable[[Sequence[Tensor
 def _adam(parameters: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], None]:
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     count = torch.zeros(())
+    if count.is_cuda:  # a CUDA graph may write only memory that is known to stay where it is
+        for state in (*means, *squares, count):
+            torch._dynamo.mark_static_address(state)
 
     @torch.no_grad()
     def update(gradients: Sequence[Tensor]) -> None:
