@@ -46,7 +46,7 @@ by_formulas = pytest.mark.usefixtures("formulas")
 
 def on(device: str, value: Any) -> Any:
     """An argument of an example with its arrays as leaves on a device."""
-    if isinstance(value, (np.ndarray, np.floating)):
+    if isinstance(value, (np.ndarray, np.floating, np.bool_)):
         array = np.asarray(value)
         return gmcore.tensor(array, device=device, requires_grad=array.dtype.kind == "f")
     if isinstance(value, list):
