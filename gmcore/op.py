@@ -43,6 +43,7 @@ from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, wrap
 from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
 from gmkernels.arrays import as_array, is_array, on_gpu
+from gmkernels.registry import entries
 
 Rule = Callable[..., Any]
 Edge = tuple[Any, int]
@@ -250,6 +251,8 @@ class Op:
         floats = {a.dtype for a in arrays if is_floating(a.dtype)}
         half = next((dtype for dtype in floats if dtype.itemsize == 2), None)
         if half is None or len(floats) > 1:  # two-byte integers; or a promotion, or an error, as for other dtypes
+            return self.forward(*arrays, **attrs)
+        if _on_gpu(arrays[0]) and _is_stored(half, self.forward):
             return self.forward(*arrays, **attrs)
         result = self.forward(*[a.astype(np.float32) if a.dtype == half else a for a in arrays], **attrs)
         if type(result) is tuple:
@@ -566,7 +569,15 @@ def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Cal
         return outputs[0] if single else outputs
 
     forward.spec = spec  # type: ignore[attr-defined]
+    forward.takes_all = otherwise is None  # type: ignore[attr-defined]
     return forward
+
+
+def _is_stored(half: np.dtype[Any], forward: Callable[..., Any]) -> bool:
+    """Whether a forward function is a kernel that stores a half type, as GPU kernels do, and computes in float32."""
+    if not getattr(forward, "takes_all", False):
+        return False
+    return any(half.name in entry.dtypes for entry in entries(forward.spec).values())  # type: ignore[attr-defined]
 
 
 __all__ = ["OPS", "Edge", "Example", "Meta", "Node", "Op", "kernel", "next_sequence", "user_line"]

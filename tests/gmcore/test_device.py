@@ -113,6 +113,30 @@ def test_operations_on_all_examples(name: str) -> None:
         assert_equal(results(OPS[name], "cuda", args, kwargs), results(OPS[name], "cpu", args, kwargs))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y, b: ops.bernoulli_log_prob(x, y),
+        lambda x, y, b: ops.gaussian_sample(x, y, generator=Generator(3))[0],
+        lambda x, y, b: ops.linear(x, y, b, activation="tanh"),
+    ],
+    ids=["bernoulli_log_prob", "gaussian_sample", "linear"],
+)
+def test_kernels_store_half_types_themselves(call: Callable[..., Tensor]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float16) for shape in ((5, 9), (5, 9), (5,))]
+    expected = call(*map(gmcore.tensor, arrays))
+    given = [gmcore.tensor(a, device="cuda") for a in arrays]
+    with cuda_stand_in.counting() as counts:
+        found = call(*given)
+    if not has_gpu():
+        assert counts["launch"] and not counts["elementwise"]  # nothing is converted
+    assert found.dtype == expected.dtype == np.float16
+    # A rounding to float16 on each side, of numbers below 16.
+    np.testing.assert_allclose(found.cpu().numpy(), expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
 @by_formulas
 def test_higher_orders_and_recomputation() -> None:
     def value(device: str) -> tuple[np.ndarray, ...]:
