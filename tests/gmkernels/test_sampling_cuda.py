@@ -113,6 +113,21 @@ def test_how_rows_are_split_does_not_matter(shape, samples, monkeypatch):
 
 
 @pytest.mark.slow
+def test_fused_normals_are_within_an_ulp(monkeypatch):
+    """Where compilers may fuse, words and uniforms keep their bits, and normals move by an ulp at most."""
+    calls = [(name, (key_array(SEED, DRAW),), {"shape": (65536,), **attrs}) for name, attrs in FILLS[:4]]
+    exact = [run(name, inputs, **attrs) for name, inputs, attrs in calls]
+    monkeypatch.setattr(launch, "FUSION", True)
+    for cache in ("_cuda_kernels", "_cuda_modules"):
+        monkeypatch.setattr(launch, cache, {})
+    words, uniforms, wide_uniforms, (z,) = (run(name, inputs, **attrs) for name, inputs, attrs in calls)
+    assert_same_bits([*words, *uniforms, *wide_uniforms], [a for (a,) in exact[:3]])
+    expected = exact[3][0]
+    assert (np.abs(z - expected) <= 3e-7 * np.maximum(1, np.abs(expected))).all()
+    assert (z != expected).any(), "nothing was fused"
+
+
+@pytest.mark.slow
 def test_indices_of_64_bits(monkeypatch):
     calls = [(name, inputs, {"samples": 2}) for name, inputs in arguments((3, 1050), 2, np.float32, 1).items()]
     calls += [(name, (key_array(SEED, DRAW, 6),), {"shape": (8195,), **attrs}) for name, attrs in FILLS]
