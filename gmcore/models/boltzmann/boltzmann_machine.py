@@ -98,10 +98,14 @@ class BoltzmannMachine(BoltzmannModel):
         check_probabilities(self.name, "states", x)
         return x
 
+    def _others(self) -> Tensor:
+        """1 for each pair of different units, 0 for a unit with itself."""
+        return self.weight.beside(1.0 - np.eye(self.data_size, dtype=self.weight.dtype))
+
     def energy(self, x: Tensor) -> Tensor:
         """-log p(x) - log Z for each example, (n,); x : (n, data_size)."""
         x = self._states(x)
-        weight = self.weight * (1.0 - np.eye(self.data_size, dtype=self.weight.dtype))
+        weight = self.weight * self._others()
         return -0.5 * ops.sum(ops.matmul(x, weight) * x, axis=1) - ops.matmul(x, self.bias)
 
     # -- training --------------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ class BoltzmannMachine(BoltzmannModel):
         with no_grad():
             end = self._chains
             pairs = ops.matmul(end.T, end) / len(end) - ops.matmul(x.T, x) / len(x)
-            pairs = pairs * (1.0 - np.eye(self.data_size, dtype=pairs.dtype))
+            pairs = pairs * self._others()
             self.weight.grad = (pairs + pairs.T) / 4.0  # symmetric to the last bit, as the weight must stay
             self.bias.grad = ops.mean(end, axis=0) - ops.mean(x, axis=0)
             loss = ops.mean(self.energy(x)) - ops.mean(self.energy(end))
@@ -149,7 +153,7 @@ class BoltzmannMachine(BoltzmannModel):
             for start in range(0, 1 << self.data_size, _ROWS):
                 numbers = np.arange(start, min(start + _ROWS, 1 << self.data_size))
                 states = (numbers[:, None] >> np.arange(self.data_size) & 1).astype(self.weight.dtype)
-                energies = self.energy(Tensor(states)).numpy().astype(np.float64)
+                energies = self.energy(self.weight.beside(states)).cpu().numpy().astype(np.float64)
                 log_z = float(np.logaddexp(log_z, np.logaddexp.reduce(-energies)))
         return log_z
 
@@ -164,12 +168,12 @@ class BoltzmannMachine(BoltzmannModel):
         """log p(x) for each example, (n,), of a machine of up to 20 units; `samples` does not matter."""
         check_size("samples", samples)
         with no_grad():
-            return Tensor(-self.energy(x).numpy().astype(np.float64) - self.log_partition())
+            return Tensor(-self.energy(x).cpu().numpy().astype(np.float64) - self.log_partition())
 
     def validate(self, dataset: Dataset, recipe: Recipe, seed: int, report: Report) -> float:
         rows = prepare(dataset, "valid", recipe.binarize, seed)
         with no_grad():
-            parts = [self.pseudo_log_likelihood(x).numpy() for x in self.eval().chunks(rows, report)]
+            parts = [self.pseudo_log_likelihood(x).cpu().numpy() for x in self.eval().chunks(rows, report)]
         return float(np.concatenate(parts).mean(dtype=np.float64))
 
     def measure(
@@ -189,7 +193,7 @@ class BoltzmannMachine(BoltzmannModel):
         small = self.data_size <= MOST_ENUMERATED
         score = self.energy if small else self.pseudo_log_likelihood
         with no_grad():
-            parts = [score(x).numpy() for x in self.eval().chunks(rows, report)]
+            parts = [score(x).cpu().numpy() for x in self.eval().chunks(rows, report)]
         values = np.concatenate(parts).astype(np.float64)
         if not small:
             return self.summary_of(values, rows, dataset, split, recipe, data_seed)
@@ -211,7 +215,7 @@ class BoltzmannMachine(BoltzmannModel):
     def draw(self, folder: Path, dataset: Dataset, recipe: Recipe, seed: int) -> None:
         """Besides: the weights of each unit, at most 100 of them."""
         super().draw(folder, dataset, recipe, seed)
-        pictures.save_filters(folder / "filters.png", self.weight.detach().numpy(), dataset.picture_format[0])
+        pictures.save_filters(folder / "filters.png", self.weight.detach().cpu().numpy(), dataset.picture_format[0])
 
 
 __all__ = ["BoltzmannMachine"]

@@ -172,6 +172,12 @@ class RBM(BoltzmannModel):
         weight, visible_bias, hidden_bias = (p._data for p in self.parameters_of_machine)
         return weight, visible_bias, hidden_bias
 
+    @property
+    def machine_on_cpu(self) -> Machine:
+        """The parameters as arrays of NumPy, with which likelihoods are estimated."""
+        weight, visible_bias, hidden_bias = (p.detach().cpu()._data for p in self.parameters_of_machine)
+        return weight, visible_bias, hidden_bias
+
     def _visible(self, x: Any) -> Tensor:
         """Data as states of the visible units. Raises `ShapeError` unless x is (n, data_size)."""
         x = self.as_rows(x)
@@ -216,7 +222,8 @@ class RBM(BoltzmannModel):
     def _independent(self, n: int, bias: Tensor, generator: Generator | None) -> Tensor:
         """A sample of the machine without weights, (n, data_size)."""
         if self.units == "gaussian":
-            return ops.normal((n, self.data_size), dtype=bias.dtype.name, generator=generator) + bias
+            shape, dtype = (n, self.data_size), bias.dtype.name
+            return ops.normal(shape, dtype=dtype, device=bias.device, generator=generator) + bias
         return ops.bernoulli_sample_logits(bias, samples=n, generator=generator)
 
     # -- likelihood ------------------------------------------------------------------------------------------
@@ -232,11 +239,11 @@ class RBM(BoltzmannModel):
         report : called with how many temperatures are done, and how many there are.
         """
         if enumerable(self.weight.shape, self.units):
-            return exact_partition(self.machine, self.units)
+            return exact_partition(self.machine_on_cpu, self.units)
         betas = annealing_schedule(self.temperatures)
-        base = self.base_bias.numpy()
+        base = self.base_bias.cpu().numpy()
         found, _ = anneal(
-            self.machine, self.units, base_bias=base, betas=betas, runs=runs, generator=generator, report=report
+            self.machine_on_cpu, self.units, base_bias=base, betas=betas, runs=runs, generator=generator, report=report
         )
         return found
 
@@ -247,7 +254,7 @@ class RBM(BoltzmannModel):
         """
         check_size("samples", samples)
         with no_grad():
-            energy = self.free_energy(x).numpy().astype(np.float64)
+            energy = self.free_energy(x).cpu().numpy().astype(np.float64)
         return Tensor(-energy - self.partition(samples, generator=generator).log_z)
 
     def pseudo_log_likelihood(
@@ -270,20 +277,20 @@ class RBM(BoltzmannModel):
             raise ArgumentError("pseudo_log_likelihood: of Bernoulli units only")
         states = self._visible(x)
         check_binary("pseudo_log_likelihood", "x", states)
-        visible = states.detach().numpy()
+        visible, machine = states.detach().cpu().numpy(), self.machine_on_cpu
         n, size = visible.shape
         flips = size if flips is None else min(check_size("flips", flips), size)
         first = np.zeros(n, int)
         if flips < size:
             first = (ops.uniform((n,), generator=generator).numpy() * size).astype(int) % size
-        energy, _ = gmkernels.free_energy(visible, *self.machine)
+        energy, _ = gmkernels.free_energy(visible, *machine)
         total = np.zeros(n)
         rows = np.arange(n)
         for flip in range(flips):
             units = (first + flip * size // flips) % size
             other = visible.copy()
             other[rows, units] = 1 - other[rows, units]
-            change = gmkernels.free_energy(other, *self.machine)[0].astype(np.float64) - energy
+            change = gmkernels.free_energy(other, *machine)[0].astype(np.float64) - energy
             total -= np.logaddexp(0.0, -change)
         return Tensor(total * (size / flips))
 
@@ -301,11 +308,11 @@ class RBM(BoltzmannModel):
         return total / len(rows)
 
     def _reconstruction_log_density(self, x: Tensor) -> np.ndarray:
-        weight, visible_bias, _ = self.machine
-        visible = self._visible(x).numpy()
-        _, hidden = gmkernels.free_energy(visible, *self.machine, units=self.units)
+        weight, visible_bias, hidden_bias = self.machine_on_cpu
+        visible = self._visible(x).cpu().numpy()
+        _, hidden = gmkernels.free_energy(visible, weight, visible_bias, hidden_bias, units=self.units)
         distance = visible - (hidden @ weight + visible_bias)
-        constant = math.log(2 * math.pi) * self.data_size / 2 + float(np.log(self.sigma.numpy()).sum())
+        constant = math.log(2 * math.pi) * self.data_size / 2 + float(np.log(self.sigma.cpu().numpy()).sum())
         return -(distance**2).sum(axis=1) / 2 - constant
 
     def measure(
@@ -330,7 +337,7 @@ class RBM(BoltzmannModel):
         self.eval()
         found = self.partition(samples, generator=generator, report=report)
         with no_grad():
-            energies = [self.free_energy(x).numpy() for x in self.chunks(rows, lambda done, total: None)]
+            energies = [self.free_energy(x).cpu().numpy() for x in self.chunks(rows, lambda done, total: None)]
         values = -np.concatenate(energies).astype(np.float64) - found.log_z
         result = self.summary_of(values, rows, dataset, split, recipe, data_seed) | {
             "log_z": found.log_z,
@@ -365,7 +372,7 @@ class RBM(BoltzmannModel):
         """Besides: the filters, which are the rows of the weight, and chains that start at test images."""
         super().draw(folder, dataset, recipe, seed)
         shape, value_range = dataset.picture_format
-        filters = self.machine[0] * self.sigma.numpy()
+        filters = self.machine_on_cpu[0] * self.sigma.cpu().numpy()
         strongest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:100]
         pictures.save_filters(folder / "filters.png", filters[strongest], shape)
         noise = Generator(stream_seed(seed, "sampling"))
@@ -374,10 +381,10 @@ class RBM(BoltzmannModel):
 
     def _pictured_chains(self, start: np.ndarray, generator: Generator) -> np.ndarray:
         """(chains, pictures, data_size): the images where chains start, then means after `_PICTURED_STEPS`."""
-        x, shown = as_tensor(start), [start]
+        x, shown = as_tensor(start).to(self.device), [start]
         for before, after in zip(_PICTURED_STEPS, _PICTURED_STEPS[1:], strict=False):
             x, mean = self.gibbs(x, after - before, generator=generator)
-            shown.append(mean.numpy())
+            shown.append(mean.cpu().numpy())
         return np.stack(shown, axis=1)
 
 

@@ -111,11 +111,14 @@ class CharRNN(LanguageModel):
         """A sample of the text that the model writes, and how gradients flow through time, now and before training."""
         super().draw(folder, dataset, recipe, seed)
         init = Generator(stream_seed(seed, "init"))
-        fresh = drawing_from(init, type(self), **self.config, generator=init).eval()
+        fresh, trained = (drawing_from(init, type(self), **self.config, generator=init).eval() for _ in range(2))
+        trained.load_state_dict(
+            {name: value.cpu() for name, value in self.state_dict().items()}
+        )  # to look at on the CPU
         codes = dataset.test[: FLOW_STEPS + 1]
         flows = {
             name: gradient_flow.measure(model.rnn, model.output, codes)
-            for name, model in (("before training", fresh), ("trained", self.eval()))
+            for name, model in (("before training", fresh), ("trained", trained))
         }
         gradient_flow.save(folder / "gradients.png", flows, self.config["cell"])
 
