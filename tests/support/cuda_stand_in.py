@@ -11,6 +11,7 @@ one, little memory, no driver).
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import threading
 import time
@@ -532,12 +533,17 @@ def alloc_pinned_memory(size: int) -> Any:
     """As `cupy.cuda.alloc_pinned_memory`: a page-locked host buffer."""
     _ask_driver()
     room = max(-(-size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
-    memory = type("PinnedMemoryPointer", (ctypes.c_uint8 * room,), {"__hash__": object.__hash__})()
+    memory = _pinned_type(room)()
     memory.ptr, memory.size = ctypes.addressof(memory), lambda: room
     pinned = _Pinned(memory.ptr, room)
     memory.mem = pinned
     _pinned.add(pinned)
     return memory
+
+
+@functools.cache  # a class is a cycle: made for each buffer, it would be garbage that tests of memory find
+def _pinned_type(room: int) -> Any:
+    return type("PinnedMemoryPointer", (ctypes.c_uint8 * room,), {"__hash__": object.__hash__})
 
 
 class _Pinned:
