@@ -26,14 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes three quarters of the memory
-
-from benchmarks import compare, kernels  # noqa: E402 (kernels registers all of them)
-from benchmarks.peers import expressions  # noqa: E402
-from gmcore.device import cupy  # noqa: E402
-from gmkernels import bench, registry  # noqa: E402
-from gmkernels.cost import Device  # noqa: E402
-from gmkernels.registry import Example  # noqa: E402
+from benchmarks import compare, kernels
+from benchmarks.peers import expressions
+from gmcore.device import cupy
+from gmkernels import bench, registry
+from gmkernels.cost import Device
+from gmkernels.registry import Example
 
 RESULTS = Path(__file__).parent / "results"
 OURS = ("triton", "cuda")
@@ -305,6 +303,7 @@ def measure_step(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 def measure(share: float = 1.0, names: Sequence[str] = ()) -> dict[str, Any]:
     """Measure the kernels and steps of these names, all by default, and return the figures."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of the memory
     started = time.monotonic()
     device = bench.measure_gpu(share)
     print(f"{device.name}: copies {device.copy_rate / 1e12:.2f} TB/s, float32 products "

@@ -1,8 +1,9 @@
-"""Elementary functions for Triton kernels, in float32 and float64.
+"""What Triton kernels share: the type to compute with, the number of a program, and elementary functions.
 
-Triton's `tl.log` is the device's accurate one (1 ulp). Its `tl.exp` of float32 multiplies by log2(e) and takes the
-hardware's power of two (2 ulp): the product rounds, so the result is off by up to (1 + |x|) 1e-7, relative. Of the
-arguments that kernels give it, which are not positive, the absolute error stays below 2e-7.
+The functions are in float32 and float64. Triton's `tl.log` is the device's accurate one (1 ulp). Its `tl.exp` of
+float32 multiplies by log2(e) and takes the hardware's power of two (2 ulp): the product rounds, so the result is off by
+up to (1 + |x|) 1e-7, relative. Of the arguments that kernels give it, which are not positive, the absolute error stays
+below 2e-7.
 
 Others rest on these two by identities whose small errors cancel: Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd edition, section 1.14.1 and problem 1.5.
@@ -21,6 +22,15 @@ def widened(x):
         return x
     else:
         return x.to(tl.float32)
+
+
+@triton.jit
+def number_of(axis: tl.constexpr, WIDE: tl.constexpr):
+    """The number of this program along an axis of the grid, in the type of offsets."""
+    number = tl.program_id(axis)
+    if WIDE:
+        number = number.to(tl.int64)
+    return number
 
 
 @triton.jit

@@ -17,8 +17,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,7 +37,6 @@ __all__ = [
     "cuda_source",
     "on_gpu",
     "resident",
-    "residing",
     "triton",
     "triton_source",
     "wide",
@@ -94,10 +92,6 @@ def _reach(a: Any) -> int:
     return max(a.size, span // a.itemsize + 1)
 
 
-_residence: dict[int, Callable[[np.ndarray], Any]] = {}
-"""By thread: what `resident` does in place of a copy."""
-
-
 def resident(array: np.ndarray) -> Any:
     """A copy of a small array of the host in the memory of the current device, made in the order of its stream.
 
@@ -107,33 +101,11 @@ def resident(array: np.ndarray) -> Any:
 
     Returns
     -------
-    CuPy array of the same shape and dtype. Inside `residing` it is what that gives.
+    CuPy array of the same shape and dtype.
     """
-    if _residence and (by := _residence.get(threading.get_ident())) is not None:
-        return by(array)
     import cupy
 
     return cupy.asarray(array)
-
-
-@contextmanager
-def residing(by: Callable[[np.ndarray], Any]) -> Iterator[None]:
-    """Let `by` answer the calls of `resident` in this thread: a capture keeps the arrays and refreshes them.
-
-    Parameters
-    ----------
-    by : takes an array of the host, gives one on the current device.
-    """
-    thread = threading.get_ident()
-    outer = _residence.get(thread)
-    _residence[thread] = by
-    try:
-        yield
-    finally:
-        if outer is None:
-            del _residence[thread]
-        else:
-            _residence[thread] = outer
 
 
 def allocate(op: str, layout: Layout) -> list[Any]:
@@ -181,11 +153,11 @@ def describe_memory(asked: str) -> str:
     )
 
 
-def _bytes(n: int) -> str:
+def _bytes(n: float) -> str:
     for unit in ("bytes", "KiB", "MiB"):
         if n < 1024 or unit == "bytes" and n < 10000:
             break
-        n /= 1024  # type: ignore[assignment]
+        n /= 1024
     else:
         unit = "GiB"
     return f"{n} bytes" if unit == "bytes" else f"{n:.1f} {unit}"
@@ -572,7 +544,7 @@ def triton(
     kernel: Any,
     grid: Sequence[int],
     arguments: Sequence[Any],
-    constants: Mapping[str, Any] = {},  # noqa: B006 (read only)
+    constants: Mapping[str, Any] = {},
     *,
     warps: int = 4,
     stages: int = 3,

@@ -137,6 +137,29 @@ struct Largest {
     __device__ __forceinline__ T operator()(T x, T y) const { return larger(x, y); }
 };
 
+// out[k] = map(x[k], k) for each element k of the team's piece of a row of so many elements: several groups are read
+// before the first of them is stored.
+template <int V, class Map>
+DEVICE void map_piece(const Team& team, const Store* x, Store* out, Index length, Index piece, Map map) {
+    constexpr int AT_ONCE = V > 1 ? 2 : 4;
+    const Index start = team.piece * piece, stop = min(start + piece, length);
+    for (Index k = start + team.lane * V; k < stop; k += AT_ONCE * V * team.lanes) {
+        Real y[AT_ONCE][V];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const Index at = k + i * V * team.lanes;
+            load_group<V>(x + at, stop - at, Real(0), y[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const Index at = k + i * V * team.lanes;
+#pragma unroll
+            for (int j = 0; j < V; j++) y[i][j] = map(y[i][j], at + j);
+            store_group<V>(out + at, stop - at, y[i]);
+        }
+    }
+}
+
 // --------------------------------------------------------------------------------------------------------------------
 // Columns: threads of one threadIdx.x that share V neighbouring columns, each with a slice of their rows
 // --------------------------------------------------------------------------------------------------------------------

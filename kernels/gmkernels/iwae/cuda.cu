@@ -149,27 +149,13 @@ DEVICE void backward_of_rows(
     const Store* g, const Store* log_w, const Store* highest, const Store* scale, Store* d,
     Index samples, Index rows, Index lanes, Index pieces, Index piece
 ) {
-    constexpr int AT_ONCE = V > 1 ? 2 : 4;
     const Team team = team_of(lanes, rows, pieces);
     if (team.row == rows) return;
     const Real factor = load<Real>(g + team.row) * load<Real>(scale + team.row), top = load<Real>(highest + team.row);
     const long long offset = static_cast<long long>(team.row) * samples;
-    const Index start = team.piece * piece, stop = min(start + piece, samples);
-    for (Index k = start + team.lane * V; k < stop; k += AT_ONCE * V * team.lanes) {
-        Real x[AT_ONCE][V];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * team.lanes;
-            load_group<V>(log_w + offset + at, stop - at, Real(0), x[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * team.lanes;
-#pragma unroll
-            for (int j = 0; j < V; j++) x[i][j] = factor * exp(difference(x[i][j], top));
-            store_group<V>(d + offset + at, stop - at, x[i]);
-        }
-    }
+    map_piece<V>(team, log_w + offset, d + offset, samples, piece, [=](Real x, Index) {
+        return factor * exp(difference(x, top));
+    });
 }
 
 // --------------------------------------------------------------------------------------------------------------------

@@ -16,18 +16,11 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
+from gmkernels.elementary_triton import number_of, widened
 from gmkernels.iwae.spec import gpu_pieces, split
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
-
-
-@triton.jit
-def _real(x):
-    """A value in the type to compute with: float64 as it is, all others in float32."""
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    return x
 
 
 @triton.jit
@@ -57,15 +50,6 @@ def _finish(total, highest, samples, at, mask, bound, peak, scale):
     tl.store(scale + at, tl.where(highest == float("-inf"), 0.0, (1.0 / total).to(highest.dtype)), mask=mask)
 
 
-@triton.jit
-def _number(axis: tl.constexpr, WIDE: tl.constexpr):
-    """The number of this program, in the type of offsets."""
-    number = tl.program_id(axis)
-    if WIDE:
-        number = number.to(tl.int64)
-    return number
-
-
 # Programs are (tiles of COLUMNS columns, pieces of the samples). Where ROWS, inner is 1: a tile is (COLUMNS, SAMPLES),
 # and UNIT divides `samples` and `piece`; elsewhere it is (SAMPLES, COLUMNS), and UNIT divides `inner`. Launchers pass
 # these numbers divided by it, so that the compiler knows what is aligned.
@@ -77,7 +61,7 @@ def _tile(COLUMNS: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr, WIDE
     column = tl.arange(0, COLUMNS)
     if WIDE:
         column = column.to(tl.int64)
-    column += _number(0, WIDE) * COLUMNS
+    column += number_of(0, WIDE) * COLUMNS
     k = tl.arange(0, SAMPLES)
     if ROWS:
         column, k = column[:, None], k[None, :]
@@ -121,7 +105,7 @@ def _bound(
     AXIS: tl.constexpr = 1 if ROWS else 0
     column, k = _tile(COLUMNS, SAMPLES, ROWS, WIDE)
     first = _first(column, samples, inner, ROWS, UNIT)
-    begin = _number(1, WIDE) * piece
+    begin = number_of(1, WIDE) * piece
     end = tl.minimum(begin + piece, samples)
     if ROWS:
         end = tl.multiple_of(end, UNIT)
@@ -131,9 +115,9 @@ def _bound(
     total = tl.zeros(column.shape, tl.float64)
     for at in range(begin, end, SAMPLES):
         x = tl.load(log_w + _offset(first, at + k, inner, ROWS), mask=exists & (k < end - at), other=float("-inf"))
-        highest, total = _add(_real(x), highest, total, AXIS)
+        highest, total = _add(widened(x), highest, total, AXIS)
     if JOIN:
-        of_piece = _number(1, WIDE) * columns + column
+        of_piece = number_of(1, WIDE) * columns + column
         tl.store(tops + of_piece, highest, mask=exists)
         tl.store(totals + of_piece, total, mask=exists)
     else:
@@ -146,10 +130,7 @@ def _join(
     COLUMNS: tl.constexpr, PIECES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program for COLUMNS columns: their sums from those of the pieces, (pieces, columns)."""
-    tile = tl.program_id(0)
-    if WIDE:
-        tile = tile.to(tl.int64)
-    column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    column = number_of(0, WIDE) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     piece = tl.arange(0, PIECES)[:, None]
     exists = column < columns
     mask = exists & (piece < pieces)
@@ -174,15 +155,15 @@ def _backward(
     column, k = _tile(COLUMNS, SAMPLES, ROWS, WIDE)
     first = _first(column, samples, inner, ROWS, UNIT)
     exists = column < columns
-    highest = _real(tl.load(peak + column, mask=exists, other=0))
-    factor = _real(tl.load(g + column, mask=exists, other=0)) * _real(tl.load(scale + column, mask=exists, other=0))
-    begin = _number(1, WIDE) * piece
+    highest = widened(tl.load(peak + column, mask=exists, other=0))
+    factor = widened(tl.load(g + column, mask=exists, other=0)) * widened(tl.load(scale + column, mask=exists, other=0))
+    begin = number_of(1, WIDE) * piece
     end = tl.minimum(begin + piece, samples)
     if ROWS:
         end = tl.multiple_of(end, UNIT)
     for at in range(begin, end, SAMPLES):
         offset, mask = _offset(first, at + k, inner, ROWS), exists & (k < end - at)
-        x = _real(tl.load(log_w + offset, mask=mask, other=0))
+        x = widened(tl.load(log_w + offset, mask=mask, other=0))
         tl.store(d + offset, factor * tl.exp(_difference(x, highest)), mask=mask)
 
 

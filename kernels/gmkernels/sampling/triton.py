@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
+from gmkernels.elementary_triton import number_of, widened
 from gmkernels.rng.triton import in_order, key_of, normals, words
 from gmkernels.sampling.spec import kept_below
 
@@ -26,23 +27,6 @@ Attrs = Mapping[str, Any]
 HALF_LOG2E = tl.constexpr(0.5 / math.log(2))
 LOG_2PI = tl.constexpr(math.log(2 * math.pi))
 BELOW_ONE_32, BELOW_ONE_64 = tl.constexpr(1 - 2.0**-24), tl.constexpr(1 - 2.0**-53)
-
-
-@triton.jit
-def _program(axis: tl.constexpr, WIDE: tl.constexpr):
-    """The number of this program, in the type of offsets."""
-    number = tl.program_id(axis)
-    if WIDE:
-        number = number.to(tl.int64)
-    return number
-
-
-@triton.jit
-def _real(x):
-    """A value in the type to compute with: float64 as it is, all others in float32."""
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    return x
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,7 +45,7 @@ def _load(pointer, k, tile, count, TAIL: tl.constexpr):
         x = tl.load(pointer + k, mask=k < count, other=0)
     else:
         x = tl.load(pointer + k, mask=k < tile, other=0, eviction_policy="evict_first")
-    return _real(x)
+    return widened(x)
 
 
 @triton.jit
@@ -124,8 +108,8 @@ def _sample_rows(
     k = tl.arange(0, BLOCK)
     r = tl.arange(0, ROWS)
     seed, draw, offset = key_of(key)
-    first = _program(0, WIDE) * TILES
-    first_sample = _program(1, WIDE) * samples_each
+    first = number_of(0, WIDE) * TILES
+    first_sample = number_of(1, WIDE) * samples_each
     for number in range(first, tl.minimum(first + TILES, tiles)):
         row = number * tile_rows
         if not TAIL:
@@ -167,7 +151,7 @@ def _sample_pieces(
     ALIGNED says that 4 divides the width.
     """
     seed, draw, offset = key_of(key)
-    number = _program(0, WIDE)
+    number = number_of(0, WIDE)
     row, begin = number // pieces, number % pieces * piece
     of_first = row < rows
     before, source = row * width, row % rows * width
@@ -197,7 +181,7 @@ def _sample_pieces(
 @triton.jit
 def _add_pieces(kl_parts, log_q_parts, kl, log_q, rows, width, pieces, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """A program for each row of z: its sums from those of its pieces, float64."""
-    row = _program(0, WIDE)
+    row = number_of(0, WIDE)
     k = tl.arange(0, BLOCK)
     of_first = row < rows
     kl_sums, log_q_sums = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
@@ -319,7 +303,7 @@ def _sample_backward(
 
     More than one slice needs ALIGNED: then an element has the same lane in all samples.
     """
-    start = _program(0, WIDE) * BLOCK
+    start = number_of(0, WIDE) * BLOCK
     count = tl.minimum(size - start, BLOCK)
     k = tl.arange(0, BLOCK)[None, :]
     m, v = _load(mu + start, k, BLOCK, count, TAIL), _load(logvar + start, k, BLOCK, count, TAIL)
@@ -331,7 +315,7 @@ def _sample_backward(
     if SINGLE:
         g = _load(g_z + start, k, BLOCK, count, TAIL)
         a, b, c, d = normals(seed, draw, offset, start, quads, m.dtype)
-        q = _real(tl.load(g_log_q + row + more, mask=exists, other=0))
+        q = widened(tl.load(g_log_q + row + more, mask=exists, other=0))
         through_z, through_noise = g, tl.fma(g, sigma * in_order(a, b, c, d), -q)
     else:
         total_z, total_noise = tl.zeros((SLICES, BLOCK), tl.float64), tl.zeros((SLICES, BLOCK), tl.float64)
@@ -351,16 +335,16 @@ def _sample_backward(
                 else:
                     some = (s < samples - sample) & (k < BLOCK)
                     g = tl.load(g_z + before + start + offsets + k, mask=some, other=0, eviction_policy="evict_first")
-                g = _real(g)
+                g = widened(g)
                 a, b, c, d = normals(seed, draw, offset, before + start, s * (size // 4) + quads, m.dtype)
                 q = tl.load(g_log_q + (sample + s) * rows + row + more, mask=some, other=0)
                 sum_z += g
-                sum_noise += tl.fma(g, sigma * in_order(a, b, c, d), -_real(q))
+                sum_noise += tl.fma(g, sigma * in_order(a, b, c, d), -widened(q))
             total_z += sum_z
             total_noise += sum_noise
         through_z = tl.sum(total_z, axis=0, keep_dims=True).to(m.dtype)
         through_noise = tl.sum(total_noise, axis=0, keep_dims=True).to(m.dtype)
-    f = _real(tl.load(g_kl + row + more, mask=exists, other=0))
+    f = widened(tl.load(g_kl + row + more, mask=exists, other=0))
     one = tl.full((1, BLOCK), 1.0, m.dtype)
     _store(d_mu + start, k, tl.fma(f, m, through_z), BLOCK, count, TAIL)
     d_v = 0.5 * tl.fma(f, tl.fma(sigma, sigma, -one), through_noise)
@@ -427,7 +411,7 @@ def _bernoulli(
     TAIL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program for BLOCK of the n results; `size` of them, a multiple of UNIT, for each sample."""
-    start = _program(0, WIDE) * BLOCK
+    start = number_of(0, WIDE) * BLOCK
     count = tl.minimum(n - start, BLOCK)
     k = tl.arange(0, BLOCK)
     if SINGLE:
@@ -437,7 +421,7 @@ def _bernoulli(
         done, more = _row_of(units, start // UNIT, size // UNIT, LONG)
         at = (units + (start // UNIT - done * (size // UNIT)) - more * (size // UNIT))[:, None] * UNIT
         at = tl.reshape(at + tl.arange(0, UNIT)[None, :], (BLOCK,))
-        x = _real(tl.load(p + at, mask=k < count, other=0))
+        x = widened(tl.load(p + at, mask=k < count, other=0))
     if LOGITS:
         x = 1 / (1 + tl.exp(-x))
     _store(sample + start, k, _fires(x, _words(key, start, BLOCK)), BLOCK, count, TAIL)
@@ -481,7 +465,7 @@ def _dropout(
     x, key, y, n, last, scale: tl.float64, BLOCK: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     """`last` is the largest word that keeps, as a signed number."""
-    start = _program(0, WIDE) * BLOCK
+    start = number_of(0, WIDE) * BLOCK
     count = tl.minimum(n - start, BLOCK)
     k = tl.arange(0, BLOCK)
     value = _load(x + start, k, BLOCK, count, TAIL)

@@ -92,7 +92,6 @@ DEVICE void cross_entropy_of_pieces(
     const Store* logits, const long long* target, const Real* tops, const double* totals, Store* loss,
     Store* probabilities, Index rows, Index classes, Index pieces, Index piece
 ) {
-    constexpr int AT_ONCE = V > 1 ? 2 : 4;
     const Team team = team_of(BLOCK, rows, pieces);
     const long long offset = static_cast<long long>(team.row) * classes;
     Exponentials sum = no_exponentials();
@@ -105,22 +104,9 @@ DEVICE void cross_entropy_of_pieces(
     // What `Exponentials` counts of infinities is not wanted here.
     const Real total = sum.top == -infinity() ? Real(1) : sum.top == infinity() ? not_a_number() : Real(sum.total);
     const Real factor = 1 / total;
-    const Index start = team.piece * piece, stop = min(start + piece, classes);
-    for (Index k = start + team.lane * V; k < stop; k += AT_ONCE * V * BLOCK) {
-        Real x[AT_ONCE][V];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * BLOCK;
-            load_group<V>(logits + offset + at, stop - at, Real(0), x[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * BLOCK;
-#pragma unroll
-            for (int j = 0; j < V; j++) x[i][j] = exp(x[i][j] - shift) * factor;
-            store_group<V>(probabilities + offset + at, stop - at, x[i]);
-        }
-    }
+    map_piece<V>(team, logits + offset, probabilities + offset, classes, piece, [=](Real x, Index) {
+        return exp(x - shift) * factor;
+    });
     if (team.piece == 0 && team.lane == 0) {
         store_loss(logits + offset, target, loss, team.row, classes, shift, total);
     }
@@ -135,27 +121,13 @@ DEVICE void backward_of_rows(
     const Store* g, const Store* probabilities, const long long* target, Store* d, Index rows, Index classes,
     Index lanes, Index pieces, Index piece
 ) {
-    constexpr int AT_ONCE = V > 1 ? 2 : 4;
     const Team team = team_of(lanes, rows, pieces);
     if (team.row == rows) return;
     const long long chosen = target[team.row], offset = static_cast<long long>(team.row) * classes;
     const Real factor = is_class(chosen, classes) ? load<Real>(g + team.row) : not_a_number();
-    const Index start = team.piece * piece, stop = min(start + piece, classes);
-    for (Index k = start + team.lane * V; k < stop; k += AT_ONCE * V * team.lanes) {
-        Real x[AT_ONCE][V];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * team.lanes;
-            load_group<V>(probabilities + offset + at, stop - at, Real(0), x[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const Index at = k + i * V * team.lanes;
-#pragma unroll
-            for (int j = 0; j < V; j++) x[i][j] = factor * x[i][j] - (at + j == chosen ? factor : Real(0));
-            store_group<V>(d + offset + at, stop - at, x[i]);
-        }
-    }
+    map_piece<V>(team, probabilities + offset, d + offset, classes, piece, [=](Real x, Index k) {
+        return factor * x - (k == chosen ? factor : Real(0));
+    });
 }
 
 // --------------------------------------------------------------------------------------------------------------------
