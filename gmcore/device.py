@@ -117,6 +117,20 @@ def put(array: Array, device: str | None) -> Array:
         return library.asarray(array)
 
 
+def put_all(batch: Any, device: str) -> Any:
+    """A batch with the arrays in it, however deep in tuples, on a device.
+
+    Parameters
+    ----------
+    batch : an array of NumPy, a tuple of such, or anything else, which stays as it is.
+    device : as for `gpu_number`.
+    """
+    if isinstance(batch, tuple):
+        parts = [put_all(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return put(batch, device) if isinstance(batch, np.ndarray) else batch
+
+
 def put_beside(array: np.ndarray, like: Array) -> Array:
     """An array of the CPU on the device of `like`."""
     return put(array, device_of(like)) if on_gpu(like) else array
@@ -132,4 +146,4 @@ def _constant(dtype: np.dtype[Any], content: bytes, device: str) -> Array:
     return put(np.frombuffer(content, dtype).reshape(()), device)
 
 
-__all__ = ["check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_beside"]
+__all__ = ["check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_all", "put_beside"]

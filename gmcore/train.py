@@ -23,7 +23,7 @@ import gmcore
 from gmcore import io, models, pictures
 from gmcore.data import AnyDataset
 from gmcore.data import load as load_data
-from gmcore.device import check_device, put
+from gmcore.device import check_device, put_all
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
 from gmcore.models import Model, Recipe
@@ -242,7 +242,7 @@ class _Training:
 
     def _step(self, batch: Any) -> Tensor:
         """One step, repeated from its recording; keeps what it tells."""
-        step = self._captured(_on_device(batch, self.model.device))
+        step = self._captured(put_all(batch, self.model.device))
         self._pending.append((step.examples, {**step.figures, "loss": step.loss, "examples": 1}))
         return step.loss
 
@@ -302,14 +302,6 @@ class _Training:
         self.model.draw(self.path, self.dataset, self.recipe, self.seed)
         pictures.save_curves(self.path / "curves.png", [*self.metrics, result], self.model)
         self._append(result)
-
-
-def _on_device(batch: Any, device: str) -> Any:
-    """A batch with its arrays on a device."""
-    if isinstance(batch, tuple):
-        parts = [_on_device(part, device) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return put(batch, device) if isinstance(batch, np.ndarray) else batch
 
 
 _NAMES = (str, os.PathLike)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gmcore import ops
 from gmcore.data import Text, Vocabulary
-from gmcore.device import put
+from gmcore.device import put_all
 from gmcore.errors import ArgumentError, CheckpointError, DataError
 from gmcore.io import write_atomically
 from gmcore.models.base import Model, Recipe, Report, Step, check_size
@@ -166,10 +166,8 @@ class LanguageModel(Model):
         state, total, done = self.start(count), 0.0, 0
         for excerpt in (*streams, *([Excerpt(rest[:-1], rest[1:], False)] if len(rest) > 1 else [])):
             width = excerpt.inputs.shape[1]  # all streams, or the last alone
-            inputs, targets = (put(part, self.device) for part in (excerpt.inputs, excerpt.targets))
-            excerpt = excerpt._replace(inputs=inputs, targets=targets)
             with no_grad():
-                loss, state = self.loss(excerpt, tuple([part[:, -width:] for part in state]))
+                loss, state = self.loss(put_all(excerpt, self.device), tuple([part[:, -width:] for part in state]))
             total += loss.item() * excerpt.targets.size
             done += excerpt.targets.size
             report(done, len(codes) - 1)

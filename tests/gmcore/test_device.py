@@ -16,7 +16,8 @@ import pytest
 
 import gmcore
 import gmkernels
-from gmcore import Generator, Tensor, cli, functional, io, nn, ops
+from gmcore import Generator, Tensor, cli, data, functional, io, models, nn, ops
+from gmcore.device import put_all
 from gmcore.errors import ArgumentError, DeviceError, GmcoreError, GraphError, MissingPackageError
 from gmcore.models.latent.iwae import IWAE
 from gmcore.models.latent.vae import VAE
@@ -111,6 +112,46 @@ def test_operations(name: str) -> None:
 def test_operations_on_all_examples(name: str) -> None:
     for args, kwargs in examples(OPS[name]):
         assert_equal(results(OPS[name], "cuda", args, kwargs), results(OPS[name], "cpu", args, kwargs))
+
+
+OTHERS = {
+    "rbm": {"hidden_size": 6, "chains": 0},
+    "rbm, Gaussian": {"hidden_size": 6, "chains": 4, "units": "gaussian"},
+    "boltzmann": {"chains": 4},
+    "char_rnn": {"hidden_size": 8, "sequence_length": 6},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERS)
+def test_models_train_and_are_evaluated_where_they_are(case: str) -> None:
+    """Two steps of SGD, then the figures of a validation and of an evaluation."""
+    rng = np.random.default_rng(0)
+    rows = (rng.random((24, 7)) < 0.4).astype(np.float32)
+    codes = rng.integers(5, size=200).astype(np.int32)
+    text = data.Text("letters", codes, codes[:30], codes[30:60], data.Vocabulary("abcde"))
+    cls = models.get(case.partition(",")[0])
+    recipe = cls.recipe.__class__(epochs=1, batch_size=8, learning_rate=0.05)
+
+    def figures(device: str) -> list[float]:
+        dataset = text if case == "char_rnn" else data.Dataset("bits", rows, rows[:8], rows[8:16])
+        init, noise = Generator(1), Generator(2)
+        model = cls.build(dataset, OTHERS[case], init).to(device)
+        optimizer = SGD(model.parameters(), lr=recipe.learning_rate)
+        for i in range(2):
+            batch = model.batches(dataset, recipe, 0, 0)[i]
+            optimizer.zero_grad()
+            model.compute_gradients(put_all(batch, device), generator=noise)
+            optimizer.step()
+
+        def quiet(done: int, total: int) -> None: ...
+
+        found = model.measure(dataset, "test", recipe=recipe, samples=3, seed=0, data_seed=0, limit=None, report=quiet)
+        numbers = [value for value in found.values() if isinstance(value, float)]
+        assert numbers
+        return [model.validate(dataset, recipe, 0, quiet), *numbers]
+
+    np.testing.assert_allclose(figures("cuda"), figures("cpu"), rtol=1e-4)
 
 
 @pytest.mark.slow
