@@ -119,15 +119,9 @@ class GraphProgram(Program):
                 return None
             return np.ndarray(place.shape, place.dtype, memory, starts[place.block] + place.offset, place.strides)
 
-        outside = {
-            place.block: place.array
-            for instruction in self.instructions
-            for place in instruction.reads
-            if place.block in starts and place.array is not None
-        }
         copies = []
         for block, start in starts.items():
-            if block in outside:
+            if block.kind == "outside":
                 whole = block.array
                 assert whole is not None
                 copies.append((whole, np.ndarray(whole.shape, whole.dtype, memory, start, whole.strides)))

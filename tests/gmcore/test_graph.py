@@ -157,6 +157,16 @@ def test_tensors_are_joined_without_a_table_from_the_cpu(n, monkeypatch):
     assert joined.programs and 1 < max(most) <= 3
 
 
+def test_numbers_in_the_cpus_memory_are_read_at_each_repetition():
+    weight = gmcore.tensor(np.ones(3, np.float32))
+    step = gmcore.capture(lambda x: x * weight.to("cuda"))
+    x = gmcore.tensor(np.arange(3, dtype=np.float32), device="cuda")
+    for i in range(6):
+        weight.copy_(np.full(3, i if step.programs else 1, np.float32))
+        assert step(x).tolist() == (np.arange(3) * weight.numpy()).tolist()
+    assert step.programs
+
+
 @pytest.mark.parametrize(
     "look", [lambda y: y.item(), lambda y: float(y), lambda y: ops.sum(y).cpu()], ids=["item", "float", "cpu"]
 )
