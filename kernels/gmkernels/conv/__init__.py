@@ -34,7 +34,7 @@ def conv2d(
 
     Parameters
     ----------
-    x : (N, C, H, W) float32 or float64
+    x : (N, C, H, W) float32 or float64; float16 and bfloat16 too on a GPU, which are summed in float32
     weight : (O, C / groups, kH, kW) of the same dtype
     bias : (O,), added to the planes of y, or None
     stride : steps of the window down and across, at least 1

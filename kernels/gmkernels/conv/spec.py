@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import FLOATS, Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.dense.spec import splits
+from gmkernels.registry import FLOATS, HALVES, Array, Example, KernelError, KernelSpec, Layout
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -66,8 +68,8 @@ def _check_attrs(op: str, arrays: dict[str, Array], attrs: Attrs) -> None:
         if not ok:
             raise _error(op, what, arrays, attrs)
     dtypes = {a.dtype.name for a in arrays.values()}
-    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
-        raise _error(op, f"arrays of one dtype, {' or '.join(FLOATS)}", arrays, attrs)
+    if len(dtypes) > 1 or not dtypes <= {*FLOATS, *HALVES}:
+        raise _error(op, f"arrays of one dtype, {' or '.join(FLOATS + HALVES)}", arrays, attrs)
 
 
 def _check_shapes(op: str, x: Shape, weight: Shape, arrays: dict[str, Array], attrs: Attrs) -> Pair:
@@ -203,6 +205,37 @@ def _weight_as_matrix(p: Plan, filters: int, dtype: Any) -> tuple[Shape, Any]:
     return (p.groups, p.taps * filters), dtype
 
 
+# ---------------------------------------------------------------------------------------------------------
+# How the GPU's kernels cut the work
+# ---------------------------------------------------------------------------------------------------------
+
+
+def sums_dtype(dtype: Any) -> Any:
+    """Of the parts of sums on a GPU."""
+    return np.promote_types(np.float32, dtype)
+
+
+def forward_parts(p: Plan) -> int:
+    """Parts into which GPU kernels cut the sums over the taps (c, i, j) of a filter. They are added in order."""
+    return splits(p.filters, p.taps, p.batch * p.out_h * p.out_w, p.groups)
+
+
+def input_parts(p: Plan) -> int:
+    """The same for the sums over (o, i, j) of the gradient with respect to x: an element of x meets 1 of `stride`
+    elements of the kernel along an axis."""
+    taps = p.filters * -(-p.kernel_h // p.stride_h) * -(-p.kernel_w // p.stride_w)
+    return splits(p.channels, taps, p.batch * p.height * p.width, p.groups)
+
+
+def weight_parts(p: Plan) -> int:
+    """The same for the sums over the positions (n, p, q) of the gradient with respect to the weight."""
+    return splits(p.filters, p.batch * p.out_h * p.out_w, p.taps, p.groups)
+
+
+def _parts_workspace(parts: int, shape: Shape, dtype: Any) -> Layout:
+    return [((parts, *shape), sums_dtype(dtype))] if parts > 1 else []
+
+
 def _cost(p: Plan, *arrays: Array) -> Cost:
     sizes = p.batch * p.groups * (p.channels * p.height * p.width + p.filters * p.out_h * p.out_w)
     itemsize = arrays[0].itemsize
@@ -259,6 +292,7 @@ def _examples(rng: np.random.Generator, dtype: Any, which: str) -> Iterator[Exam
 # A sum of k products rounds like a random walk: sqrt(k) u sum |a||b| (Higham & Mary, SIAM J. Sci. Comput. 41(5),
 # 2019). The examples have k <= 5418 (the gradient of the weight over a batch of 129) and sum |a||b| about
 # 0.64 sqrt(k): u 0.64 k = 2e-4 at worst in float32; the sums are added in parts, which keeps below that.
+# Halves are multiplied exactly and summed in float32; their one rounding at the end is not counted here.
 _TOLERANCE = {"float32": (0.0, 1e-4), "float64": (0.0, 2e-13)}
 _SOURCE = "Dumoulin & Visin, A guide to convolution arithmetic for deep learning, 2016"
 
@@ -285,6 +319,8 @@ def _conv_infer(x: Array, weight: Array, bias: Array | None = None, **options: A
 
 def _conv_workspace(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> Layout:
     p = forward_plan(x, weight, Attrs(**options))
+    if on_gpu(x):
+        return _parts_workspace(forward_parts(p), (x.shape[0], weight.shape[0], p.out_h, p.out_w), x.dtype)
     return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, p.across, x.dtype)]
 
 
@@ -330,6 +366,9 @@ def _input_infer(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layo
 
 def _input_workspace(g: Array, weight: Array, *, size: Pair, **options: Any) -> Layout:
     p = input_plan(g, weight, size, Attrs(**options))
+    if on_gpu(g):  # the weight laid out as the product reads it, and parts
+        x_shape = (g.shape[0], weight.shape[1] * p.groups, *size)
+        return [((weight.size,), g.dtype), *_parts_workspace(input_parts(p), x_shape, g.dtype)]
     return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, p.filters, g.dtype)]
 
 
@@ -370,6 +409,8 @@ def _weight_infer(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
 
 def _weight_workspace(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
     p = weight_plan(g, x, size, Attrs(**options))
+    if on_gpu(g):
+        return _parts_workspace(weight_parts(p), (g.shape[1], p.channels, *size), g.dtype)
     return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * (p.taps + SLACK) * p.across), g.dtype)]
 
 

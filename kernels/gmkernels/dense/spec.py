@@ -50,10 +50,10 @@ _SHORTEST_SPLIT = 128
 """Products that a part of a split sum has, at least."""
 
 
-def splits(m: int, k: int, n: int) -> int:
-    """Parts into which GPU kernels cut the sums of an (m, k) by (k, n) product, so that a small result of long sums,
+def splits(m: int, k: int, n: int, products: int = 1) -> int:
+    """Parts into which GPU kernels cut the sums of (m, k) by (k, n) products, so that a small result of long sums,
     such as a weight's gradient, keeps the device busy. The parts are added in order by a second launch."""
-    return max(1, min(GPU_TILES // max(1, -(-m // 64) * -(-n // 64)), k // _SHORTEST_SPLIT))
+    return max(1, min(GPU_TILES // max(1, products * -(-m // 64) * -(-n // 64)), k // _SHORTEST_SPLIT))
 
 
 def product_workspace(a: Array, m: int, k: int, n: int) -> Layout:
