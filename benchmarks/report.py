@@ -1,8 +1,9 @@
 """The README's tables of measured steps: `python -m benchmarks.report [--check]`.
 
 What `gmcore bench --json benchmarks/results/NAME.json` kept, times, or peaks of memory (with --memory), or exponents
-(with --scaling), or what `python -m benchmarks.gpu` kept, is written between the README's lines `<!-- table: NAME -->`
-and `<!-- /table -->`. With --check nothing is written, and the status is 1 if it should be.
+(with --scaling), or what `python -m benchmarks.gpu` and `python -m benchmarks.published` kept, is written between the
+README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is written, and the status is 1 if it
+should be.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def table(results: Mapping[str, Any]) -> str:
         return scaling_table(results["scaling"])
     if "memory" in results:
         return memory_table(results["memory"])
+    if "published" in results:
+        return published_table(results["published"])
     if "gpu" in results:
         return f"{gpu_table(results['kernels'])}\n\n{gpu_step_table(results['steps'])}"
     return step_table(results["cases"], results.get("blas"))
@@ -129,6 +132,17 @@ def gpu_step_table(steps: Mapping[str, Any]) -> str:
         times = [bench.format_seconds(seconds[contender]) for contender in (CAPTURED, EAGER)]
         ratios = [_over(seconds[CAPTURED], seconds.get(rival)) for rival in RIVALS[1:]]
         rows.append(f"| {STEPS[name].title} | {' | '.join([*times, *ratios])} |")
+    return "\n".join(rows)
+
+
+def published_table(figures: Mapping[str, Any]) -> str:
+    """What papers print, what was reached, after how long, and how the recipes differ."""
+    rows = ["| figure | published | reached | training | deviations from its recipe |", "|---" * 5 + "|"]
+    for figure in figures.values():
+        reached = f"{figure['reached']:.2f} ({figure['split']})"
+        time = f"{figure['training_seconds'] / 60:.0f} min, {figure['steps']} steps"
+        deviations = "; ".join(figure["deviations"])
+        rows.append(f"| {figure['title']} | {figure['published']:.2f} | {reached} | {time} | {deviations} |")
     return "\n".join(rows)
 
 

@@ -1,0 +1,61 @@
+"""Published figures: their recipes fit the models, and a run tells what it reached and where it deviates."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import published, report
+from gmcore.train import assemble
+
+SMALL = published.Figure(
+    "VAE, digits",
+    -20.0,
+    "none",
+    "vae",
+    "digits",
+    {"latent_size": 2, "hidden_sizes": [8], "epochs": 1, "batch_size": 200, "eval_samples": 2},
+    ("smaller than anybody's",),
+)
+
+
+@pytest.mark.parametrize("name", published.FIGURES)
+def test_the_settings_are_those_of_the_model(name, tmp_path):
+    figure = published.FIGURES[name]
+    text, images = tmp_path / "text.txt", tmp_path / "images.npy"
+    text.write_text("to be or not to be " * 2000)
+    np.save(images, np.random.default_rng(0).integers(0, 2, (100, 28, 28)).astype(np.float32))
+    data = text if figure.model == "char_rnn" else images
+    model, recipe, _ = assemble(figure.model, data, None, 0, figure.settings)
+    used = {**json.loads(json.dumps(model.config)), **vars(recipe)}
+    assert {key: used[key] for key in figure.settings} == dict(figure.settings)
+
+
+@pytest.mark.slow
+def test_a_run_is_written_with_its_deviations_and_becomes_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(published.FIGURES, "vae", SMALL)
+    monkeypatch.setitem(published.FIGURES, "iwae", SMALL._replace(title="again", split="valid"))
+    monkeypatch.setattr(published, "device_name", lambda device: f"a-{device}")
+    published.main(["vae", "--epochs", "2", "--out", str(tmp_path / "run")], tmp_path)
+    published.main(["iwae", "--resume", str(tmp_path / "run")], tmp_path)
+    kept = json.loads((tmp_path / "a-cpu-published.json").read_text())
+    vae, again = kept["published"]["vae"], kept["published"]["iwae"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert vae["reached"] == lines[-1]["bound"] and vae["steps"] == lines[1]["step"] == again["steps"]
+    assert again["reached"] == lines[1]["valid_bound"] != vae["reached"]
+    assert vae["deviations"] == ["smaller than anybody's", "epochs 2 in place of 1"]
+    assert "deviation: epochs 2 in place of 1" in capsys.readouterr().out
+    assert f"| VAE, digits | -20.00 | {vae['reached']:.2f} (test) | 0 min, {vae['steps']} steps | " in report.table(
+        kept
+    )
+
+
+def test_a_run_goes_on_as_it_was_begun(capsys):
+    with pytest.raises(SystemExit):
+        published.main(["vae", "--resume", "run", "--epochs", "3"])
+    assert "--resume goes on with a run as it was begun" in capsys.readouterr().err
+
+
+def test_files_are_named_after_the_device():
+    assert published.device_name("cpu").startswith("cpu-")
+    assert published.device_name("cuda") == published.device_name("cuda:0") != published.device_name("cpu")
