@@ -13,6 +13,12 @@ rounded additions of float32: 12 cuts of 2^-23 of a sum over 32 products, then k
 variance 1 / k, which `spec.MATMUL` has, all of this stays below 3e-6 at k = 1023, where plain float32 sums are off by
 4e-5 at worst; the tolerance is 8e-5. The rate is a third of that of tf32, 133 Tflop/s on an H200, twice that of
 float32's multiply-adds ("ieee"). Magnitudes above 3.39e38 overflow in the split, parts of those below 1e-35 underflow.
+
+Two types. Integers up to 255 are exact in every type, and are converted to that of the other operand. float32 meets
+them, or a half type, on the tensor cores of half types: it is split into w = high + low + e of bfloat16 (or the other's
+type), high being w and low the rest, each rounded to nearest: |e| <= 2^-18 |w|, and every product of a part and an
+integer, or of two halves, is exact in float32. So a sum is off by 2^-18 sum |x w| at worst, 64 u, beside its roundings;
+at two products of bfloat16 for each this takes a third of the time of "tf32x3".
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 from gmkernels import launch
 from gmkernels.dense import spec
@@ -52,21 +59,45 @@ def _activate(y, ACTIVATION: tl.constexpr):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "blocks"])
-def product(
-    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, blocks,
-    M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
+SPLIT_TYPE = tl.constexpr(tl.float16 if knobs.runtime.interpret else tl.bfloat16)
+"""In which float32 numbers are split: Triton's interpreter multiplies the bits of bfloat16 numbers as integers."""
+
+
+@triton.jit
+def add_product(total, x, y, PRECISION: tl.constexpr):
+    """total + x y, of tiles of two types: see "Two types" at the top of this file."""
+    if x.dtype == y.dtype:
+        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+    elif x.dtype == tl.float32:
+        HALF: tl.constexpr = SPLIT_TYPE if y.dtype == tl.uint8 else y.dtype
+        high = x.to(HALF)
+        low = (x - high.to(tl.float32)).to(HALF)
+        total = tl.dot(low, y.to(HALF), total, out_dtype=tl.float32)
+        total = tl.dot(high, y.to(HALF), total, out_dtype=tl.float32)
+    elif y.dtype == tl.float32:
+        HALF: tl.constexpr = SPLIT_TYPE if x.dtype == tl.uint8 else x.dtype
+        high = y.to(HALF)
+        low = (y - high.to(tl.float32)).to(HALF)
+        total = tl.dot(x.to(HALF), low, total, out_dtype=tl.float32)
+        total = tl.dot(x.to(HALF), high, total, out_dtype=tl.float32)
+    elif x.dtype == tl.uint8:
+        total = tl.dot(x.to(y.dtype), y, total, input_precision=PRECISION, out_dtype=total.dtype)
+    else:
+        total = tl.dot(x, y.to(x.dtype), total, input_precision=PRECISION, out_dtype=total.dtype)
+    return total
+
+
+@triton.jit
+def add_products(
+    total, a, b, row, column, m, n, first, last, k, a_row, a_column, b_row, b_column,
+    A_UNIT: tl.constexpr, B_UNIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of c = activation(a b + bias), or a part of that, of so many blocks of k; sizes are in units.
+    """total + the product of rows of a, an (m, k) matrix, and columns of b (k, n), along first <= inner < last.
 
     A and B say whether the elements of a "row" or a "column" of that matrix are neighbours; the stride between rows or
-    columns then is in multiples of its unit.
+    columns then is in multiples of its unit. Only the last block of all k is not whole.
     """
-    m *= M_UNIT
-    n *= N_UNIT
-    k *= K_UNIT
     a_row *= A_UNIT
     a_column *= A_UNIT
     b_row *= B_UNIT
@@ -79,28 +110,49 @@ def product(
         b_column = 1
     elif B == "column":
         b_row = 1
+    inner = tl.arange(0, BLOCK_K)
+    a += row[:, None] * a_row + (first + inner)[None, :] * a_column
+    b += (first + inner)[:, None] * b_row + column[None, :] * b_column
+    for at in range(first, last, BLOCK_K):
+        left = k - at
+        x = tl.load(a, (row[:, None] < m) & (inner[None, :] < left), 0.0)
+        y = tl.load(b, (inner[:, None] < left) & (column[None, :] < n), 0.0)
+        total = add_product(total, x, y, PRECISION)
+        a += BLOCK_K * a_column
+        b += BLOCK_K * b_row
+    return total
 
-    tile, columns = tl.program_id(0), tl.cdiv(n, BLOCK_N)
+
+@triton.jit
+def place(tile, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """The first row and the first column of a tile: tiles go in groups of GROUP blocks of rows."""
+    columns = tl.cdiv(n, BLOCK_N)
     group = tile // (GROUP * columns)
     height = tl.minimum(GROUP, tl.cdiv(m, BLOCK_M) - group * GROUP)
     within = tile - group * GROUP * columns
-    row = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
-    inner = tl.arange(0, BLOCK_K)
+    return (group * GROUP + within % height) * BLOCK_M, within // height * BLOCK_N
 
+
+@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "blocks"])
+def product(
+    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, blocks,
+    M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """A tile of c = activation(a b + bias), or a part of that, of so many blocks of k; sizes are in units."""
+    m *= M_UNIT
+    n *= N_UNIT
+    k *= K_UNIT
+    top, left = place(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP)
+    row, column = top + tl.arange(0, BLOCK_M), left + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     first = split * blocks * BLOCK_K
-    last = tl.minimum(k, first + blocks * BLOCK_K)
-    a += row[:, None] * a_row + (first + inner)[None, :] * a_column
-    b += (first + inner)[:, None] * b_row + column[None, :] * b_column
-    total = widened(tl.zeros((BLOCK_M, BLOCK_N), c.dtype.element_ty))
-    for at in range(first, last, BLOCK_K):
-        left = k - at  # of all parts: only the last block of all is not whole
-        x = tl.load(a, (row[:, None] < m) & (inner[None, :] < left), 0.0)
-        y = tl.load(b, (inner[:, None] < left) & (column[None, :] < n), 0.0)
-        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
-        a += BLOCK_K * a_column
-        b += BLOCK_K * b_row
+    total = add_products(
+        widened(tl.zeros((BLOCK_M, BLOCK_N), c.dtype.element_ty)), a, b, row, column, m, n, first,
+        tl.minimum(k, first + blocks * BLOCK_K), k, a_row, a_column, b_row, b_column, A_UNIT, B_UNIT, A, B, BLOCK_K,
+        PRECISION,
+    )  # fmt: skip
     if bias is not None:
         total += widened(tl.load(bias + column, column < n, 0.0))[None, :]
     total = _activate(total, ACTIVATION)
@@ -132,29 +184,29 @@ def _add_parts(parts, bias, c, n, columns, count, UNIT: tl.constexpr, ACTIVATION
         _add_parts_at(parts, bias, c, n, columns, count, i, i < n, ACTIVATION)
 
 
-def _tile(m: int, n: int, k: int, warps: int, stages: int, group: int = 8) -> dict[str, int]:
+def tile(m: int, n: int, k: int, warps: int, stages: int, group: int = 8) -> dict[str, int]:
     return {"m": m, "n": n, "k": k, "warps": warps, "stages": stages, "group": group}
 
 
-_MANY = 1 << 20
+MANY = 1 << 20
 """Elements of a product from which on large tiles are enough for a device."""
 CHOICES = {
     (itemsize, many): launch.Choices(f"product.{'many' if many else 'few'}.{name}.triton", candidates, classes)
     for itemsize, name, few_candidates, many_candidates in (
         (
             2, "half",
-            (_tile(64, 64, 64, 4, 4), _tile(64, 128, 64, 4, 3), _tile(64, 32, 64, 4, 4)),
-            (_tile(128, 128, 64, 8, 3), _tile(128, 256, 64, 8, 3), _tile(128, 128, 32, 4, 4)),
+            (tile(64, 64, 64, 4, 4), tile(64, 128, 64, 4, 3), tile(64, 32, 64, 4, 4)),
+            (tile(128, 128, 64, 8, 3), tile(128, 256, 64, 8, 3), tile(128, 128, 32, 4, 4)),
         ),
         (
             4, "float32",
-            (_tile(64, 64, 32, 4, 3), _tile(64, 32, 32, 4, 4), _tile(64, 64, 32, 8, 3)),
-            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 8, 3), _tile(64, 128, 32, 8, 3)),
+            (tile(64, 64, 32, 4, 3), tile(64, 32, 32, 4, 4), tile(64, 64, 32, 8, 3)),
+            (tile(128, 128, 32, 8, 3), tile(128, 64, 32, 8, 3), tile(64, 128, 32, 8, 3)),
         ),
         (
             8, "float64",
-            (_tile(64, 64, 16, 8, 3), _tile(32, 32, 32, 4, 3), _tile(64, 32, 16, 4, 3)),
-            (_tile(64, 64, 16, 8, 4), _tile(128, 64, 16, 8, 3), _tile(64, 128, 16, 8, 3)),
+            (tile(64, 64, 16, 8, 3), tile(32, 32, 32, 4, 3), tile(64, 32, 16, 4, 3)),
+            (tile(64, 64, 16, 8, 4), tile(128, 64, 16, 8, 3), tile(64, 128, 16, 8, 3)),
         ),
     )
     for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
@@ -186,41 +238,68 @@ def _layout(a: Any) -> tuple[str, int, int]:
     return "any", row, column
 
 
+def operands(a: Any, b: Any, vector: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a kernel is given of two matrices to multiply, with any strides.
+
+    Parameters
+    ----------
+    a, b : (m, k) and (k, n).
+    vector : most elements that an access of rows of the result takes.
+
+    Returns
+    -------
+    The numbers m, n, k and the four strides, in units; and the constants that say in which units.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    (a_way, a_row, a_column), (b_way, b_row, b_column) = _layout(a), _layout(b)
+    a_vector, b_vector = 16 // a.itemsize, 16 // b.itemsize
+    # Only what a vector runs along counts: the other sizes are compiled once for all.
+    m_unit = math.gcd(m, a_vector) if a_way == "column" else 1
+    k_unit = max(
+        math.gcd(k, a_vector) if a_way == "row" else 1,
+        math.gcd(k, b_vector) if b_way == "column" else 1,
+    )
+    n_unit = math.gcd(n, max(vector, b_vector))
+    a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, a_vector)
+    b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, b_vector)
+    strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
+    units = {"M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit}
+    return (m // m_unit, n // n_unit, k // k_unit, *strides), units | {"A": a_way, "B": b_way}
+
+
+def tile_constants(choice: Mapping[str, int], itemsize: int) -> dict[str, Any]:
+    """The constants of a kernel that makes tiles of a product in a configuration.
+
+    Parameters
+    ----------
+    choice : of `CHOICES`, or alike.
+    itemsize : bytes of an element of the operands: the larger one.
+    """
+    return {
+        "BLOCK_M": choice["m"], "BLOCK_N": choice["n"], "BLOCK_K": choice["k"], "GROUP": choice["group"],
+        "PRECISION": precision(itemsize),
+    }  # fmt: skip
+
+
 def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: str) -> None:
     """c = activation(a b + bias), with a of any strides, and b too."""
     (m, k), n = a.shape, b.shape[1]
     if m * n == 0:
         return
     splits = workspace[0].shape[0] if workspace else 1
-    choice = CHOICES[a.itemsize, m * n >= _MANY].at(m * n)
-    (a_way, a_row, a_column), (b_way, b_row, b_column) = _layout(a), _layout(b)
-    vector = 16 // a.itemsize
-    # Only what a vector runs along counts: the other sizes are compiled once for all.
-    m_unit = math.gcd(m, vector) if a_way == "column" else 1
-    k_unit = math.gcd(k, vector) if a_way == "row" or b_way == "column" else 1
-    n_unit = math.gcd(n, vector)
-    a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, vector)
-    b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, vector)
+    choice = CHOICES[a.itemsize, m * n >= MANY].at(m * n)
+    sizes, constants = operands(a, b, 16 // a.itemsize)
     blocks = triton.cdiv(triton.cdiv(k, splits), choice["k"])
     grid = (triton.cdiv(m, choice["m"]) * triton.cdiv(n, choice["n"]), splits)
     target = workspace[0] if workspace else c
-    strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
     launch.triton(
         product,
         grid,
-        (
-            launch.Strided(a), launch.Strided(b), None if workspace else bias, target,
-            m // m_unit, n // n_unit, k // k_unit, *strides, blocks,
-        ),
-        {
-            "M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit,
-            "A": a_way, "B": b_way, "BLOCK_M": choice["m"], "BLOCK_N": choice["n"], "BLOCK_K": choice["k"],
-            "GROUP": choice["group"], "PRECISION": precision(a.itemsize),
-            "ACTIVATION": "identity" if workspace else activation,
-        },
+        (launch.Strided(a), launch.Strided(b), None if workspace else bias, target, *sizes, blocks),
+        constants | tile_constants(choice, a.itemsize) | {"ACTIVATION": "identity" if workspace else activation},
         warps=choice["warps"],
         stages=choice["stages"],
-    )  # fmt: skip
+    )
     if workspace:
         unit = math.gcd(c.size, 4)
         launch.triton(
