@@ -64,22 +64,26 @@ SPLIT_TYPE = tl.constexpr(tl.float16 if knobs.runtime.interpret else tl.bfloat16
 
 
 @triton.jit
+def _halves(w, other):
+    """The two parts of float32 numbers, in the type in which they meet a tile of another type."""
+    half: tl.constexpr = SPLIT_TYPE if other.dtype == tl.uint8 else other.dtype
+    high = w.to(half)
+    return high, (w - high.to(tl.float32)).to(half)
+
+
+@triton.jit
 def add_product(total, x, y, PRECISION: tl.constexpr):
     """total + x y, of tiles of two types: see "Two types" at the top of this file."""
     if x.dtype == y.dtype:
         total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
     elif x.dtype == tl.float32:
-        HALF: tl.constexpr = SPLIT_TYPE if y.dtype == tl.uint8 else y.dtype
-        high = x.to(HALF)
-        low = (x - high.to(tl.float32)).to(HALF)
-        total = tl.dot(low, y.to(HALF), total, out_dtype=tl.float32)
-        total = tl.dot(high, y.to(HALF), total, out_dtype=tl.float32)
+        high, low = _halves(x, y)
+        y = y.to(high.dtype)
+        total = tl.dot(high, y, tl.dot(low, y, total))
     elif y.dtype == tl.float32:
-        HALF: tl.constexpr = SPLIT_TYPE if x.dtype == tl.uint8 else x.dtype
-        high = y.to(HALF)
-        low = (y - high.to(tl.float32)).to(HALF)
-        total = tl.dot(x.to(HALF), low, total, out_dtype=tl.float32)
-        total = tl.dot(x.to(HALF), high, total, out_dtype=tl.float32)
+        high, low = _halves(y, x)
+        x = x.to(high.dtype)
+        total = tl.dot(x, high, tl.dot(x, low, total))
     elif x.dtype == tl.uint8:
         total = tl.dot(x.to(y.dtype), y, total, input_precision=PRECISION, out_dtype=total.dtype)
     else:
