@@ -169,14 +169,15 @@ def _wrong_cuda(call: tuple[str, Any, Any, Any], device: int) -> Iterator[str]:
             yield f"{name}: argument {position} is on another device"
 
 
-def _on_device(arrays: Any, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+def _on_device(arrays: Any, made_in: Any, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """The arrays on the device, those that were made in one dtype in another."""
     import cupy
 
     def put(a: np.ndarray) -> Any:
         with np.errstate(over="ignore"):
-            return cupy.asarray(np.array(a.astype(dtype) if a.dtype.kind == "f" else a, order="C"))
+            return cupy.asarray(np.array(a.astype(dtype) if a.dtype == made_in else a, order="C"))
 
-    return tuple(_on_device(a, dtype) if type(a) is tuple else put(a) for a in arrays)
+    return tuple(_on_device(a, made_in, dtype) if type(a) is tuple else put(a) for a in arrays)
 
 
 def check(recorder: Recorder) -> tuple[dict[str, int], list[str]]:
@@ -208,10 +209,12 @@ def check(recorder: Recorder) -> tuple[dict[str, int], list[str]]:
             made_in = np.float32 if name in registry.HALVES else dtype
             examples = list(spec.examples(np.random.default_rng(7), made_in))
             for example in examples if name == "float32" else examples[-3:]:
-                inputs = _on_device(example.inputs, dtype)
+                inputs = _on_device(example.inputs, made_in, dtype)
                 attrs = example.attrs | ({"dtype": name} if "dtype" in example.attrs else {})
                 layout = None if spec.updates else spec.infer(*inputs, **attrs)
-                outputs = _on_device(example.updated, dtype) if layout is None else [cupy.empty(*o) for o in layout]
+                outputs = (
+                    _on_device(example.updated, made_in, dtype) if layout is None else [cupy.empty(*o) for o in layout]
+                )
                 workspace = [cupy.empty(*w) for w in spec.workspace(*inputs, **attrs)]
                 what = f"{op} on {backend} in {name}, {[a.shape for a in registry.flat(inputs)]}, {attrs}"
                 del recorder.launches[:], _calls[:]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels import blas
+from gmkernels.arrays import namespace
 from gmkernels.gibbs import reference, spec
 from gmkernels.registry import Signature, register, run
 from gmkernels.rng import as_key
@@ -54,8 +55,8 @@ def gibbs_half_step(
     Parameters
     ----------
     states : (n, in) of the layer that is given; in the dtype of the weight, or uint8. Any real numbers.
-    weight : (out, in) float32 or float64. Of a machine with weight (hidden, visible), ``weight`` leads to the hidden
-        units and ``weight.T``, which is read in place, to the visible ones.
+    weight : (out, in) float32 or float64; float16 or bfloat16 too on a GPU. Of a machine with weight (hidden, visible),
+        ``weight`` leads to the hidden units and ``weight.T``, which is read in place, to the visible ones.
     bias : (out,) of the units that are sampled.
     key : uint64 array (seed, draw, offset), or a tuple (seed, draw[, offset]).
     units : "bernoulli" or "gaussian", those that are sampled.
@@ -99,7 +100,7 @@ def gibbs_chain(
     Parameters
     ----------
     visible : (n, visible), where the chains start; in the dtype of the weight, or uint8.
-    weight : (hidden, visible) float32 or float64.
+    weight : (hidden, visible) float32 or float64; float16 or bfloat16 too on a GPU.
     visible_bias, hidden_bias : (visible,) and (hidden,).
     key : uint64 array (seed, draw, offset), or a tuple; the offset counts rows. See `spec` for the words of each step.
     steps : number of full steps, 1 to 2^23.
@@ -135,7 +136,7 @@ def free_energy(
     Parameters
     ----------
     visible : (n, visible), in the dtype of the weight, or uint8.
-    weight : (hidden, visible) float32 or float64.
+    weight : (hidden, visible) float32 or float64; float16 or bfloat16 too on a GPU.
     visible_bias, hidden_bias : (visible,) and (hidden,).
     units : "bernoulli" or "gaussian", the visible ones.
     backend : name of the backend; the cheapest if None.
@@ -180,7 +181,7 @@ def contrastive_divergence(
     chain : (c, visible), where the negative phase starts, as `data`. The data themselves make CD-k (and share the
         first half-step with the positive phase if they are the same array), the visible states that the step before
         returned PCD-k.
-    weight : (hidden, visible) float32 or float64.
+    weight : (hidden, visible) float32 or float64; float16 or bfloat16 too on a GPU.
     visible_bias, hidden_bias : (visible,) and (hidden,).
     key : uint64 array (seed, draw, offset), or a tuple; as in `gibbs_chain`.
     steps : k, the number of full steps.
@@ -224,7 +225,7 @@ def annealed_importance_sampling(
     ----------
     visible : (n, visible), a sample at betas[0]; in the dtype of the weight, or uint8. At 0 the units are independent,
         of mean sigmoid(base_bias), or N(base_bias, I).
-    weight : (hidden, visible) float32 or float64.
+    weight : (hidden, visible) float32 or float64; float16 or bfloat16 too on a GPU.
     visible_bias, hidden_bias : (visible,) and (hidden,).
     base_bias : (visible,), the visible bias at beta 0.
     betas : float64 (temperatures,), increasing, in [0, 1] (not checked); used in the dtype of the weight.
@@ -263,7 +264,8 @@ def boltzmann_sweep(
     Parameters
     ----------
     states : (n, units), one chain a row; in the dtype of the weight, or uint8.
-    weight : (units, units) float32 or float64, symmetric with a zero diagonal (not checked).
+    weight : (units, units) float32 or float64, on a GPU float16 or bfloat16 too; symmetric with a zero diagonal (not
+        checked).
     bias : (units,).
     clamped : bool (units,), the units that keep their states; none by default.
     key : uint64 array (seed, draw, offset), or a tuple; the offset counts rows. See `spec` for the words of each sweep.
@@ -284,7 +286,7 @@ def boltzmann_sweep(
     KernelError : shapes, dtypes or sweeps that do not fit.
     """
     if clamped is None:
-        clamped = np.zeros(bias.shape, bool)
+        clamped = namespace(bias).zeros(bias.shape, bool)
     return run(spec.BOLTZMANN_SWEEP, (states, weight, bias, clamped, as_key(key)), {"sweeps": sweeps}, backend=backend)[
         0
     ]
