@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +162,11 @@ def describe() -> str:
     """Which BLAS makes the products, and why, in words."""
     library, why = _choice()
     return f"products by {library.name if library else 'NumPy'} ({why})"
+
+
+def note(*inputs: Any, **attrs: Any) -> str:
+    """`describe`, as `registry.register` takes it: whatever the call."""
+    return describe()
 
 
 def available() -> str | None:

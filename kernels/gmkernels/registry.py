@@ -157,7 +157,7 @@ class Entry:
     overhead: float
     efficiency: float
     accepts: Callable[[Signature], str | None] | None
-    note: Callable[[], str] | None
+    note: Callable[..., str] | None
     replays: bool
     host: bool
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
@@ -233,7 +233,7 @@ def register(
     overhead: float = 5e-6,
     efficiency: float = 0.5,
     accepts: Callable[[Signature], str | None] | None = None,
-    note: Callable[[], str] | None = None,
+    note: Callable[..., str] | None = None,
     replays: bool = False,
     host: bool = False,
 ) -> None:
@@ -247,7 +247,8 @@ def register(
     overhead : seconds that a call costs before any work, for the cost model.
     efficiency : share of the floor reached on large calls, in (0, 1].
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
-    note : says what else a reader of `explain` should know, such as the library that the kernel calls.
+    note : ``note(*inputs, **attrs)`` says what else a reader of `explain` should know: the library that the kernel
+        calls, or which of its variants takes these shapes and why.
     replays : whether all that its Python does follows from the shapes, dtypes, strides and attributes of a call, so
         that calls after the first repeat its launches without it (`gmkernels.replay`). If it is `strided`, it packs no
         array that is C-contiguous, and no matrix that is the transpose of one that is.
@@ -816,7 +817,7 @@ def explain(op: KernelSpec | str, *inputs: Any, backend: str | None = None, **at
     else:
         why = "cheapest by the cost model"
     if chosen.note is not None:
-        why += f"; {chosen.note()}"
+        why += f"; {chosen.note(*inputs, **attrs)}"
     if chosen.host and sig.device != "cpu":
         why += "; copies its arrays to the host and back"
     return Explanation(spec, sig, chosen.backend, why, _floor(spec, inputs, attrs), estimates, refusals)

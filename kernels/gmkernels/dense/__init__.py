@@ -30,7 +30,7 @@ for _spec, _reference, _cpu in (
         _spec, "cpu", f"gmkernels.dense.cpu:{_spec.name}",
         strided=_spec is not spec.ACTIVATION_BACKWARD, overhead=_cpu[0], efficiency=_cpu[1],
         accepts=_needs_blas if _spec in (spec.MATMUL, spec.LINEAR) else None,
-        note=blas.describe if _spec in (spec.MATMUL, spec.LINEAR) else None, replays=True,
+        note=blas.note if _spec in (spec.MATMUL, spec.LINEAR) else None, replays=True,
     )  # fmt: skip
     register(
         _spec, "cuda", f"gmkernels.dense.cuda:{_spec.name}", dtypes=FLOATS + HALVES,

@@ -24,7 +24,7 @@ for _spec in (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BAC
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
     register(
         _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}",
-        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.describe, replays=True,
+        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.note, replays=True,
     )  # fmt: skip
     register(_spec, "cuda", f"gmkernels.likelihood.cuda:{_spec.name}", overhead=2e-5, efficiency=0.6)
 

@@ -31,7 +31,7 @@ def rnn(
     Parameters
     ----------
     x : (N, H), the input projections of all steps with all biases, packed (see `gmkernels.recurrent.spec`);
-        float32 or float64
+        float32 or float64; float16 and bfloat16 too on a GPU
     h0 : (B, H), the first states
     weight : (H, H), as ``weight_hh_l0`` of ``torch.nn.RNN``
     batch_sizes : (T,) int64, the rows of each step; they begin with B, never grow, and sum to N
@@ -105,7 +105,7 @@ def lstm(
     Parameters
     ----------
     x : (N, 4 H), the input projections of all steps with all biases, packed (see `gmkernels.recurrent.spec`);
-        float32 or float64
+        float32 or float64; float16 and bfloat16 too on a GPU
     h0, c0 : (B, H), the first states
     weight : (4 H, H), as ``weight_hh_l0`` of ``torch.nn.LSTM``
     batch_sizes, reverse : as in `rnn`
@@ -188,7 +188,7 @@ def gru(
     Parameters
     ----------
     x : (N, 3 H), the input projections of all steps with the other biases, packed (see `gmkernels.recurrent.spec`);
-        float32 or float64
+        float32 or float64; float16 and bfloat16 too on a GPU
     h0 : (B, H), the first states
     weight : (3 H, H), as ``weight_hh_l0`` of ``torch.nn.GRU``; weight_n is its last third
     bias_n : (H,), the last third of ``bias_hh_l0``

@@ -6,6 +6,11 @@ sequence that is longer than 1, and so on. ``batch_sizes``, int64 (T,), is the n
 sequences of one length it is constant. A single step is a sequence of length 1. With ``reverse`` a sequence is read
 from its last step to its first.
 
+On the CPU kernels raise where ``batch_sizes`` does not fit the rows (`check_batch_sizes`). On a GPU it lies in the
+device's memory, where only kernels read it, so that the lengths may change between two launches of a CUDA graph;
+they cannot raise, and count a step's rows as min(max(batch_sizes[t], 0), B, the rows of N that are left). No memory
+but the arrays' own is touched then; results for sizes that the CPU refuses mean nothing.
+
 The input projection x = input W_ih^T + biases of all steps is one product before the loop, and no part of these
 kernels; nor are its gradients. The gradient of the recurrent weight is one product after the loop.
 
@@ -22,9 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
+from gmkernels.dense.spec import product_workspace
 from gmkernels.dense.tiles import PANEL_BYTES
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 NONLINEARITIES = ("tanh", "relu")
 
@@ -38,7 +45,7 @@ def padded(size: int, itemsize: int) -> int:
 def check_batch_sizes(batch_sizes: np.ndarray, rows: int, batch: int) -> None:
     """Raise `KernelError` where `batch_sizes` does not describe so many rows of so many sequences.
 
-    Kernels call it, since specs see shapes only.
+    Kernels of the CPU call it, since specs see shapes only.
     """
     sizes = batch_sizes.tolist()
     falls = [*sizes, 0] == sorted([*sizes, 0], reverse=True)
@@ -47,6 +54,20 @@ def check_batch_sizes(batch_sizes: np.ndarray, rows: int, batch: int) -> None:
             f"recurrent: batch_sizes {sizes} do not describe {rows} rows of {batch} sequences: they "
             f"begin with the sequences, never grow, and sum to the rows"
         )
+
+
+GPU_BYTES, GPU_UNITS, GPU_ROWS = 64, 16, 64
+"""What kernels of a GPU round up to: bytes of a row of numbers that are summed, numbers of a state, sequences."""
+
+
+def rounded(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
+def weight_products(gates: int, size: int) -> tuple[int, ...]:
+    """Rows of the weight in each of the products that its gradient is: a GRU's candidate has other factors."""
+    return (2 * size, size) if gates == 3 else (gates * size,)
 
 
 class _Shapes:
@@ -71,7 +92,12 @@ class _Shapes:
             # The panels of a GRU's candidate begin anew.
             found["g"] = padded(2 * size, item) + padded(size, item) if self.gates == 3 else padded(found["G"], item)
             fits = all(a.shape == self._shape(self.inputs[name], found) for name, a in named.items())
-        if not fits or len(set(floating)) > 1 or floating[0].kind != "f" or named["batch_sizes"].dtype != np.int64:
+        if (
+            not fits
+            or len(set(floating)) > 1
+            or not is_float(floating[0].name)
+            or named["batch_sizes"].dtype != np.int64
+        ):
             expected = ", ".join(f"{name} ({', '.join(letters)})" for name, letters in self.inputs.items())
             given = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in named.items())
             raise KernelError(
@@ -92,6 +118,42 @@ class _Shapes:
     def layout(self, shapes: str, *arrays: Array, **attrs: Any) -> Layout:
         lengths = self.lengths(arrays)
         return [(self._shape(letters, lengths), arrays[0].dtype) for letters in shapes.split()]
+
+    def workspace(self, shapes: str, *arrays: Array, **attrs: Any) -> Layout:
+        """On the CPU arrays of these shapes. On a GPU, for both directions:
+
+        offsets (T + 1,) int64, the row at which each step begins, and the end; states (3, B, H) in the dtype that is
+        computed in: what runs along with the sequences; exchange (2, B, inner), which a step reads and the next writes;
+        panels, the recurrent weight as it is multiplied; barrier, the counter of a cooperative grid; and backward
+        also before (N, H), the states that rows began with, factors (N, H) of a GRU's candidate, and parts of sums.
+        B and inner, the length of the sums of a step's product, are rounded up.
+        """
+        x = arrays[0]
+        if not on_gpu(x):
+            return self.layout(shapes, *arrays)
+        lengths, computed = self.lengths(arrays), np.promote_types(np.float32, x.dtype)
+        backward = "g_h" in self.inputs
+        size, rows = lengths["H"], rounded(lengths["B"], GPU_ROWS)
+        whole = GPU_BYTES // x.itemsize
+        # A GRU's two products begin anew.
+        inner = rounded(size, whole)
+        if backward:
+            inner = sum(rounded(n, whole) for n in weight_products(self.gates, size))
+        units = rounded(size, GPU_UNITS)
+        layout = [
+            ((lengths["T"] + 1,), np.dtype(np.int64)),
+            ((3, lengths["B"], size), computed),
+            ((2, rows, inner), x.dtype),
+            ((units * inner * (1 if backward else self.gates),), x.dtype),
+            ((1,), np.dtype(np.uint32)),
+        ]
+        if backward:
+            layout.append(((lengths["N"], size), x.dtype))
+            layout.append(((lengths["N"] if self.gates == 3 else 0, size), x.dtype))
+            parts = [product_workspace(x, n, lengths["N"], size) for n in weight_products(self.gates, size)]
+            largest = max((math.prod(shape) for each in parts for shape, _ in each), default=0)
+            layout.append(((largest,), computed))
+        return layout
 
     def flops(self, passes: int, *arrays: Array, **attrs: Any) -> int:
         lengths = self.lengths(arrays)
@@ -116,7 +178,7 @@ def _spec(
         inputs=tuple(shapes.inputs),
         outputs=tuple(shapes.outputs),
         infer=shapes.infer,
-        workspace=functools.partial(shapes.layout, workspace),
+        workspace=functools.partial(shapes.workspace, workspace),
         cost=functools.partial(shapes.cost, products, slots),
         size=functools.partial(shapes.flops, products),
         tolerance=_TOLERANCE,
@@ -127,7 +189,14 @@ def _spec(
 # A step rounds sums of at most 127 terms (as a random walk, 12 u of numbers of size 1) and 20 times more, and passes
 # on the errors of the steps before, which gates and slopes shrink: 7 steps, 250 u. The gradient of the weight sums
 # 73 such rows.
-_TOLERANCE = {"float32": (1e-5, 3e-5), "float64": (2e-14, 6e-14)}
+# Of half types the states and the gradients that a step passes on are rounded to be multiplied, where float32 rounds
+# the sums: 2^-9 of bfloat16 and 2^-12 of float16 at each of numbers of size 1, and the same bounds in these units.
+_TOLERANCE = {
+    "float32": (1e-5, 3e-5),
+    "float64": (2e-14, 6e-14),
+    "float16": (4e-3, 8e-3),
+    "bfloat16": (3e-2, 6e-2),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------
