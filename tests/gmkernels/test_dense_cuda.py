@@ -82,8 +82,8 @@ def test_layouts_make_no_difference(dtype, monkeypatch):
     """Not even to the last bit: they change how elements come into shared memory, not what is added to what."""
     a, b = matrices(37, 75, 41, dtype)
     seen, results = [], []
-    defines = cuda._Tile.defines
-    monkeypatch.setattr(cuda._Tile, "defines", lambda tile, *copies: seen.append(copies) or defines(tile, *copies))
+    defines = cuda.Tile.defines
+    monkeypatch.setattr(cuda.Tile, "defines", lambda tile, *copies: seen.append(copies) or defines(tile, *copies))
     pairs = FLOAT_PAIRS if dtype == "float32" else PAIRS
     for layouts in pairs:
         results += run(spec.MATMUL, tuple(map(device, (a, b), layouts)))
@@ -104,7 +104,7 @@ def test_tiles_make_no_difference(dtype, monkeypatch):
     (expected,) = run(spec.MATMUL, operands)
     check(expected, a, b, dtype)
     for size in (64, 128):
-        monkeypatch.setattr(cuda, "_tile", lambda tiles, *shape, size=size: tiles[size])
+        monkeypatch.setattr(cuda, "tile_of", lambda tiles, *shape, size=size: tiles[size])
         np.testing.assert_array_equal(run(spec.MATMUL, operands)[0], expected, f"tiles of {size}")
 
 
@@ -176,7 +176,7 @@ def test_copies_are_as_long_as_alignment_allows(dtype, shift, pitch):
     x = cupy.zeros(400, dtype)[shift : shift + 8 * pitch].reshape(8, pitch)[:, :9]
     allowed = max(n for n in (16, 8, 4, 2) if shift * itemsize % n == 0 and pitch * itemsize % n == 0)
     for across, along in ((1, pitch), (pitch, 1)):
-        way, together = cuda._copy(x, across, along)
+        way, together = cuda.copy_of(x, across, along)
         if allowed < 4 or allowed <= itemsize or (dtype == "float32" and along == 1):
             assert NAMES[way] == ("RUNS" if along == 1 else "ELEMENTS") and together == itemsize
         else:
@@ -222,8 +222,8 @@ COMPILED = [  # a few of each dtype: tile, copies, capability
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, size, ways, capability", COMPILED)
 def test_machine_code(dtype, size, ways, capability):
-    tile = cuda._TILES[dtype][size]
-    copies = [cuda._Copy(NAMES.index(way), 4 if way == "RUNS" else 16) for way in ways.split()]
+    tile = cuda.TILES[dtype][size]
+    copies = [cuda.Copy(NAMES.index(way), 4 if way == "RUNS" else 16) for way in ways.split()]
     reports = ahead.cuda("dense", dtype, capability=capability, defines=tile.defines(*copies))
     report = reports["product"]
     assert report.spills == 0
@@ -240,6 +240,6 @@ def test_machine_code(dtype, size, ways, capability):
 
 def test_shared_memory_fits_the_smaller_devices():
     for dtype, itemsize in (("float32", 4), ("float64", 8), ("float16", 2)):
-        for tile in cuda._TILES[dtype].values():
-            ways = [cuda._Copy(way, itemsize) for way in range(4)]
+        for tile in cuda.TILES[dtype].values():
+            ways = [cuda.Copy(way, itemsize) for way in range(4)]
             assert max(tile.shared(a, b, itemsize) for a in ways for b in ways) <= 99 << 10

@@ -17,10 +17,10 @@ Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
 
 _CODES = {name: code for code, name in enumerate(spec.ACTIVATIONS)}
-_ELEMENTS, _RUNS, _ACROSS, _ALONG = range(4)
+ELEMENTS, RUNS, ACROSS, ALONG = range(4)
 
 
-class _Copy(NamedTuple):
+class Copy(NamedTuple):
     """How the steps of an operand come into shared memory, as ``cuda.cu`` has it, and how many bytes at a time."""
 
     way: int
@@ -32,7 +32,7 @@ class _Copy(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """A tile of m by n elements in steps of k: `warp_m` by `warp_n` of it a warp's, so many steps in shared memory, so
     many blocks on a multiprocessor (which bounds their registers)."""
 
@@ -49,15 +49,15 @@ class _Tile(NamedTuple):
         return 32 * (self.m // self.warp_m) * (self.n // self.warp_n)
 
     @functools.cache  # noqa: B019 (there are nine tiles)
-    def defines(self, a: _Copy, b: _Copy) -> tuple[str, ...]:
+    def defines(self, a: Copy, b: Copy) -> tuple[str, ...]:
         names = ("BM", "BN", "BK", "WM", "WN", "STAGES", "BLOCKS", "A_COPY", "A_BYTES", "B_COPY", "B_BYTES")
         return tuple(f"{name}={value}" for name, value in zip(names, (*self, *a, *b), strict=True))
 
-    def shared(self, a: _Copy, b: _Copy, itemsize: int) -> int:
+    def shared(self, a: Copy, b: Copy, itemsize: int) -> int:
         """Bytes of shared memory: the steps, and after the last of them a band of 16 rows of sums of each warp."""
         pad = 8 if itemsize == 2 else 4
         step = sum(
-            size * (self.k + pad) if copy.way == _ALONG else self.k * (size + pad)
+            size * (self.k + pad) if copy.way == ALONG else self.k * (size + pad)
             for size, copy in ((self.m, a), (self.n, b))
         )
         band = 16 * (self.m // self.warp_m) * (self.n + 8) * max(itemsize, 4)
@@ -66,30 +66,30 @@ class _Tile(NamedTuple):
 
 # No more than 99 KiB of shared memory, which is what the smaller devices have.
 _SINGLE = {
-    128: _Tile(128, 128, 16, 32, 64, 2, 2),
-    64: _Tile(64, 64, 16, 32, 32, 3, 4),
-    32: _Tile(32, 32, 16, 16, 32, 4, 8),
+    128: Tile(128, 128, 16, 32, 64, 2, 2),
+    64: Tile(64, 64, 16, 32, 32, 3, 4),
+    32: Tile(32, 32, 16, 16, 32, 4, 8),
 }
 _DOUBLE = {
-    128: _Tile(128, 128, 16, 64, 32, 2, 1),
-    64: _Tile(64, 64, 16, 32, 32, 3, 3),
-    32: _Tile(32, 32, 16, 16, 16, 4, 4),
+    128: Tile(128, 128, 16, 64, 32, 2, 1),
+    64: Tile(64, 64, 16, 32, 32, 3, 3),
+    32: Tile(32, 32, 16, 16, 16, 4, 4),
 }
 _HALF = {
-    128: _Tile(128, 128, 64, 64, 32, 2, 2),
-    64: _Tile(64, 64, 64, 32, 32, 3, 4),
-    32: _Tile(32, 32, 64, 16, 16, 3, 4),
+    128: Tile(128, 128, 64, 64, 32, 2, 2),
+    64: Tile(64, 64, 64, 32, 32, 3, 4),
+    32: Tile(32, 32, 64, 16, 16, 3, 4),
 }
-_TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
+TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
 
 _FEW, _MANY = spec.GPU_TILES // 2, 4 * spec.GPU_TILES
 _CHOICES = launch.Choices(
     "matmul.cuda", ({"tile": 0}, {"tile": 32}, {"tile": 64}, {"tile": 128}), (_FEW // 2, _FEW, _MANY // 2, _MANY)
 )
-"""The size of tiles by the number of tiles of 64 by 64 that there would be; 0: as in `_tile`."""
+"""The size of tiles by the number of tiles of 64 by 64 that there would be; 0: as in `tile_of`."""
 
 
-def _tile(tiles: Mapping[int, _Tile], m: int, n: int, parts: int) -> _Tile:
+def tile_of(tiles: Mapping[int, Tile], m: int, n: int, parts: int) -> Tile:
     """Large tiles load less and small ones are more: the largest of which each multiprocessor of an H200 gets one, or
     two where they are as large as can be."""
     of_64 = -(-m // 64) * -(-n // 64) * parts
@@ -97,13 +97,13 @@ def _tile(tiles: Mapping[int, _Tile], m: int, n: int, parts: int) -> _Tile:
     return tiles[size or (128 if of_64 >= _MANY else 64 if of_64 >= _FEW else 32)]
 
 
-def _copy(x: Array, across: int, along: int) -> _Copy:
+def copy_of(x: Array, across: int, along: int) -> Copy:
     """How an operand is copied, by its strides in elements across the sum and along it."""
-    for way, near, far in ((_ACROSS, across, along), (_ALONG, along, across)):
+    for way, near, far in ((ACROSS, across, along), (ALONG, along, across)):
         aligned = math.gcd(16, address(x), far * x.itemsize)
-        if near == 1 and aligned >= 4 and aligned > x.itemsize and not (way == _ALONG and x.dtype == np.float32):
-            return _Copy(way, aligned)
-    return _Copy(_RUNS if along == 1 else _ELEMENTS, x.itemsize)
+        if near == 1 and aligned >= 4 and aligned > x.itemsize and not (way == ALONG and x.dtype == np.float32):
+            return Copy(way, aligned)
+    return Copy(RUNS if along == 1 else ELEMENTS, x.itemsize)
 
 
 def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays, activation: str) -> None:
@@ -115,8 +115,8 @@ def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays
     parts = spec.splits(m, k, n)
     partial = workspace[0] if parts > 1 else None
     part_length = -(-k // (16 * parts)) * 16  # so that a part begins where 16 bytes do
-    tile = _tile(_TILES[dtype], m, n, parts)
-    copies = _copy(a, a_across, a_along), _copy(b, b_across, b_along)
+    tile = tile_of(TILES[dtype], m, n, parts)
+    copies = copy_of(a, a_across, a_along), copy_of(b, b_across, b_along)
     launch.cuda(
         "dense",
         "product",
