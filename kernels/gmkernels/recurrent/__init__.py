@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from gmkernels import blas
 from gmkernels.recurrent import reference, spec
-from gmkernels.registry import Array, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, KernelSpec, Signature, register, run
 
 
 def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
+def _triton_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    from gmkernels.recurrent import triton
+
+    return triton.note(inputs[op.inputs.index("weight")])
+
+
 for _spec in (spec.RNN, spec.RNN_BACKWARD, spec.LSTM, spec.LSTM_BACKWARD, spec.GRU, spec.GRU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.recurrent.cpu:{_spec.name}", overhead=2e-5, efficiency=0.4, accepts=_needs_blas)
+    register(
+        _spec, "triton", f"gmkernels.recurrent.triton:{_spec.name}", dtypes=FLOATS + HALVES,
+        overhead=5e-5, efficiency=0.2, note=functools.partial(_triton_note, _spec),
+    )  # fmt: skip
 
 
 def rnn(

@@ -65,7 +65,15 @@ def _sum_columns(
     )
 
 
-def _launch(stage: Stage, x: Any, y: Any) -> None:
+def add_stage(stage: Stage, x: Any, y: Any) -> None:
+    """y = the sums of the pieces of a contiguous array along its middle axis, in one launch.
+
+    Parameters
+    ----------
+    stage : how they are cut: of three axes.
+    x : of its shape.
+    y : of as many elements as it leaves.
+    """
     (outer, length, inner), _, piece, pieces = stage
     if outer * inner == 0:
         return
@@ -88,7 +96,7 @@ def _launch(stage: Stage, x: Any, y: Any) -> None:
 
 def _sum_over(axes: tuple[int, ...], x: Any, y: Any, workspace: Arrays) -> None:
     for stage, target in zip(stages(x.shape, axes, True, GPU), (*workspace, y), strict=True):
-        _launch(stage, x, target)
+        add_stage(stage, x, target)
         x = target
 
 
@@ -101,7 +109,7 @@ def add_up(x: Any, outer: int, length: int, inner: int, y: Any) -> None:
     outer, length, inner : its shape.
     y : of outer inner elements.
     """
-    _launch(Stage((outer, length, inner), 1, length, 1), x, y)
+    add_stage(Stage((outer, length, inner), 1, length, 1), x, y)
 
 
 def sum(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

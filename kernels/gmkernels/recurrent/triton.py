@@ -1,0 +1,827 @@
+"""Recurrent nets in Triton: whole sequences in one launch where the weight fits into registers, else a launch a step.
+
+One launch (`_sequence`, `_sequence_backward`): a program takes 16 sequences through all steps by itself. The recurrent
+weight of all gates stays in its registers, as operands of the tensor cores; so do the running states. What a step reads
+from memory is loaded a step ahead.
+
+A launch a step (`_step`, `_step_backward`): a program makes a tile of the states of some sequences, all gates of its
+units, so that the gates are applied where their product ends. A step waits for all units of the one before: the next
+launch. In a CUDA graph a launch takes a microsecond.
+
+`batch_sizes` is read on the device. The first row of each step is computed there, with sizes cut to what the arrays
+hold, so that nothing outside them is touched whatever they are. The state before a row is that of the same sequence in
+the step before, or its first.
+
+Precision. Products are made as in `gmkernels.dense.triton` and added up in float32 (float64 for float64), as are
+running cells, the running states of a GRU and the gradients of states. With half types the operands of products are
+rounded to them: states, and gradients with respect to the arguments of gates. float32 as "tf32x3" leaves out up to
+2^-20 of each product: of 127 products, each about 0.7 / sqrt(127), and with random signs, 7e-7 in all, the 12 u of the
+argument for `spec` once more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from gmkernels import launch
+from gmkernels.dense import triton as dense
+from gmkernels.dense.spec import product_workspace
+from gmkernels.elementary_triton import number_of, sigmoid, tanh, widened
+from gmkernels.reduce import triton as reduce
+from gmkernels.reduce.spec import Stage
+
+Arrays = Sequence[Any]
+Attrs = Mapping[str, Any]
+
+_GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3, "gru_before": 3}
+"""Cells, and how many gates they have; "gru_before" resets the state before the product, "gru" what it gives."""
+
+# ---------------------------------------------------------------------------------------------------------
+# Rows of steps
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "rows"])
+def _find_starts(batch_sizes, starts, steps, batch, rows, BLOCK: tl.constexpr):
+    """starts[t], t = 0 ... steps: the first row of step t, at most `rows`; a step has at most `batch` rows."""
+    end = (steps * 0).to(tl.int64)
+    tl.store(starts, end)
+    for first in range(0, steps, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        sizes = tl.load(batch_sizes + t, t < steps, 0)
+        sizes = tl.minimum(tl.maximum(sizes, 0), batch)
+        tl.store(starts + 1 + t, tl.minimum(end + tl.cumsum(sizes), rows), t < steps)
+        end = tl.minimum(end + tl.sum(sizes), rows)
+
+
+@triton.jit
+def _rows_of(starts, t, steps, WIDE: tl.constexpr):
+    """The first row of a step, and how many it has: none outside of the sequence."""
+    inside = (t >= 0) & (t < steps)
+    first = tl.load(starts + t, inside, 0)
+    count = tl.load(starts + t + 1, inside, 0) - first
+    if not WIDE:
+        first, count = first.to(tl.int32), count.to(tl.int32)
+    return first, count
+
+
+@triton.jit
+def _load(x, at, mask):
+    return widened(tl.load(x + at, mask, 0.0))
+
+
+@triton.jit
+def _load_before(x, at, first, first_at, mask, follows):
+    """Of x[at] where a row follows one, else of first[first_at]."""
+    return tl.where(follows, _load(x, at, mask & follows), _load(first, first_at, mask & ~follows))
+
+
+@triton.jit
+def _store(x, at, value, mask):
+    tl.store(x + at, value.to(x.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=["steps", "blocks", "size"])
+def _states_before(
+    h, h0, starts, before, steps, blocks, size,
+    UNIT: tl.constexpr, REVERSE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The state before each row, in the layout of the states: a program has a step's rows of a block of sequences."""
+    size *= UNIT
+    number = number_of(0, WIDE)
+    t, i = number // blocks, number % blocks * ROWS + tl.arange(0, ROWS)
+    first, now = _rows_of(starts, t, steps, WIDE)
+    first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
+    follows = (i < rows_before)[:, None]
+    for start in range(0, size, UNITS):
+        j = (start + tl.arange(0, UNITS))[None, :]
+        mask = (i < now)[:, None] & (j < size)
+        found = _load_before(h, (first_before + i)[:, None] * size + j, h0, i[:, None] * size + j, mask, follows)
+        _store(before, (first + i)[:, None] * size + j, found, mask)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Cells
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _slope_of_sigmoid(y):
+    return y * (1 - y)
+
+
+@triton.jit
+def _cell(a, b, c, d, state, h, cells, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr):
+    """A step of a cell: writes what it must keep, gives the new state h, and that of the cell.
+
+    a, b, c, d: the arguments of the gates. In a GRU c is the product in the candidate and d the rest of its argument;
+    if the reset comes before the product, a and b are gates already, and `reset` is written.
+    """
+    if CELL == "lstm":
+        i, f, g, o = sigmoid(a), sigmoid(b), tanh(c), sigmoid(d)
+        state = f * state + i * g
+        new = o * tanh(state)
+        _store(cells, at, state, mask)
+        _store(gates, gates_at, i, mask)
+        _store(gates, gates_at + size, f, mask)
+        _store(gates, gates_at + 2 * size, g, mask)
+        _store(gates, gates_at + 3 * size, o, mask)
+    elif CELL == "gru" or CELL == "gru_before":
+        if CELL == "gru":
+            r, z = sigmoid(a), sigmoid(b)
+            n = tanh(d + r * c)
+            _store(gates, gates_at, r, mask)
+            _store(gates, gates_at + size, z, mask)
+            _store(reset, at, c, mask)
+        else:
+            z = b
+            n = tanh(d + c)
+        new = (1 - z) * n + z * state
+        state = new
+        _store(gates, gates_at + 2 * size, n, mask)
+    elif CELL == "tanh":
+        new = tanh(a)
+    else:
+        new = tl.where(a <= 0, 0.0, a)  # NaN stays
+    _store(h, at, new, mask)
+    return new, state
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A launch a step
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["t", "steps", "batch", "size"])
+def _step(
+    x, h0, c0, weight, bias_n, starts, h, h_n, c_n, c, gates, reset, state, t, steps, batch, size,
+    CELL: tl.constexpr, GATES: tl.constexpr, PART: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A tile of step t. PART is "reset" or "candidate" where a GRU needs the reset states of all units in between.
+
+    `state` holds the running cells or states of all sequences, and behind them the gates z between the two parts.
+    """
+    size *= UNIT
+    update = state + batch * size
+    number, tiles = number_of(0, WIDE), tl.cdiv(size, UNITS)
+    i = number // tiles * ROWS + tl.arange(0, ROWS)
+    j = (number % tiles * UNITS + tl.arange(0, UNITS))[None, :]
+    first, now = _rows_of(starts, t, steps, WIDE)
+    first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
+    rows_after = _rows_of(starts, t - 1 if REVERSE else t + 1, steps, WIDE)[1]
+    live, follows = (i < now)[:, None], (i < rows_before)[:, None]
+    row, i = (first + i)[:, None], i[:, None]
+
+    if PART == "candidate":
+        operand = reset + row * size
+        weight += 2 * size * size
+    else:
+        operand = tl.where(follows, h + (first_before + i) * size, h0 + i * size)
+    a = widened(tl.zeros((ROWS, UNITS), x.dtype.element_ty))
+    b, p, d = a, a, a
+    for at in range(0, size, DEPTH):
+        k = at + tl.arange(0, DEPTH)
+        y = tl.load(operand + k[None, :], live & (k < size)[None, :], 0.0)
+        w = weight + j * size + k[:, None]
+        within = (j < size) & (k < size)[:, None]
+        a = tl.dot(y, tl.load(w, within, 0.0), a, input_precision=PRECISION, out_dtype=a.dtype)
+        if GATES > 1 and PART != "candidate":
+            w += size * size
+            b = tl.dot(y, tl.load(w, within, 0.0), b, input_precision=PRECISION, out_dtype=a.dtype)
+        if GATES > 2 and PART == "all":
+            w += size * size
+            p = tl.dot(y, tl.load(w, within, 0.0), p, input_precision=PRECISION, out_dtype=a.dtype)
+        if GATES > 3:
+            w += size * size
+            d = tl.dot(y, tl.load(w, within, 0.0), d, input_precision=PRECISION, out_dtype=a.dtype)
+
+    mask = live & (j < size)
+    at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
+    running = a
+    if CELL == "lstm":
+        running = _load_before(state, state_at, c0, state_at, mask, follows)
+    elif GATES == 3:
+        running = _load_before(state, state_at, h0, state_at, mask, follows)
+    if PART == "candidate":
+        p = a + _load(bias_n, j, j < size)
+        d = _load(x, gates_at + 2 * size, mask)
+        b = _load(update, state_at, mask)
+    else:
+        a += _load(x, gates_at, mask)
+        if GATES > 1:
+            b += _load(x, gates_at + size, mask)
+        if CELL == "lstm":
+            p += _load(x, gates_at + 2 * size, mask)
+            d += _load(x, gates_at + 3 * size, mask)
+        if CELL == "gru":
+            p += _load(bias_n, j, j < size)
+            d = _load(x, gates_at + 2 * size, mask)
+    if PART == "reset":
+        r, z = sigmoid(a), sigmoid(b)
+        _store(gates, gates_at, r, mask)
+        _store(gates, gates_at + size, z, mask)
+        _store(update, state_at, z, mask)
+        _store(reset, at, r * running, mask)
+    else:
+        new, running = _cell(
+            a, b, p, d, running, h, c, gates, reset, at, gates_at, size, mask, CELL
+        )  # fmt: skip
+        last = mask & (i >= rows_after)
+        _store(h_n, state_at, new, last)
+        if CELL == "lstm":
+            _store(c_n, state_at, running, last)
+        if GATES > 1:
+            _store(state, state_at, running, mask)
+
+
+@triton.jit
+def _product(total, x, row_mask, weight, depth, size, j, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """total + x weight, of rows x of `depth` numbers and columns j of a weight with rows of `size`."""
+    for at in range(0, depth, DEPTH):
+        k = at + tl.arange(0, DEPTH)
+        y = tl.load(x + k[None, :], row_mask & (k < depth)[None, :], 0.0)
+        w = tl.load(weight + k[:, None] * size + j, (k < depth)[:, None] & (j < size), 0.0)
+        total = tl.dot(y, w, total, input_precision=PRECISION, out_dtype=total.dtype)
+    return total
+
+
+@triton.jit
+def _kept(h, c, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr):
+    """What `_cell_backward` wants of what was kept of a step, as it is stored: as many tiles as it needs."""
+    if CELL == "lstm":
+        u = tl.load(gates + gates_at, mask, 0.0)
+        v = tl.load(gates + gates_at + size, mask, 0.0)
+        w = tl.load(gates + gates_at + 2 * size, mask, 0.0)
+        y = tl.load(gates + gates_at + 3 * size, mask, 0.0)
+        z = tl.load(c + at, mask, 0.0)
+    elif CELL == "gru" or CELL == "gru_before":
+        u = tl.load(gates + gates_at, mask, 0.0)
+        v = tl.load(gates + gates_at + size, mask, 0.0)
+        w = tl.load(gates + gates_at + 2 * size, mask, 0.0)
+        y = u
+        if CELL == "gru":
+            y = tl.load(reset + at, mask, 0.0)
+        z = u
+    else:
+        u = tl.load(h + at, mask, 0.0)
+        v, w, y, z = u, u, u, u
+    return u, v, w, y, z
+
+
+@triton.jit
+def _cell_backward(
+    d_h, state, before, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL: tl.constexpr
+):  # fmt: skip
+    """From the gradient of a state that of the arguments of its gates, which it writes and gives, and what is left of
+    the running gradient `state`: of the cell before, or in a GRU of the state before but through no product.
+
+    `before` is the cell before, or the state before; u ... z are `_kept`. If the reset of a GRU comes before the
+    product, its gate is left.
+    """
+    u, v, w, y, z = widened(u), widened(v), widened(w), widened(y), widened(z)
+    a, b, p, q = d_h, d_h, d_h, d_h
+    if CELL == "lstm":
+        tanh_c = tanh(z)
+        state += d_h * y * (1 - tanh_c * tanh_c)
+        a = state * w * _slope_of_sigmoid(u)
+        b = state * before * _slope_of_sigmoid(v)
+        p = state * u * (1 - w * w)
+        q = d_h * tanh_c * _slope_of_sigmoid(y)
+        state *= v
+        _store(d_x, gates_at, a, mask)
+        _store(d_x, gates_at + size, b, mask)
+        _store(d_x, gates_at + 2 * size, p, mask)
+        _store(d_x, gates_at + 3 * size, q, mask)
+    elif CELL == "gru" or CELL == "gru_before":
+        p = d_h * (1 - v) * (1 - w * w)
+        b = d_h * (before - w) * _slope_of_sigmoid(v)
+        state = d_h * v
+        _store(d_x, gates_at + size, b, mask)
+        _store(d_x, gates_at + 2 * size, p, mask)
+        if CELL == "gru":
+            a = p * y * _slope_of_sigmoid(u)
+            p = p * u
+            _store(d_x, gates_at, a, mask)
+        _store(d_product, at, p, mask)
+    else:
+        if CELL == "tanh":
+            a = d_h * (1 - u * u)
+        else:
+            a = d_h * tl.where(u <= 0, 0.0, 1.0).to(u.dtype)
+        _store(d_x, gates_at, a, mask)
+    return a, b, p, q, state
+
+
+@triton.jit(do_not_specialize=["t", "steps", "batch", "size"])
+def _step_backward(
+    g_h, g_hn, g_cn, weight, c0, h, c, before, gates, reset, starts, d_x, d_h0, d_c0, d_product, state,
+    t, steps, batch, size,
+    CELL: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr,
+    UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A tile of step t: the gradients of its states, from those of the gates' arguments a step later, and of its gates.
+
+    Those of the first states are the ones of sequences that the step does not have, but the later one has: the last
+    launch is for a step outside of the sequence. `state` holds the running gradients of cells; in a GRU, those of
+    states that go through no product.
+    """
+    size *= UNIT
+    number, tiles = number_of(0, WIDE), tl.cdiv(size, UNITS)
+    i = number // tiles * ROWS + tl.arange(0, ROWS)
+    j = (number % tiles * UNITS + tl.arange(0, UNITS))[None, :]
+    first, now = _rows_of(starts, t, steps, WIDE)
+    first_after, rows_after = _rows_of(starts, t - 1 if REVERSE else t + 1, steps, WIDE)
+    live, goes_on = (i < now)[:, None], (i < rows_after)[:, None]
+    i = i[:, None]
+    row, row_after = first + i, first_after + i
+
+    total = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+    depth = tl.where(rows_after > 0, size, 0)
+    if GATES == 3:
+        total = _product(total, d_x + row_after * (3 * size), goes_on, weight, 2 * depth, size, j, DEPTH, PRECISION)
+        if CELL == "gru":
+            candidate = weight + 2 * size * size
+            total = _product(total, d_product + row_after * size, goes_on, candidate, depth, size, j, DEPTH, PRECISION)
+    else:
+        arguments = d_x + row_after * (GATES * size)
+        total = _product(total, arguments, goes_on, weight, GATES * depth, size, j, DEPTH, PRECISION)
+
+    within = j < size
+    at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
+    running = total
+    if CELL == "lstm":
+        running = _load_before(state, state_at, g_cn, state_at, within & (live | goes_on), goes_on)
+    elif GATES == 3:
+        total += _load(state, state_at, goes_on & within)
+    begins = goes_on & ~live & within
+    _store(d_h0, state_at, total, begins)
+    if CELL == "lstm":
+        _store(d_c0, state_at, running, begins)
+
+    mask = live & within
+    d_h = _load(g_h, at, mask) + tl.where(goes_on, total, _load(g_hn, state_at, mask & ~goes_on))
+    previous = total
+    if CELL == "lstm":
+        first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
+        previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
+    elif GATES == 3:
+        previous = _load(before, at, mask)
+    u, v, w, y, z = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
+    _, _, _, _, running = _cell_backward(
+        d_h, running, previous, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL
+    )  # fmt: skip
+    if GATES > 1:
+        _store(state, state_at, running, mask)
+
+
+@triton.jit(do_not_specialize=["t", "steps", "batch", "size"])
+def _step_backward_reset(
+    weight, before, gates, starts, d_x, state, t, steps, batch, size,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """A tile of step t of a GRU with the reset before the product: the gradient of r's argument, from the candidate's,
+    and what the reset states add to the running gradients."""
+    size *= UNIT
+    number, tiles = number_of(0, WIDE), tl.cdiv(size, UNITS)
+    i = (number // tiles * ROWS + tl.arange(0, ROWS))[:, None]
+    j = (number % tiles * UNITS + tl.arange(0, UNITS))[None, :]
+    first, now = _rows_of(starts, t, steps, WIDE)
+    row, state_at = first + i, i * size + j
+    at, gates_at = row * size + j, row * (3 * size) + j
+    total = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+    candidate = weight + 2 * size * size
+    total = _product(total, d_x + row * (3 * size) + 2 * size, i < now, candidate, size, size, j, DEPTH, PRECISION)
+    mask = (i < now) & (j < size)
+    r = _load(gates, gates_at, mask)
+    _store(d_x, gates_at, total * _load(before, at, mask) * _slope_of_sigmoid(r), mask)
+    _store(state, state_at, _load(state, state_at, mask) + total * r, mask)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whole sequences
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "size"])
+def _sequence(
+    x, h0, c0, weight, bias_n, starts, h, h_n, c_n, c, gates, reset, steps, batch, size,
+    CELL: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """All steps of some sequences. The arguments of a step are loaded during the one before."""
+    size *= UNIT
+    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[:, None]
+    unit = tl.arange(0, UNITS)
+    j, k = unit[None, :], unit[:, None]
+    within = (j < size) & (k < size)
+    w = weight + j * size + k
+    w_a = tl.load(w, within, 0.0)
+    if GATES > 1:
+        w_b = tl.load(w + size * size, within, 0.0)
+        w_p = tl.load(w + 2 * size * size, within, 0.0)
+    if GATES > 3:
+        w_d = tl.load(w + 3 * size * size, within, 0.0)
+    if GATES == 3:
+        bias = _load(bias_n, j, j < size)
+
+    state_at = i * size + j
+    known = (i < batch) & (j < size)
+    state = tl.load(h0 + state_at, known, 0.0)
+    new = widened(state)
+    running = new
+    if CELL == "lstm":
+        running = _load(c0, state_at, known)
+
+    t = steps - 1 if REVERSE else steps * 0
+    first, now = _rows_of(starts, t, steps, WIDE)
+    t = t - 1 if REVERSE else t + 1
+    next_first, next_now = _rows_of(starts, t, steps, WIDE)
+    mask = (i < now) & (j < size)
+    gates_at = (first + i) * (GATES * size) + j
+    x_a = tl.load(x + gates_at, mask, 0.0)
+    if GATES > 1:
+        x_b = tl.load(x + gates_at + size, mask, 0.0)
+        x_p = tl.load(x + gates_at + 2 * size, mask, 0.0)
+    if GATES > 3:
+        x_d = tl.load(x + gates_at + 3 * size, mask, 0.0)
+    for _ in range(0, steps):
+        t = t - 1 if REVERSE else t + 1
+        later_first, later_now = _rows_of(starts, t, steps, WIDE)
+        next_mask = (i < next_now) & (j < size)
+        next_at = (next_first + i) * (GATES * size) + j
+        next_a = tl.load(x + next_at, next_mask, 0.0)
+        if GATES > 1:
+            next_b = tl.load(x + next_at + size, next_mask, 0.0)
+            next_p = tl.load(x + next_at + 2 * size, next_mask, 0.0)
+        if GATES > 3:
+            next_d = tl.load(x + next_at + 3 * size, next_mask, 0.0)
+
+        live = i < now
+        mask = live & (j < size)
+        at, gates_at = (first + i) * size + j, (first + i) * (GATES * size) + j
+        zero = widened(tl.zeros((ROWS, UNITS), x.dtype.element_ty))
+        a = tl.dot(state, w_a, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_a)
+        b, p, d = a, a, a
+        if GATES > 1:
+            b = tl.dot(state, w_b, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_b)
+        if CELL == "lstm":
+            p = tl.dot(state, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_p)
+            d = tl.dot(state, w_d, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_d)
+        elif CELL == "gru":
+            p = tl.dot(state, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
+            d = widened(x_p)
+        elif CELL == "gru_before":
+            r, b = sigmoid(a), sigmoid(b)
+            left = r * running
+            _store(gates, gates_at, r, mask)
+            _store(gates, gates_at + size, b, mask)
+            _store(reset, at, left, mask)
+            left = left.to(state.dtype)
+            p = tl.dot(left, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
+            d = widened(x_p)
+        found, found_running = _cell(a, b, p, d, running, h, c, gates, reset, at, gates_at, size, mask, CELL)
+        new = tl.where(live, found, new)
+        state = new.to(state.dtype)
+        if GATES > 1:
+            running = tl.where(live, found_running, running)
+
+        first, now, next_first, next_now = next_first, next_now, later_first, later_now
+        x_a = next_a
+        if GATES > 1:
+            x_b, x_p = next_b, next_p
+        if GATES > 3:
+            x_d = next_d
+    _store(h_n, state_at, new, known)
+    if CELL == "lstm":
+        _store(c_n, state_at, running, known)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "size"])
+def _sequence_backward(
+    g_h, g_hn, g_cn, weight, c0, h, c, before, gates, reset, starts, d_x, d_h0, d_c0, d_product, steps, batch, size,
+    CELL: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """All steps of some sequences, from their last to their first."""
+    size *= UNIT
+    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[:, None]
+    unit = tl.arange(0, UNITS)
+    j, k = unit[None, :], unit[:, None]
+    within = (j < size) & (k < size)
+    w = weight + k * size + j
+    w_a = tl.load(w, within, 0.0)
+    if GATES > 1:
+        w_b = tl.load(w + size * size, within, 0.0)
+        w_p = tl.load(w + 2 * size * size, within, 0.0)
+    if GATES > 3:
+        w_d = tl.load(w + 3 * size * size, within, 0.0)
+
+    state_at = i * size + j
+    known = (i < batch) & (j < size)
+    total = _load(g_hn, state_at, known)
+    running = total
+    if CELL == "lstm":
+        running = _load(g_cn, state_at, known)
+    for number in range(0, steps):
+        t = number if REVERSE else steps - 1 - number
+        first, now = _rows_of(starts, t, steps, WIDE)
+        live = i < now
+        mask = live & (j < size)
+        at, gates_at = (first + i) * size + j, (first + i) * (GATES * size) + j
+        previous = total
+        if CELL == "lstm":
+            first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
+            previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
+        elif GATES == 3:
+            previous = _load(before, at, mask)
+        u, v, w, y, z = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
+        d_h = _load(g_h, at, mask) + total
+        a, b, p, q, left = _cell_backward(
+            d_h, running, previous, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL
+        )  # fmt: skip
+        found = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+        if GATES == 3:
+            found = left
+            if CELL == "gru_before":
+                zero = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+                q = tl.dot(p.to(w_p.dtype), w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype)
+                r = widened(u)
+                a = q * previous * _slope_of_sigmoid(r)
+                _store(d_x, gates_at, a, mask)
+                found += q * r
+        found = tl.dot(a.to(w_a.dtype), w_a, found, input_precision=PRECISION, out_dtype=found.dtype)
+        if GATES > 1:
+            found = tl.dot(b.to(w_a.dtype), w_b, found, input_precision=PRECISION, out_dtype=found.dtype)
+        if CELL == "lstm" or CELL == "gru":
+            found = tl.dot(p.to(w_a.dtype), w_p, found, input_precision=PRECISION, out_dtype=found.dtype)
+        if GATES > 3:
+            found = tl.dot(q.to(w_a.dtype), w_d, found, input_precision=PRECISION, out_dtype=found.dtype)
+        total = tl.where(live, found, total)
+        if CELL == "lstm":
+            running = tl.where(live, left, running)
+    _store(d_h0, state_at, total, known)
+    if CELL == "lstm":
+        _store(d_c0, state_at, running, known)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which of the two
+# ---------------------------------------------------------------------------------------------------------
+
+_RESIDENT = 128 << 10
+"""Most bytes of a weight that stays in the registers of a program: half of a multiprocessor's."""
+
+
+def _units(size: int) -> int:
+    """Units of a program that has all."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _resident(itemsize: int, gates: int, size: int) -> int:
+    """Bytes that the weight takes in registers. float32 numbers are split into two (see `gmkernels.dense.triton`)."""
+    return gates * _units(size) ** 2 * itemsize * (2 if itemsize == 4 else 1)
+
+
+def is_whole(weight: Any) -> bool:
+    """Whether all steps are one launch.
+
+    Parameters
+    ----------
+    weight : the recurrent weight, (gates H, H).
+    """
+    rows, size = weight.shape
+    return _resident(weight.itemsize, rows // max(1, size), size) <= _RESIDENT
+
+
+def note(weight: Any) -> str:
+    """Which variant takes a call, and why.
+
+    Parameters
+    ----------
+    weight : the recurrent weight, (gates H, H).
+    """
+    rows, size = weight.shape
+    taken = f"{_resident(weight.itemsize, rows // max(1, size), size) >> 10} KiB of registers of {_RESIDENT >> 10}"
+    if is_whole(weight):
+        return f"all steps in one launch, 16 sequences a program: the weight takes {taken}"
+    return f"a launch a step, products and gates together: the weight would take {taken}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Launches
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _tile(rows: int, units: int, depth: int, warps: int, stages: int) -> dict[str, int]:
+    return {"rows": rows, "units": units, "depth": depth, "warps": warps, "stages": stages}
+
+
+_MANY = 33
+"""Sequences from which on a program takes more than 16."""
+CHOICES = {
+    (itemsize, many): launch.Choices(f"recurrent.{'many' if many else 'few'}.{name}.triton", candidates)
+    for itemsize, name, few_candidates, many_candidates in (
+        (2, "half", (_tile(16, 16, 128, 2, 3),), (_tile(64, 32, 64, 4, 3),)),
+        (4, "float32", (_tile(16, 16, 64, 2, 3),), (_tile(64, 32, 32, 4, 3),)),
+        (8, "float64", (_tile(16, 16, 32, 2, 3),), (_tile(32, 16, 16, 4, 3),)),
+    )
+    for many, candidates in ((False, few_candidates), (True, many_candidates))
+}
+_ROWS = 16
+"""Sequences of a program that takes them through all steps: those of a tile of the tensor cores."""
+_GATHERED = (16, 128)
+"""Rows and units of a program that finds the states before rows: units at a time."""
+_SUMMED = 128
+"""Rows that a program adds up, at least."""
+
+
+class _Launches:
+    """What the launches of a call have in common.
+
+    Parameters
+    ----------
+    cell : of `_GATES`.
+    weight, h0, batch_sizes : as given.
+    rows : N.
+    starts : where the first rows of steps are to be written.
+    reverse : whether sequences are read from their last step to their first.
+    """
+
+    def __init__(
+        self, cell: str, weight: Any, h0: Any, batch_sizes: Any, rows: int, starts: Any, reverse: bool
+    ) -> None:  # fmt: skip
+        self.steps, (self.batch, self.size) = len(batch_sizes), h0.shape
+        self.is_whole = is_whole(weight)
+        unit = math.gcd(self.size, 16 // h0.itemsize)
+        self.in_units = self.size // unit
+        self.constants = {"UNIT": unit, "PRECISION": dense.precision(h0.itemsize)}
+        self.cell = {"CELL": cell, "GATES": _GATES[cell], "REVERSE": reverse}
+        self.choice = CHOICES[h0.itemsize, self.batch >= _MANY].at(self.batch)
+        self.order = range(self.steps)[::-1] if reverse else range(self.steps)
+        launch.triton(_find_starts, (1,), (batch_sizes, starts, self.steps, self.batch, rows), {"BLOCK": 1024})
+
+    def whole(self, kernel: Any, *arrays: Any) -> None:
+        """All steps in one launch."""
+        units = _units(self.size)
+        launch.triton(
+            kernel,
+            (triton.cdiv(self.batch, _ROWS),),
+            (*arrays, self.steps, self.batch, self.in_units),
+            self.cell | self.constants | {"ROWS": _ROWS, "UNITS": units},
+            warps=4 if units <= 64 else 8,
+        )
+
+    def step(self, kernel: Any, constants: Mapping[str, Any], *arguments: Any) -> None:
+        """The tiles of a step; the last argument is t."""
+        tile = self.choice
+        launch.triton(
+            kernel,
+            (triton.cdiv(self.batch, tile["rows"]) * triton.cdiv(self.size, tile["units"]),),
+            (*arguments, self.steps, self.batch, self.in_units),
+            {**constants, **self.constants, "ROWS": tile["rows"], "UNITS": tile["units"], "DEPTH": tile["depth"]},
+            warps=tile["warps"],
+            stages=tile["stages"],
+        )
+
+    def states_before(self, h: Any, h0: Any, starts: Any, before: Any) -> None:
+        rows, units = _GATHERED
+        blocks = triton.cdiv(self.batch, rows)
+        launch.triton(
+            _states_before,
+            (self.steps * blocks,),
+            (h, h0, starts, before, self.steps, blocks, self.in_units),
+            {
+                "UNIT": self.constants["UNIT"], "REVERSE": self.cell["REVERSE"], "ROWS": rows,
+                "UNITS": min(units, triton.next_power_of_2(self.size)),
+            },
+        )  # fmt: skip
+
+
+def _forward(
+    cell: str, workspace: Arrays, reverse: bool, x: Any, h0: Any, c0: Any, weight: Any, bias_n: Any, batch_sizes: Any,
+    h: Any, h_n: Any, c_n: Any, c: Any, gates: Any, reset: Any,
+) -> None:  # fmt: skip
+    """A cell over all steps; None for what it does not have."""
+    starts, states, *_ = workspace
+    if h.size == 0 or len(batch_sizes) == 0:
+        h_n[...] = h0
+        if cell == "lstm":
+            c_n[...] = c0
+        return
+    made = _Launches(cell, weight, h0, batch_sizes, len(h), starts, reverse)
+    arrays = (x, h0, c0, weight, bias_n, starts, h, h_n, c_n, c, gates, reset)
+    if made.is_whole:
+        made.whole(_sequence, *arrays)
+        return
+    for t in made.order:
+        for part in ("reset", "candidate") if cell == "gru_before" else ("all",):
+            made.step(_step, made.cell | {"PART": part}, *arrays, states, t)
+
+
+def _backward(
+    cell: str, workspace: Arrays, reverse: bool, g_h: Any, g_hn: Any, g_cn: Any, weight: Any, h0: Any, c0: Any, h: Any,
+    c: Any, gates: Any, reset: Any, batch_sizes: Any, d_x: Any, d_h0: Any, d_c0: Any, d_weight: Any, d_bias_n: Any,
+) -> None:  # fmt: skip
+    """The gradients of a cell over all steps; None for what it does not have."""
+    starts, states, *_, before, factors, parts = workspace
+    if h.size == 0 or len(batch_sizes) == 0:
+        d_h0[...] = g_hn
+        d_weight.fill(0)
+        if cell == "lstm":
+            d_c0[...] = g_cn
+        elif d_bias_n is not None:
+            d_bias_n.fill(0)
+        return
+    made = _Launches(cell, weight, h0, batch_sizes, len(h), starts, reverse)
+    made.states_before(h, h0, starts, before)
+    arrays = (g_h, g_hn, g_cn, weight, c0, h, c, before, gates, reset, starts, d_x, d_h0, d_c0, factors)
+    if made.is_whole:
+        made.whole(_sequence_backward, *arrays)
+    else:
+        for t in made.order[::-1]:
+            made.step(_step_backward, made.cell, *arrays, states, t)
+            if cell == "gru_before":
+                made.step(_step_backward_reset, {}, weight, before, gates, starts, d_x, states, t)
+        # The step before the first: the gradients of the first states.
+        made.step(_step_backward, made.cell, *arrays, states, made.steps if reverse else -1)
+
+    def multiply(d: Any, states_before: Any, out: Any) -> None:
+        scratch = [
+            parts[: math.prod(shape)].reshape(shape)
+            for shape, _ in product_workspace(states_before, d.shape[1], len(d), made.size)
+        ]
+        dense.matmul((d.T, states_before), (out,), scratch, {})
+
+    if d_bias_n is None:
+        multiply(d_x, before, d_weight)
+        return
+    both = 2 * made.size
+    multiply(d_x[:, :both], before, d_weight[:both])
+    multiply(factors, before if cell == "gru" else reset, d_weight[both:])
+    # The running gradients are done with: there is room for 3 B sums.
+    piece = max(_SUMMED, triton.cdiv(len(h), 3 * made.batch))
+    pieces = triton.cdiv(len(h), piece)
+    reduce.add_stage(Stage((1, len(h), made.size), 1, piece, pieces), factors, states if pieces > 1 else d_bias_n)
+    if pieces > 1:
+        reduce.add_up(states, 1, pieces, made.size, d_bias_n)
+
+
+def rnn(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, weight, batch_sizes = inputs
+    h, h_n = outputs
+    _forward(
+        attrs["nonlinearity"], workspace, attrs["reverse"], x, h0, None, weight, None, batch_sizes, h, h_n, None, None,
+        None, None,
+    )  # fmt: skip
+
+
+def rnn_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, weight, h0, h, batch_sizes = inputs
+    d_x, d_h0, d_weight = outputs
+    _backward(
+        attrs["nonlinearity"], workspace, attrs["reverse"], g_h, g_hn, None, weight, h0, None, h, None, None, None,
+        batch_sizes, d_x, d_h0, None, d_weight, None,
+    )  # fmt: skip
+
+
+def lstm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, c0, weight, batch_sizes = inputs
+    h, h_n, c_n, c, gates = outputs
+    _forward(
+        "lstm", workspace, attrs["reverse"], x, h0, c0, weight, None, batch_sizes, h, h_n, c_n, c, gates, None
+    )  # fmt: skip
+
+
+def lstm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, g_cn, weight, h0, c0, h, c, gates, batch_sizes = inputs
+    d_x, d_h0, d_c0, d_weight = outputs
+    _backward(
+        "lstm", workspace, attrs["reverse"], g_h, g_hn, g_cn, weight, h0, c0, h, c, gates, None, batch_sizes, d_x, d_h0,
+        d_c0, d_weight, None,
+    )  # fmt: skip
+
+
+def gru(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    x, h0, weight, bias_n, batch_sizes = inputs
+    h, h_n, gates, reset = outputs
+    cell = "gru" if attrs["reset_after"] else "gru_before"
+    _forward(
+        cell, workspace, attrs["reverse"], x, h0, None, weight, bias_n, batch_sizes, h, h_n, None, None, gates, reset
+    )
+
+
+def gru_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
+    g_h, g_hn, weight, h0, h, gates, reset, batch_sizes = inputs
+    d_x, d_h0, d_weight, d_bias_n = outputs
+    cell = "gru" if attrs["reset_after"] else "gru_before"
+    _backward(
+        cell, workspace, attrs["reverse"], g_h, g_hn, None, weight, h0, None, h, None, gates, reset, batch_sizes,
+        d_x, d_h0, None, d_weight, d_bias_n,
+    )  # fmt: skip
