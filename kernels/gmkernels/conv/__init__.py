@@ -5,7 +5,7 @@ from __future__ import annotations
 from gmkernels import blas
 from gmkernels.conv import reference, spec
 from gmkernels.conv.spec import Padding, Pair
-from gmkernels.registry import Array, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, Signature, register, run
 
 __all__ = ["conv2d", "conv2d_backward_input", "conv2d_backward_weight"]
 
@@ -17,6 +17,9 @@ def _needs_blas(signature: Signature) -> str | None:
 for _spec in (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-4, efficiency=0.05)
     register(_spec, "cpu", f"gmkernels.conv.cpu:{_spec.name}", overhead=1e-5, efficiency=0.5, accepts=_needs_blas)
+    register(
+        _spec, "cuda", f"gmkernels.conv.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.2e-5, efficiency=0.6,
+    )  # fmt: skip
 
 
 def conv2d(

@@ -1,0 +1,204 @@
+"""Convolution in CUDA C: the tile of a product by its shape, and the launches of ``cuda.cu``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gmkernels import launch
+from gmkernels.arrays import Array
+from gmkernels.conv import spec
+from gmkernels.conv.spec import Attrs, Pair, Plan
+from gmkernels.dense.cuda import ELEMENTS, Copy, Tile, copy_of
+from gmkernels.dense.spec import GPU_TILES
+
+Arrays = Sequence[Any]
+Options = Mapping[str, Any]
+
+_AXIS = np.dtype([(name, np.int64) for name in ("x", "y", "kernel", "stride", "before", "dilation")])
+_THREADS = 256  # of a block without a tile, as cuda.cu has them
+_TOGETHER = 9  # taps that it makes gradients of
+
+
+def _axes(p: Plan) -> tuple[Any, Any]:
+    """The two axes, as cuda.cu has them."""
+    down = (p.height, p.out_h, p.kernel_h, p.stride_h, p.top, p.dilation_h)
+    right = (p.width, p.out_w, p.kernel_w, p.stride_w, p.left, p.dilation_w)
+    return np.array(down, _AXIS)[()], np.array(right, _AXIS)[()]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tiles
+# ---------------------------------------------------------------------------------------------------------
+
+# By rows (filters) and columns. A gathered element of x is used once for each row of a tile, so tiles have no more rows
+# than there are filters and many columns. No more than 99 KiB of shared memory, which is what the smaller devices have.
+_SINGLE = {
+    (16, 64): Tile(16, 64, 16, 16, 32, 4, 8),
+    (16, 128): Tile(16, 128, 16, 16, 32, 3, 6),
+    (32, 64): Tile(32, 64, 16, 16, 32, 4, 8),
+    (32, 128): Tile(32, 128, 16, 32, 32, 3, 6),
+    (64, 64): Tile(64, 64, 16, 32, 32, 3, 4),
+    (64, 128): Tile(64, 128, 16, 32, 64, 3, 4),
+    (128, 64): Tile(128, 64, 16, 64, 32, 3, 4),
+    (128, 128): Tile(128, 128, 16, 32, 64, 2, 2),
+}
+_DOUBLE = {
+    (16, 64): Tile(16, 64, 16, 16, 32, 3, 8),
+    (32, 64): Tile(32, 64, 16, 16, 32, 3, 4),
+    (64, 64): Tile(64, 64, 16, 32, 32, 3, 3),
+}
+_HALF = {
+    (16, 64): Tile(16, 64, 32, 16, 32, 3, 8),
+    (16, 128): Tile(16, 128, 32, 16, 32, 3, 6),
+    (32, 64): Tile(32, 64, 32, 16, 32, 3, 6),
+    (32, 128): Tile(32, 128, 32, 32, 32, 3, 5),
+    (64, 64): Tile(64, 64, 32, 32, 32, 3, 5),
+    (64, 128): Tile(64, 128, 32, 32, 32, 3, 2),
+    (128, 128): Tile(128, 128, 32, 64, 32, 3, 2),
+}
+_TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
+
+_CLASSES = (GPU_TILES // 2, GPU_TILES, 2 * GPU_TILES, 4 * GPU_TILES)
+_CHOICES = launch.Choices("conv2d.cuda", ({"columns": 0}, {"columns": 64}, {"columns": 128}), _CLASSES)
+"""The columns of tiles by the number of tiles of 64 by 64 that there would be; 0: as in `_tile`."""
+
+
+def _tile(dtype: str, rows: int, columns: int, products: int) -> Tile:
+    """As many rows as there are, and the more columns the better, as long as each multiprocessor gets some tiles."""
+    tiles = _TILES[dtype]
+    m = next((m for m in (16, 32, 64) if rows <= m), 64 if rows % 128 in range(1, 65) else 128)
+    of_64 = products * -(-rows // 64) * -(-columns // 64)
+    n = _CHOICES.at(of_64)["columns"] or (128 if of_64 >= 2 * GPU_TILES else 64)
+    if n == 64:
+        m = min(m, 64)
+    return tiles.get((m, n)) or tiles[min(m, 64), 64]
+
+
+class _Cut(NamedTuple):
+    """How a call is cut: the tile of a block or, for few filters, None; its tiles of a group; parts of its sums."""
+
+    tile: Tile | None
+    tiles: int
+    parts: int
+
+
+def _cut(dtype: str, rows: int, columns: int, products: int, parts: int, *, fewest: int, together: int) -> _Cut:
+    """The cut of products, of so many rows and columns; without tiles below so many rows, and with so many columns for
+    a block then."""
+    if rows < fewest:
+        return _Cut(None, rows * -(-columns // together), parts)
+    tile = _tile(dtype, rows, columns, products * parts)
+    return _Cut(tile, -(-rows // tile.m) * -(-columns // tile.n), parts)
+
+
+def _sums(kernel: str, cut: _Cut, copy: Copy, products: int, arguments: tuple[Any, ...], like: Array) -> None:
+    """Launch the kernel that makes the sums of so many products, whose first operand is copied as `copy` says."""
+    defines: tuple[str, ...] = (f"{kernel.upper()}=1",)
+    threads, shared = _THREADS, 0
+    if cut.tile is not None:
+        tile = cut.tile
+        threads = tile.threads
+        most = tile.m * tile.k * like.itemsize // threads  # bytes, so that each thread has some to copy
+        copies = copy._replace(together=min(copy.together, most)), Copy(ELEMENTS, like.itemsize)
+        defines += tile.defines(*copies)
+        shared = tile.shared(*copies, like.itemsize)
+    grid = (cut.tiles * products, cut.parts)
+    launch.cuda("conv", kernel, like.dtype.name, grid, (threads,), arguments, shared=shared, defines=defines)
+
+
+def _add_parts(partial: Array | None, bias: Array | None, out: Array) -> None:
+    if partial is None:
+        return
+    channels, plane = out.shape[1], out.shape[2] * out.shape[3]
+    launch.cuda(
+        "conv", "add_parts", out.dtype.name, (-(-out.size // 128),), (128,),
+        (partial, bias, out, out.size, plane, channels, partial.shape[0]),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The operations
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _attrs(options: Options) -> Attrs:
+    return Attrs(**{name: value for name, value in options.items() if name != "size"})
+
+
+def _forward_cut(p: Plan, dtype: str) -> _Cut:
+    columns = p.batch * p.out_h * p.out_w
+    return _cut(dtype, p.filters, columns, p.groups, spec.forward_parts(p), fewest=3, together=_THREADS)
+
+
+def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
+    x, weight, *biases = inputs
+    (y,) = outputs
+    if y.size == 0:
+        return
+    p = spec.forward_plan(x, weight, _attrs(options))
+    bias = biases[0] if biases else None
+    partial = workspace[0] if workspace else None
+    cut = _forward_cut(p, x.dtype.name)
+    arguments = (
+        x, weight, bias, y, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles,
+    )  # fmt: skip
+    _sums("forward", cut, copy_of(weight, p.taps, 1), p.groups, arguments, x)
+    _add_parts(partial, bias, y)
+
+
+def _apart(p: Plan) -> Pair:
+    """Along both axes, from a tap to the next that elements of x of one class meet."""
+    return p.stride_h // math.gcd(p.stride_h, p.dilation_h), p.stride_w // math.gcd(p.stride_w, p.dilation_w)
+
+
+def _input_cut(p: Plan, dtype: str) -> _Cut:
+    columns = p.batch * -(-p.height // p.stride_h) * -(-p.width // p.stride_w)  # of the largest class
+    products = p.groups * p.stride_h * p.stride_w
+    return _cut(dtype, p.channels, columns, products, spec.input_parts(p), fewest=3, together=_THREADS)
+
+
+def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
+    """The weight is laid out class by class first: see ``cuda.cu``."""
+    g, weight = inputs
+    (d_x,) = outputs
+    laid_out, *parts = workspace
+    if d_x.size == 0:
+        return
+    p = spec.input_plan(g, weight, options["size"], _attrs(options))
+    apart, dtype = _apart(p), g.dtype.name
+    pairs = p.groups * p.filters * p.channels
+    launch.cuda(
+        "conv", "lay_out", dtype, (-(-pairs // 128),), (128,),
+        (weight, laid_out, pairs, p.channels, p.filters, p.kernel_h, p.kernel_w, *apart),
+    )  # fmt: skip
+    partial = parts[0] if parts else None
+    cut = _input_cut(p, dtype)
+    arguments = (
+        g, laid_out, d_x, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles, *apart,
+    )  # fmt: skip
+    products = p.groups * p.stride_h * p.stride_w
+    _sums("backward_input", cut, copy_of(laid_out, 1, p.channels), products, arguments, g)
+    _add_parts(partial, None, d_x)
+
+
+def _weight_cut(p: Plan, dtype: str) -> _Cut:
+    return _cut(dtype, p.filters, p.taps, p.groups, spec.weight_parts(p), fewest=2, together=_TOGETHER)
+
+
+def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
+    g, x = inputs
+    (d_weight,) = outputs
+    if d_weight.size == 0:
+        return
+    p = spec.weight_plan(g, x, options["size"], _attrs(options))
+    partial = workspace[0] if workspace else None
+    cut = _weight_cut(p, g.dtype.name)
+    arguments = (
+        g, x, d_weight, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles,
+    )  # fmt: skip
+    _sums("backward_weight", cut, Copy(ELEMENTS, g.itemsize), p.groups, arguments, g)
+    _add_parts(partial, None, d_weight)
