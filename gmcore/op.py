@@ -54,7 +54,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 OPS: dict[str, Op] = {}
 """Every declared operation by name."""
 
-ON_CPU = ("key", "batch_sizes")
+ON_CPU = ("key",)
 """Inputs of operations that stay in host memory, wherever the others are: a kernel takes along what it needs."""
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)

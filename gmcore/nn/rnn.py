@@ -168,6 +168,8 @@ class _Gated(_Recurrence):
 class _Layers(_Recurrence):
     """Recurrences on top of each other, each in one or in both directions."""
 
+    weight_hh_l0: Parameter
+
     def _set_layers(
         self, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool, device: str | None, dtype: Any
     ) -> None:
@@ -212,7 +214,7 @@ class _Layers(_Recurrence):
                 f"{as_tensor(input).shape} (called at {user_line()})"
             )
         rows = ops.reshape(x, (steps * batch, *x.shape[2:]))
-        h, last = self._stack(rows, hx, Tensor(np.full(steps, batch)), batch)
+        h, last = self._stack(rows, hx, self.weight_hh_l0.new_full((steps,), batch, np.int64), batch)
         out = ops.reshape(h, (steps, batch, h.shape[1]))
         if axes == 2:
             return ops.squeeze(out, 1), self._map(lambda h: ops.squeeze(h, 1), last)
@@ -224,7 +226,9 @@ class _Layers(_Recurrence):
         order, back = input.sorted_indices, input.unsorted_indices
         if order is not None:
             hx = self._map(lambda h: h[:, order], hx)
-        h, last = self._stack(input.data, hx, input.batch_sizes, int(input.batch_sizes.numpy()[0]))
+        # By its shape where that tells: Python would wait for a number on a GPU, and not see one that is to change.
+        batch = int(input.batch_sizes[0]) if order is None else len(order)
+        h, last = self._stack(input.data, hx, input.batch_sizes, batch)
         if back is not None:
             last = self._map(lambda h: h[:, back], last)
         return input._replace(data=h), last
@@ -414,7 +418,7 @@ class _Cell(_Recurrence):
         states = self._check_states(hx, (*batch, self.hidden_size), weights[0])
         if axes == 1:
             x, states = ops.expand_dims(x, 0), [ops.expand_dims(h, 0) for h in states]
-        last = self._pass(x, states, weights, Tensor(np.full(1, x.shape[0])), False)[1]
+        last = self._pass(x, states, weights, weights[0].new_full((1,), x.shape[0], np.int64), False)[1]
         if axes == 1:
             last = [ops.squeeze(h, 0) for h in last]
         return last[0] if self._states == 1 else tuple(last)

@@ -19,13 +19,14 @@ from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import concatenate, split
-from gmcore.ops.elementwise import greater, real, tanh, where
+from gmcore.ops.elementwise import greater, real, tanh, to_device, where
 from gmcore.ops.product import matmul
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import transpose
 from gmcore.tensor import Tensor, as_tensor
 from gmcore.watch import computed, is_watched
 from gmkernels import KernelError
+from gmkernels.arrays import on_gpu
 from gmkernels.recurrent import spec
 
 NONLINEARITIES = spec.NONLINEARITIES
@@ -33,9 +34,12 @@ NONLINEARITIES = spec.NONLINEARITIES
 
 # -- time steps -----------------------------------------------------------------------------------------------
 def _steps(batch_sizes: Tensor, reverse: bool) -> list[tuple[slice, int]]:
-    """The rows of each time step, and how many they are, in the order in which sequences are read."""
-    ends = np.cumsum(batch_sizes._data).tolist()
-    steps = [(slice(end - n, end), n) for end, n in zip(ends, batch_sizes._data.tolist(), strict=True)]
+    """The rows of each time step, and how many they are, in the order in which sequences are read.
+
+    Python looks at the numbers: those on a GPU are waited for, and a captured step that does not know them is refused.
+    """
+    sizes = batch_sizes.tolist()
+    steps = [(slice(end - n, end), n) for end, n in zip(np.cumsum(sizes, dtype=int).tolist(), sizes, strict=True)]
     return steps[::-1] if reverse else steps
 
 
@@ -256,12 +260,18 @@ _gru = Op(
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
-def _checked(name: str, x: Any, h0: Any, batch_sizes: Any) -> Tensor:
-    """`batch_sizes` as a tensor. The kernel checks it, but a captured step, which repeats launches alone, would not."""
+def _placed(name: str, x: Any, h0: Any, batch_sizes: Any) -> Tensor:
+    """`batch_sizes` as a tensor on the device of x, where the kernels read it.
+
+    It is checked in the CPU's memory: on a GPU Python would wait for it, and the kernels keep to the rows there are.
+    Kernels of the CPU check it themselves, but a captured step, which repeats launches alone, would not.
+    """
     x, h0, sizes = as_tensor(x), as_tensor(h0), as_tensor(batch_sizes)
-    if is_watched() and x.ndim == h0.ndim == 2 and sizes.ndim == 1:
+    if on_gpu(sizes._data):
+        return sizes
+    if (is_watched() or on_gpu(x._data)) and x.ndim == h0.ndim == 2 and sizes.ndim == 1:
         computed(_check_batch_sizes, sizes._data, name=name, rows=x.shape[0], batch=h0.shape[0])
-    return sizes
+    return to_device(sizes, x.device)
 
 
 def _check_batch_sizes(batch_sizes: np.ndarray, name: str, rows: int, batch: int) -> None:
@@ -283,7 +293,8 @@ def rnn(
         length, the rows of step 0 first, then those of step 1, ...
     h0 : (B, H), the first state of each sequence.
     weight : (H, H), the recurrent weight.
-    batch_sizes : (T,) integers, the number of rows of each step; they begin with B, never grow, and sum to N.
+    batch_sizes : (T,) integers, the number of rows of each step; they begin with B, never grow, and sum to N. On a GPU
+        they lie there, int64, and are not checked, or are copied there.
     nonlinearity : f, ``"tanh"`` or ``"relu"``.
     reverse : read the sequences from their last step to their first.
 
@@ -300,7 +311,7 @@ def rnn(
             f"rnn: nonlinearity {nonlinearity!r}; expected one of {', '.join(spec.NONLINEARITIES)} "
             f"(called at {user_line()})"
         )
-    batch_sizes = _checked("rnn", x, h0, batch_sizes)
+    batch_sizes = _placed("rnn", x, h0, batch_sizes)
     return _rnn(x, h0, weight, batch_sizes, nonlinearity=nonlinearity, reverse=bool(reverse))
 
 
@@ -333,7 +344,7 @@ def lstm(
     Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000. A gradient of h, h_n and
     c_n goes through the fused loop; one of c or of gates through the same formulas in tensors.
     """
-    return _lstm(x, h0, c0, weight, _checked("lstm", x, h0, batch_sizes), reverse=bool(reverse))
+    return _lstm(x, h0, c0, weight, _placed("lstm", x, h0, batch_sizes), reverse=bool(reverse))
 
 
 def gru(
@@ -371,7 +382,7 @@ def gru(
     with its own u_t. Then a GRU whose update gate takes the whole candidate (z = 0 here) and whose r = 1 is a simple
     RNN. The z here multiplies the old state, as in Cho et al. and PyTorch; some authors call 1 - z the update gate.
     """
-    batch_sizes = _checked("gru", x, h0, batch_sizes)
+    batch_sizes = _placed("gru", x, h0, batch_sizes)
     return _gru(x, h0, weight, bias_n, batch_sizes, reset_after=bool(reset_after), reverse=bool(reverse))
 
 

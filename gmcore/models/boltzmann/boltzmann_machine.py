@@ -20,6 +20,7 @@ from gmcore.models.generative import marginal_logits
 from gmcore.ops.gibbs import check_binary, check_probabilities
 from gmcore.random import Generator, default_generator
 from gmcore.tensor import Tensor, no_grad
+from gmkernels.arrays import namespace
 
 _SAMPLE_SWEEPS = 1000
 """Sweeps from independent units to a sample."""
@@ -100,7 +101,7 @@ class BoltzmannMachine(BoltzmannModel):
 
     def _others(self) -> Tensor:
         """1 for each pair of different units, 0 for a unit with itself."""
-        return self.weight.beside(1.0 - np.eye(self.data_size, dtype=self.weight.dtype))
+        return Tensor(1.0 - namespace(self.weight._data).eye(self.data_size, dtype=self.weight.dtype))
 
     def energy(self, x: Tensor) -> Tensor:
         """-log p(x) - log Z for each example, (n,); x : (n, data_size)."""

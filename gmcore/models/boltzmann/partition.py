@@ -13,10 +13,12 @@ import numpy as np
 
 import gmkernels
 from gmcore import ops
+from gmcore.device import device_of, put, put_beside
 from gmcore.errors import ArgumentError
 from gmcore.models.base import Report, check_size
 from gmcore.random import Generator, default_generator
-from gmcore.tensor import Tensor
+from gmcore.tensor import Array, Tensor
+from gmkernels.arrays import namespace
 
 MOST_ENUMERATED = 20
 """Units of a layer that is enumerated: a million states."""
@@ -28,8 +30,8 @@ _STRETCH = 250
 _NORMAL_95 = 1.959963984540054
 """The normal distribution has 95 % of its mass within so many standard deviations."""
 
-Machine = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""weight (hidden, visible), visible_bias (visible,) and hidden_bias (hidden,)."""
+Machine = tuple[Array, Array, Array]
+"""weight (hidden, visible), visible_bias (visible,) and hidden_bias (hidden,), of NumPy or all on one GPU."""
 
 
 class Partition(NamedTuple):
@@ -53,7 +55,7 @@ class Partition(NamedTuple):
 
 # -- enumeration ---------------------------------------------------------------------------------------------
 def exact_partition(machine: Machine, units: str = "bernoulli") -> Partition:
-    """log Z over all states of the smaller layer, in float64.
+    """log Z over all states of the smaller layer, in float64, computed where the machine lies.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ def exact_partition(machine: Machine, units: str = "bernoulli") -> Partition:
     Of Gaussian units, the integral over v for a state h is (2 pi)^(visible / 2) exp(b^T h + c^T m + 1/2 |m|^2) with
     m = W^T h: the marginal p(v) is a mixture of 2^hidden normal distributions N(W^T h + c, I) with those weights.
     """
-    weight, visible_bias, hidden_bias = (np.asarray(a, np.float64) for a in machine)
+    weight, visible_bias, hidden_bias = (a.astype(np.float64) for a in machine)
     hidden, visible = weight.shape
     over_visible = units == "bernoulli" and visible < hidden
     size = visible if over_visible else hidden
@@ -78,10 +80,10 @@ def exact_partition(machine: Machine, units: str = "bernoulli") -> Partition:
             f"a machine with {visible} visible ({units}) and {hidden} hidden units has too many states to enumerate; "
             f"one layer of Bernoulli units must have at most {MOST_ENUMERATED}. Estimate log Z by annealing"
         )
-    log_z = -math.inf
+    log_z, arrays = -math.inf, namespace(weight)
     for start in range(0, 1 << size, _ROWS):
-        numbers = np.arange(start, min(start + _ROWS, 1 << size))
-        states = (numbers[:, None] >> np.arange(size) & 1).astype(np.float64)
+        numbers = arrays.arange(start, min(start + _ROWS, 1 << size))
+        states = (numbers[:, None] >> arrays.arange(size) & 1).astype(np.float64)
         if units == "gaussian":
             means = states @ weight
             terms = states @ hidden_bias + means @ visible_bias + (means**2).sum(1) / 2
@@ -89,7 +91,7 @@ def exact_partition(machine: Machine, units: str = "bernoulli") -> Partition:
             terms = -gmkernels.free_energy(states, weight, visible_bias, hidden_bias)[0]
         else:
             terms = -gmkernels.free_energy(states, weight.T, hidden_bias, visible_bias)[0]
-        log_z = float(np.logaddexp(log_z, np.logaddexp.reduce(terms)))
+        log_z = float(np.logaddexp(log_z, np.logaddexp.reduce(put(terms, "cpu"))))
     if units == "gaussian":
         log_z += visible / 2 * math.log(2 * math.pi)
     return Partition(log_z, (log_z, log_z))
@@ -137,7 +139,7 @@ def anneal(
     machine: Machine,
     units: str = "bernoulli",
     *,
-    base_bias: np.ndarray | None = None,
+    base_bias: Array | None = None,
     betas: np.ndarray | None = None,
     runs: int = 100,
     generator: Generator | None = None,
@@ -147,7 +149,8 @@ def anneal(
 
     Parameters
     ----------
-    machine : weight, visible_bias, hidden_bias, all in float32 or all in float64, which the runs are computed in.
+    machine : weight, visible_bias, hidden_bias, all in float32 or all in float64, which the runs are computed in,
+        where they lie.
     units : "bernoulli" or "gaussian" (of variance 1), the visible ones.
     base_bias : (visible,), visible biases of the base-rate machine, best those of the training data's marginals: the
         logits of their means, or their means for Gaussian units. Zeros by default.
@@ -176,25 +179,27 @@ def anneal(
     betas = np.asarray(annealing_schedule() if betas is None else betas, np.float64)
     if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (np.diff(betas) > 0).all():
         raise ArgumentError("betas must increase from 0 to 1")
-    base = np.zeros_like(visible_bias) if base_bias is None else np.asarray(base_bias, weight.dtype)
+    base = np.zeros_like(visible_bias) if base_bias is None else base_bias.astype(weight.dtype)
     check_size("runs", runs)
     hidden, visible = weight.shape
     log_z = hidden * math.log(2.0)
     if units == "gaussian":
-        states = ops.normal((runs, visible), dtype=weight.dtype.name, generator=generator) + base
+        noise = ops.normal((runs, visible), dtype=weight.dtype.name, device=device_of(weight), generator=generator)
+        states = noise + Tensor(base)
         log_z += visible / 2 * math.log(2 * math.pi)
     else:
         states = ops.bernoulli_sample_logits(Tensor(base), samples=runs, generator=generator)
         log_z += float(np.logaddexp(0.0, base.astype(np.float64)).sum())
-    x, log_weights = states.numpy(), np.zeros(runs)
+    x, rises, betas = states._data, namespace(weight).zeros(runs), put_beside(betas, weight)
     for start in range(0, len(betas) - 1, _STRETCH):
         stretch = betas[start : start + _STRETCH + 1]
         rise, x = gmkernels.annealed_importance_sampling(
-            x, *machine, base, stretch, key=generator.draw().numpy(), units=units
+            x, *machine, base, stretch, key=generator.draw()._data, units=units
         )
-        log_weights += rise
+        rises += rise
         if report is not None:
             report(start + len(stretch) - 1, len(betas) - 1)
+    log_weights = put(rises, "cpu")
     return _estimate(log_z, log_weights, len(betas)), log_weights
 
 

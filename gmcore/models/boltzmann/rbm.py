@@ -29,6 +29,7 @@ from gmcore.ops.gibbs import check_binary, check_probabilities
 from gmcore.random import Generator
 from gmcore.streams import drawing_from, stream_seed
 from gmcore.tensor import Tensor, as_tensor, no_grad
+from gmkernels.arrays import namespace
 
 _SAMPLE_STEPS = 1000
 """Gibbs steps from independent units to a sample."""
@@ -172,12 +173,6 @@ class RBM(BoltzmannModel):
         weight, visible_bias, hidden_bias = (p._data for p in self.parameters_of_machine)
         return weight, visible_bias, hidden_bias
 
-    @property
-    def machine_on_cpu(self) -> Machine:
-        """The parameters as arrays of NumPy, with which likelihoods are estimated."""
-        weight, visible_bias, hidden_bias = (p.detach().cpu()._data for p in self.parameters_of_machine)
-        return weight, visible_bias, hidden_bias
-
     def _visible(self, x: Any) -> Tensor:
         """Data as states of the visible units. Raises `ShapeError` unless x is (n, data_size)."""
         x = self.as_rows(x)
@@ -239,11 +234,10 @@ class RBM(BoltzmannModel):
         report : called with how many temperatures are done, and how many there are.
         """
         if enumerable(self.weight.shape, self.units):
-            return exact_partition(self.machine_on_cpu, self.units)
-        betas = annealing_schedule(self.temperatures)
-        base = self.base_bias.cpu().numpy()
+            return exact_partition(self.machine, self.units)
+        betas, base = annealing_schedule(self.temperatures), self.base_bias._data
         found, _ = anneal(
-            self.machine_on_cpu, self.units, base_bias=base, betas=betas, runs=runs, generator=generator, report=report
+            self.machine, self.units, base_bias=base, betas=betas, runs=runs, generator=generator, report=report
         )
         return found
 
@@ -277,15 +271,17 @@ class RBM(BoltzmannModel):
             raise ArgumentError("pseudo_log_likelihood: of Bernoulli units only")
         states = self._visible(x)
         check_binary("pseudo_log_likelihood", "x", states)
-        visible, machine = states.detach().cpu().numpy(), self.machine_on_cpu
+        visible, machine = states._data, self.machine
+        arrays = namespace(visible)
         n, size = visible.shape
         flips = size if flips is None else min(check_size("flips", flips), size)
-        first = np.zeros(n, int)
+        first = arrays.zeros(n, int)
         if flips < size:
-            first = (ops.uniform((n,), generator=generator).numpy() * size).astype(int) % size
+            place = ops.uniform((n,), device=states.device, generator=generator)._data * size
+            first = place.astype(int) % size
         energy, _ = gmkernels.free_energy(visible, *machine)
-        total = np.zeros(n)
-        rows = np.arange(n)
+        total = arrays.zeros(n)
+        rows = arrays.arange(n)
         for flip in range(flips):
             units = (first + flip * size // flips) % size
             other = visible.copy()
@@ -301,19 +297,19 @@ class RBM(BoltzmannModel):
         total = 0.0
         for x in self.eval().chunks(rows, report):
             if self.units == "bernoulli":
-                values = self.pseudo_log_likelihood(x, flips=_FLIPS, generator=generator).numpy()
+                values = self.pseudo_log_likelihood(x, flips=_FLIPS, generator=generator)
             else:
                 values = self._reconstruction_log_density(x)
-            total += float(values.sum())
+            total += float(values.cpu().numpy().sum())
         return total / len(rows)
 
-    def _reconstruction_log_density(self, x: Tensor) -> np.ndarray:
-        weight, visible_bias, hidden_bias = self.machine_on_cpu
-        visible = self._visible(x).cpu().numpy()
-        _, hidden = gmkernels.free_energy(visible, weight, visible_bias, hidden_bias, units=self.units)
-        distance = visible - (hidden @ weight + visible_bias)
-        constant = math.log(2 * math.pi) * self.data_size / 2 + float(np.log(self.sigma.cpu().numpy()).sum())
-        return -(distance**2).sum(axis=1) / 2 - constant
+    def _reconstruction_log_density(self, x: Tensor) -> Tensor:
+        with no_grad():
+            visible = self._visible(x)
+            _, hidden = ops.free_energy(visible, *self.parameters_of_machine, units=self.units)
+            distance = visible - (ops.matmul(hidden, self.weight) + self.visible_bias)
+            constant = math.log(2 * math.pi) * self.data_size / 2 + ops.sum(ops.log(self.sigma))
+            return -0.5 * ops.sum(ops.square(distance), axis=1) - constant
 
     def measure(
         self,
@@ -372,7 +368,7 @@ class RBM(BoltzmannModel):
         """Besides: the filters, which are the rows of the weight, and chains that start at test images."""
         super().draw(folder, dataset, recipe, seed)
         shape, value_range = dataset.picture_format
-        filters = self.machine_on_cpu[0] * self.sigma.cpu().numpy()
+        filters = (self.weight * self.sigma).detach().cpu().numpy()
         strongest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:100]
         pictures.save_filters(folder / "filters.png", filters[strongest], shape)
         noise = Generator(stream_seed(seed, "sampling"))
