@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from gmcore.device import device_of
 from gmcore.errors import ArgumentError, CaptureError, GraphError, user_line
 from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import registry
-from gmkernels.arrays import is_array, on_gpu
+from gmkernels.arrays import is_array
 
 if TYPE_CHECKING:
     from gmcore.program import Program
@@ -149,7 +150,7 @@ class Captured(Generic[P, R]):
 
 def _program(recorder: Recorder, result: Any) -> Program:
     """The recording as what repeats it: on the CPU, or as a CUDA graph."""
-    if recorder.on_gpu:
+    if recorder.gpus:
         from gmcore.graph import GraphProgram
 
         return GraphProgram(recorder, result)
@@ -164,7 +165,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         array = value._data
         if value._edge is None:
             arrays.append(array)
-            return ("tensor", array.shape, array.dtype, on_gpu(array))
+            return ("tensor", array.shape, array.dtype, device_of(array))
         if not value.is_leaf:
             raise GraphError(
                 "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
@@ -173,7 +174,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         return _Same(value)
     if is_array(value):
         arrays.append(value)
-        return ("array", value.shape, value.dtype, on_gpu(value))
+        return ("array", value.shape, value.dtype, device_of(value))
     if isinstance(value, (tuple, list)):
         return (type(value), *[_signature(part, arrays) for part in value])
     if isinstance(value, dict):
@@ -241,6 +242,10 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     the program knows was exchanged (another state loaded into an optimiser), the step is recorded anew.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
+
+    On a GPU the program is a CUDA graph, on the GPU where the arrays lie, whichever is the current one. It is launched
+    on the current stream of that GPU, and waits there for the repetition before it, on whatever stream that was: they
+    share the program's memory. All else that several streams use is the caller's to order, as between eager steps.
 
     References
     ----------

@@ -1,8 +1,9 @@
 """Devices: their names, and how arrays get there.
 
 ``"cpu"`` has NumPy's arrays, and ``"cuda"`` those of CuPy: ``"cuda:1"`` on the second GPU, ``"cuda"`` on the current
-one. Everything that one operation is given lies on one device, Python's numbers apart. CuPy is imported when a GPU is
-first asked for.
+one. Everything that one operation is given lies on one device, Python's numbers apart, and a GPU has to be the current
+one then, as CuPy wants it: ``with cupy.cuda.Device(1): ...``. Training, evaluation and captured steps see to that
+themselves. CuPy is imported when a GPU is first asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +119,21 @@ def put(array: Array, device: str | None) -> Array:
         return library.asarray(array)
 
 
+def using(device: str) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one inside the block, as its arrays want; leaves it as it is for ``"cpu"``.
+
+    Parameters
+    ----------
+    device : as for `gpu_number`.
+
+    Raises
+    ------
+    As `gpu_number`.
+    """
+    number = gpu_number(device)
+    return nullcontext() if number is None else cupy().cuda.Device(number)
+
+
 def put_all(batch: Any, device: str) -> Any:
     """A batch with the arrays in it, however deep in tuples, on a device.
 
@@ -146,4 +163,6 @@ def _constant(dtype: np.dtype[Any], content: bytes, device: str) -> Array:
     return put(np.frombuffer(content, dtype).reshape(()), device)
 
 
-__all__ = ["check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_all", "put_beside"]
+__all__ = [
+    "check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_all", "put_beside", "using",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gmcore.data import SPLITS, AnyDataset
 from gmcore.data import load as load_data
+from gmcore.device import using
 from gmcore.errors import DataError, unknown_name
 from gmcore.models.base import Model, Recipe, check_size
 from gmcore.models.generative import bernoulli_baseline
@@ -74,16 +75,17 @@ def measure(
 ) -> dict[str, Any]:
     """The figure of a split of `dataset` and all that it depends on; see `evaluate`."""
     begin = time.perf_counter()
-    result = model.measure(
-        dataset,
-        split,
-        recipe=recipe,
-        samples=samples,
-        seed=seed,
-        data_seed=data_seed,
-        limit=limit,
-        report=lambda done, total: report(Event(split, epoch, epoch, done, total)),
-    )
+    with using(model.device):
+        result = model.measure(
+            dataset,
+            split,
+            recipe=recipe,
+            samples=samples,
+            seed=seed,
+            data_seed=data_seed,
+            limit=limit,
+            report=lambda done, total: report(Event(split, epoch, epoch, done, total)),
+        )
     described = {"epoch": epoch, "split": split, "figure": model.test_figure, "unit": model.unit, "data": dataset.name}
     return {**described, **result, "seed": seed, "seconds": time.perf_counter() - begin}
 

@@ -8,16 +8,17 @@ arguments in the CPU's memory are written into one page-locked buffer, copied to
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import cupy
 import numpy as np
 
 from gmcore.errors import CaptureError
 from gmcore.program import ALIGNMENT, Program, rounded
-from gmcore.recorder import Block, Instruction, Place, Recorder
+from gmcore.recorder import Block, Instruction, Place, Recorder, mapped
 from gmcore.tensor import Array
 from gmkernels.arrays import on_gpu
 
@@ -25,6 +26,9 @@ BUFFERS = 4
 """Repetitions whose numbers from the CPU may be on their way: the next waits for the first of them."""
 MOST_FROM_CPU = 1 << 24
 """Bytes that a repetition copies from the CPU at most; a step that wants more has its data on the wrong device."""
+
+
+Check = Callable[..., None]
 
 
 class _Buffer(NamedTuple):
@@ -37,12 +41,17 @@ class _Buffer(NamedTuple):
     """Arrays in memory outside, and where their numbers go."""
     arguments: list[Array | None]
     """Where the arguments in the CPU's memory go; None for those on the GPU."""
+    checks: list[Check]
+    """Of what was taken from the CPU, before anything is launched."""
     copied: Any
     """The event that the copy to the GPU is done."""
 
 
 def _check(recorder: Recorder) -> None:
     """Raise `CaptureError` where a step that uses a GPU cannot be a CUDA graph."""
+    if len(recorder.gpus) > 1:
+        names = " and ".join(f"cuda:{number}" for number in sorted(recorder.gpus))
+        raise CaptureError(f"it uses arrays on {names}, and a CUDA graph is of one GPU")
     for instruction in recorder.instructions:
         reads = [place for place in instruction.reads if place.block is not None]
         for place in instruction.writes:
@@ -85,12 +94,16 @@ class GraphProgram(Program):
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         _check(recorder)
-        super().__init__(recorder, result)
+        self._device = cupy.cuda.Device(*recorder.gpus)
+        with self._device:
+            super().__init__(recorder, result)
 
     # -- memory ----------------------------------------------------------------------------------------------
     def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
-        # Checks of values would have Python wait for the GPU.
-        return [instruction for instruction in instructions if instruction.writes]
+        # Those without results check values. What the CPU gives is looked at there; for others Python would wait.
+        given = _of_cpu(self.recorder, instructions)
+        self._checks = [i for i in instructions if not i.writes and all(place.block in given for place in i.reads)]
+        return [i for i in instructions if i.writes]
 
     def _launches(self, instruction: Instruction) -> int:
         return 0  # the tables of launches are the CPU's
@@ -104,7 +117,7 @@ class GraphProgram(Program):
                 # Zeros, since instructions run on it before there is an argument: an index may not lead astray.
                 self._memory.setdefault(place.block, cupy.zeros(place.block.size, np.uint8))
         starts, size = {}, 0
-        for block in _of_cpu(self.recorder, self.instructions):
+        for block in _of_cpu(self.recorder, [*self.instructions, *self._checks]):
             starts[block], size = size, size + rounded(block.size)
         self._from_cpu = cupy.zeros(max(size, 1), np.uint8)
         for block, start in starts.items():
@@ -130,6 +143,7 @@ class GraphProgram(Program):
             [here(place) for _, place in self.recorder.hosts],
             copies,
             [here(place) for place in self.recorder.arguments],
+            [functools.partial(cast(Check, i.call), *mapped(i.inputs, here), **i.attrs) for i in self._checks],
             cupy.cuda.Event(disable_timing=True),
         )
 
@@ -143,8 +157,8 @@ class GraphProgram(Program):
 
     # -- running ---------------------------------------------------------------------------------------------
     def _prepare(self) -> None:
-        self._device = cupy.cuda.Device()
         self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._done = cupy.cuda.Event(disable_timing=True)  # the last repetition is
         self._inputs = [self.array(place) for place in self.recorder.arguments]
         # What the instructions allocate on the way belongs to the graph as long as it lives.
         self._pool = cupy.cuda.MemoryPool()
@@ -183,19 +197,28 @@ class GraphProgram(Program):
                     f"{instruction.name} (at {instruction.line}) cannot be part of a CUDA graph: {error}"
                 ) from error
 
-    def _repeat(self, arguments: Sequence[Array]) -> None:
+    def run(self, arguments: Sequence[Array]) -> Any:
         with self._device:
-            buffer = next(self._buffers)
-            buffer.copied.synchronize()
-            self._tell(buffer.hosts)
-            for source, target in buffer.copies:
-                target[...] = source
-            for array, target, argument in zip(self._inputs, buffer.arguments, arguments, strict=True):
-                (array if target is None else target)[...] = argument
             stream = cupy.cuda.get_current_stream()
-            self._from_cpu.data.copy_from_host_async(buffer.memory.ctypes.data, buffer.memory.size, stream)
-            buffer.copied.record(stream)
-            self._graph.launch(stream)
+            stream.wait_event(self._done)
+            result = super().run(arguments)
+            self._done.record(stream)
+            return result
+
+    def _repeat(self, arguments: Sequence[Array]) -> None:
+        buffer = next(self._buffers)
+        buffer.copied.synchronize()
+        for source, target in buffer.copies:
+            target[...] = source
+        for array, target, argument in zip(self._inputs, buffer.arguments, arguments, strict=True):
+            (array if target is None else target)[...] = argument
+        for check in buffer.checks:
+            check()
+        self._tell(buffer.hosts)
+        stream = cupy.cuda.get_current_stream()
+        self._from_cpu.data.copy_from_host_async(buffer.memory.ctypes.data, buffer.memory.size, stream)
+        buffer.copied.record(stream)
+        self._graph.launch(stream)
 
 
 __all__ = ["GraphProgram"]

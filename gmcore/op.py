@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from gmcore.device import constant_beside
+from gmcore.device import constant_beside, device_of, gpu_number
 from gmcore.errors import (
     DeviceError,
     DtypeError,
@@ -175,13 +175,13 @@ class Op:
         elif type(result) is tuple:
             out = outputs = tuple([Tensor(array) for array in result])
             if out and type(result[0]) is not ndarray:
-                self._check_devices(inputs)
+                self._check_devices(inputs, result[0])
         elif isinstance(result, np.generic):
             # NumPy returns a scalar, not an array, from operations on arrays of no dimensions.
             out = Tensor(np.asarray(result))
             outputs = (out,)
         else:
-            self._check_devices(inputs)
+            self._check_devices(inputs, result)
             out = Tensor(result)
             outputs = (out,)
         if self.view and _shares_memory(out._data, arrays[0]):
@@ -286,9 +286,10 @@ class Op:
         hint = f"; expected {expected}" if expected and "expected" not in str(error) else ""
         return kind(f"{self.name}({given}{options}): {error}{hint} (called at {user_line()})")
 
-    def _check_devices(self, inputs: Sequence[Tensor]) -> None:
-        """Raise `DeviceError` unless the inputs lie on one device, but for those that stay in host memory."""
-        if len(inputs) == 1 or not all([is_array(x._data) for x in inputs]):  # one that is traced is nowhere
+    def _check_devices(self, inputs: Sequence[Tensor], result: Array | None = None) -> None:
+        """Raise `DeviceError` unless the inputs lie on one device, but for those that stay in host memory, and that is
+        the current one: where it is not, CuPy refuses, or puts the `result` elsewhere."""
+        if self.name == "to_device" or not all([is_array(x._data) for x in inputs]):  # one that is traced is nowhere
             return
         devices = {x.device for i, x in enumerate(inputs) if self.input_name(i) not in ON_CPU}
         if len(devices) > 1:
@@ -297,6 +298,14 @@ class Op:
                 f"{self.name}({given}): expected all on one device; move some with .to({max(devices)!r}) "
                 f"(called at {user_line()})"
             )
+        if devices and "cpu" not in devices:
+            (there,) = devices
+            here = f"cuda:{gpu_number('cuda')}" if result is None else device_of(result)
+            if there != here:
+                raise DeviceError(
+                    f"{self.name}: its inputs are on {there}, and the current GPU is {here}; call it inside "
+                    f"`with cupy.cuda.Device({there[5:]}):` (called at {user_line()})"
+                )
 
     # -- tape ------------------------------------------------------------------------------------------
     def _record(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], attrs: dict[str, Any]) -> None:

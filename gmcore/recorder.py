@@ -44,9 +44,14 @@ class Block:
     """Keeps the memory, so that no address means two things."""
     start: int
     size: int
-    on_gpu: bool
+    gpu: int | None
+    """Number of the GPU in whose memory it is; None in the CPU's."""
     digest: bytes | None = None
     """Of the numbers in memory outside, when the step first saw it."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.gpu is not None
 
     def __repr__(self) -> str:
         return f"{self.kind}{self.number}"
@@ -209,15 +214,16 @@ class Recorder(Watch):
             yield
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the step uses the memory of a GPU."""
-        return any(block.on_gpu for block in self._blocks)
+    def gpus(self) -> set[int]:
+        """Numbers of the GPUs whose memory the step uses."""
+        return {block.gpu for block in self._blocks if block.gpu is not None}
 
     # -- memory ----------------------------------------------------------------------------------------------
     def _new_block(self, kind: str, array: Array) -> Block:
         owner = _owner(array)
         start, end = byte_bounds(owner)
-        block = Block(kind, self._counts[kind], owner, start, end - start, on_gpu(owner))
+        gpu = owner.device.id if on_gpu(owner) else None
+        block = Block(kind, self._counts[kind], owner, start, end - start, gpu)
         if kind == "outside":
             block.digest = _digest(owner)
         self._counts[kind] += 1

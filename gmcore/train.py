@@ -23,7 +23,7 @@ import gmcore
 from gmcore import io, models, pictures
 from gmcore.data import AnyDataset
 from gmcore.data import load as load_data
-from gmcore.device import check_device, put_all
+from gmcore.device import check_device, put_all, using
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.evaluation import Event, Progress, bernoulli_baseline, evaluate, measure, reopen_data
 from gmcore.models import Model, Recipe
@@ -191,7 +191,7 @@ class _Training:
     def run(self) -> Run:
         """Train to the last epoch, measure the test bound, draw the pictures."""
         try:
-            with _Interrupts() as self._interrupts:
+            with _Interrupts() as self._interrupts, using(self.model.device):
                 while self.position.epoch <= self.recipe.epochs:
                     self._train_epoch()
                 if not self.metrics or "split" not in self.metrics[-1]:
@@ -393,7 +393,8 @@ def assemble(
         own = {name: value for name, value in settings.items() if name not in fields}
         model = drawing_from(init, cls.build, dataset, own, init)
     recipe = model.adapt(recipe, dataset, settings)
-    model.check_data(dataset, recipe, seed)
+    with using(model.device):
+        model.check_data(dataset, recipe, seed)
     return model, recipe, dataset
 
 

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from gmcore.device import using
     from gmcore.models import GenerativeModel, LanguageModel
     from gmcore.models.base import check_size
     from gmcore.random import Generator
@@ -34,12 +35,13 @@ def run(arguments: argparse.Namespace) -> None:
     config = read_config(arguments.path)
     seed = config["seed"] if arguments.seed is None else Generator(arguments.seed).seed
     model, noise = load(arguments.path, device=arguments.device), Generator(stream_seed(seed, "sampling"))
-    if isinstance(model, LanguageModel):
-        _text(arguments, model, noise)
-    elif isinstance(model, GenerativeModel):
-        _vectors(arguments, model, noise, config, seed)
-    else:
-        raise ArgumentError(f"{arguments.path}: {model.name} draws neither data vectors nor text")
+    with using(model.device):
+        if isinstance(model, LanguageModel):
+            _text(arguments, model, noise)
+        elif isinstance(model, GenerativeModel):
+            _vectors(arguments, model, noise, config, seed)
+        else:
+            raise ArgumentError(f"{arguments.path}: {model.name} draws neither data vectors nor text")
 
 
 def _text(arguments: argparse.Namespace, model: Any, noise: Any) -> None:

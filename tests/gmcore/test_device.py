@@ -19,6 +19,7 @@ import gmkernels
 from gmcore import Generator, Tensor, cli, data, functional, io, models, nn, ops
 from gmcore.device import put_all
 from gmcore.errors import ArgumentError, DeviceError, GmcoreError, GraphError, MissingPackageError
+from gmcore.evaluation import evaluate
 from gmcore.models.latent.iwae import IWAE
 from gmcore.models.latent.vae import VAE
 from gmcore.op import OPS
@@ -578,3 +579,20 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert np.load(tmp_path / "samples.npy").shape == (3, 12)
     run("train", "--resume", tmp_path / "cuda", "--epochs", 3, "--device", "cpu")
     assert json.loads((tmp_path / "cuda" / "config.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.slow
+@emulated
+def test_training_and_evaluation_on_a_second_gpu(tmp_path: Path) -> None:
+    """Make it the current one themselves, and give what the first gives."""
+    dataset = data.Dataset("bits", ROWS[:24], ROWS[24:32], ROWS[32:])
+    settings = {"hidden_sizes": [5], "latent_size": 2, "eval_samples": 4}
+    bounds = []
+    with cuda_stand_in.machine(devices=2):
+        for device in ("cuda:0", "cuda:1"):
+            run = gmcore.fit(
+                "vae", dataset, epochs=1, batch_size=4, device=device, out=tmp_path / device, settings=settings
+            )
+            assert run.model.device == device and cupy.cuda.Device().id == 0
+            bounds += [run.result["bound"], evaluate(run.path, data=dataset, device=device)["bound"]]
+    assert len(set(bounds)) == 1

@@ -6,13 +6,16 @@ import pytest
 import gmcore
 from gmcore import nn, ops, optim
 from gmcore.capture import CaptureWarning
-from gmcore.errors import CaptureError
+from gmcore.errors import ArgumentError, CaptureError, DeviceError
 from gmcore.graph import GraphProgram
 from gmcore.random import Generator
+from gmcore.watch import computed
 from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
+cupy = pytest.importorskip("cupy")
 pytestmark = [pytest.mark.gpu] if has_gpu() else []
+emulated = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 trains = pytest.mark.gpu if has_gpu() else pytest.mark.slow
 """Of tests that train a network: emulated, that takes long."""
 STEPS = 14
@@ -145,8 +148,6 @@ def test_a_graph_that_cannot_be_made_changes_no_parameter(monkeypatch):
 @pytest.mark.parametrize("n", [3, 4, 10])
 def test_tensors_are_joined_without_a_table_from_the_cpu(n, monkeypatch):
     """Which CuPy makes of their addresses where they are more than three."""
-    import cupy
-
     theirs, most = cupy.concatenate, []
     monkeypatch.setattr(cupy, "concatenate", lambda xs, **rest: most.append(len(xs)) or theirs(xs, **rest))
     joined = gmcore.capture(lambda x: ops.concatenate([x + float(i) for i in range(n)], axis=1))
@@ -190,3 +191,129 @@ def test_explain_says_that_it_is_a_graph_and_whose_kernels_run():
     assert "one CUDA graph" in text
     kernels = [line.split()[1:3] for line in text.splitlines() if ":" in line.split(" -> ")[0]]
     assert kernels and "reference" not in {backend for _, backend in kernels}, kernels
+
+
+# -- what the CPU gives --------------------------------------------------------------------------------------------
+def test_what_the_cpu_gives_is_checked_before_a_graph_is_launched():
+    """A check of numbers on the GPU would have Python wait for it."""
+    table = gmcore.tensor(np.arange(4, dtype=np.float32), device="cuda")
+
+    @gmcore.capture
+    def step(symbols):
+        computed(_check, symbols._data, most=3)
+        return ops.getitem(table, symbols.to("cuda"))
+
+    def codes(*numbers):
+        return gmcore.tensor(np.array(numbers))
+
+    for _ in range(3):
+        assert step(codes(3, 0)).tolist() == [3.0, 0.0]
+    assert step.programs
+    with cuda_stand_in.counting() as counts, pytest.raises(ArgumentError, match="above 3"):
+        step(codes(1, 4))
+    assert not counts["graph"]
+    assert step(codes(2, 2)).tolist() == [2.0, 2.0]
+
+
+def _check(symbols, most):
+    if symbols.max() > most:
+        raise ArgumentError(f"above {most}")
+
+
+# -- streams, and several GPUs -------------------------------------------------------------------------------------
+@emulated
+def test_a_repetition_waits_for_the_one_before_on_any_stream(monkeypatch):
+    """All of its work lies between the wait for the end of the other and the event of its own end."""
+    step = gmcore.capture(lambda x: ops.exp(x) * 2.0)
+    x = gmcore.tensor(np.ones(3, np.float32), device="cuda")
+    for _ in range(3):
+        step(x)
+    log = []
+    submit, launch, record = cuda_stand_in.submit, cuda_stand_in.Graph.launch, cuda_stand_in.Event.record
+
+    def noting(what, function):
+        return lambda *args: log.append((what(*args), cupy.cuda.get_current_stream().ptr)) or function(*args)
+
+    monkeypatch.setattr(cuda_stand_in, "submit", noting(lambda *args: "work", submit))
+    monkeypatch.setattr(cuda_stand_in.Graph, "launch", noting(lambda *args: "work", launch))
+    monkeypatch.setattr(cuda_stand_in.Event, "record", noting(lambda event, stream: event.ptr, record))
+    monkeypatch.setattr(cuda_stand_in.Stream, "wait_event", lambda stream, event: log.append((-event.ptr, stream.ptr)))
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for stream in streams:
+        with stream:
+            step(x)
+    first, second = ([entry for entry, stream in log if stream == each.ptr] for each in streams)
+    done = first[-1]
+    assert first[0] == second[0] == -done and second[-1] == done
+    assert "work" in first[1:-1] and all(entry != -done for entry in first[1:])
+
+
+@pytest.mark.gpu
+def test_repetitions_on_several_streams_have_the_bits_of_one():
+    generator = Generator(5)
+    step = gmcore.capture(lambda x: ops.exp(x + ops.normal((1 << 20,), generator=generator, device="cuda")))
+    x = gmcore.tensor(np.zeros(1 << 20, np.float32), device="cuda")
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    found = []
+    for i in range(30):
+        with streams[i % 3]:
+            found.append(step(x))
+    cupy.cuda.Device().synchronize()
+    generator.manual_seed(5)
+    eager = [ops.exp(x + ops.normal((1 << 20,), generator=generator, device="cuda")) for _ in range(30)]
+    assert bits(found) == bits(eager)
+
+
+def scaled(device):
+    """A step with a parameter and a draw on a device, and the parameter."""
+    weight = gmcore.tensor(np.full(4, 0.5, np.float32), device=device, requires_grad=True)
+    optimizer, generator = optim.SGD([weight], lr=0.1), Generator(4)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = ops.sum(ops.square(weight * x + ops.normal((4,), device=device, generator=generator)))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step, weight
+
+
+@emulated
+def test_a_graph_of_a_second_gpu_runs_there_whichever_is_the_current_one():
+    x = np.arange(4, dtype=np.float32)
+    eager, expected = scaled("cuda:0")
+    losses = [eager(gmcore.tensor(x * i, device="cuda:0")) for i in range(6)]
+    with cuda_stand_in.machine(devices=2):
+        step, weight = scaled("cuda:1")
+        step = gmcore.capture(step)
+        with cupy.cuda.Device(1):
+            found = [step(gmcore.tensor(x * i, device="cuda:1")) for i in range(3)]
+        assert step.programs and cupy.cuda.Device().id == 0
+        found += [step(gmcore.tensor(x * i, device="cuda:1")) for i in range(3, 6)]
+        assert {t.device for t in (*found, weight, weight.grad)} == {"cuda:1"}
+        assert bits(found) == bits(losses) and bits([weight]) == bits([expected])
+
+
+@emulated
+@pytest.mark.parametrize("peers", [False, True])
+def test_operations_on_a_gpu_that_is_not_the_current_one_are_refused(peers):
+    with cuda_stand_in.machine(devices=2, peers=peers):
+        x = gmcore.tensor(np.ones(3, np.float32), device="cuda:1")
+        for call in (lambda: ops.exp(x), lambda: x + 1.0, lambda: ops.split(x * x, 3)):
+            with pytest.raises(
+                DeviceError,
+                match=r"inputs are on cuda:1, and the current GPU is cuda:0; .* `with cupy.cuda.Device\(1\):`",
+            ):
+                call()
+        with cupy.cuda.Device(1):
+            assert (x + 1.0).device == "cuda:1"
+
+
+@emulated
+def test_a_graph_of_two_gpus_is_refused():
+    with cuda_stand_in.machine(devices=2):
+        step = gmcore.capture(lambda x: x.to("cuda:0") * 2.0)
+        with pytest.raises(CaptureError, match="arrays on cuda:0 and cuda:1, and a CUDA graph is of one GPU"):
+            for _ in range(3):
+                step(gmcore.tensor(np.ones(3, np.float32), device="cuda:1"))
