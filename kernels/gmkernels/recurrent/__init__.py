@@ -20,12 +20,22 @@ def _triton_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
     return triton.note(inputs[op.inputs.index("weight")])
 
 
+def _cuda_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    from gmkernels.recurrent import cuda
+
+    return cuda.note(op, *inputs, **attrs)
+
+
 for _spec in (spec.RNN, spec.RNN_BACKWARD, spec.LSTM, spec.LSTM_BACKWARD, spec.GRU, spec.GRU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.recurrent.cpu:{_spec.name}", overhead=2e-5, efficiency=0.4, accepts=_needs_blas)
     register(
         _spec, "triton", f"gmkernels.recurrent.triton:{_spec.name}", dtypes=FLOATS + HALVES,
         overhead=5e-5, efficiency=0.2, note=functools.partial(_triton_note, _spec),
+    )  # fmt: skip
+    register(
+        _spec, "cuda", f"gmkernels.recurrent.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=3e-5, efficiency=0.3,
+        note=functools.partial(_cuda_note, _spec),
     )  # fmt: skip
 
 
