@@ -35,6 +35,7 @@ __all__ = [
     "allocate",
     "cuda",
     "cuda_source",
+    "held",
     "on_gpu",
     "resident",
     "triton",
@@ -348,12 +349,35 @@ def cuda(
     kernel(tuple(grid), tuple(block), passed, shared_mem=shared)
 
 
+@functools.cache
+def _multiprocessors(device: int) -> tuple[int, int]:
+    """How many there are, and how many bytes of shared memory each has."""
+    import cupy
+
+    has = cupy.cuda.Device(device).attributes
+    return has["MultiProcessorCount"], has["MaxSharedMemoryPerMultiprocessor"]
+
+
+def held(blocks: int, shared: int) -> int:
+    """The blocks of a cooperative launch that the current device holds at once.
+
+    Parameters
+    ----------
+    blocks : on a multiprocessor, by threads and registers: what the kernel has in ``__launch_bounds__``.
+    shared : bytes of shared memory of a block.
+    """
+    import cupy
+
+    count, room = _multiprocessors(cupy.cuda.runtime.getDevice())
+    return count * min(blocks, room // (shared + 1024))  # the system takes a KiB of each block
+
+
 def _check_cooperative(name: str, kernel: Any, blocks: int, threads: int, shared: int, device: int) -> None:
     """Raise unless all blocks of a grid run at once: CuPy would launch fewer of them, with a warning."""
     import cupy
 
     each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, threads, shared)
-    most = each * cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+    most = each * _multiprocessors(device)[0]
     if blocks > most:
         raise KernelError(
             f"{name}: {blocks} blocks of {threads} threads with {shared} bytes of shared memory wait for each other, "

@@ -523,6 +523,7 @@ def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list
         "triton": lambda *arguments, **options: given.append((_triton_launch, arguments, options)),
         "cuda": lambda *arguments, **options: given.append((_cuda_launch, arguments, options)),
         "resident": lambda a: a,
+        "held": lambda blocks, shared: 132 * blocks,  # on an H200
     }
     before = {name: getattr(launch, name) for name in replaced}
     at = configurations.Choices.at

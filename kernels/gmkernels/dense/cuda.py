@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,9 +50,11 @@ class Tile(NamedTuple):
         return 32 * (self.m // self.warp_m) * (self.n // self.warp_n)
 
     @functools.cache  # noqa: B019 (there are nine tiles)
-    def defines(self, a: Copy, b: Copy) -> tuple[str, ...]:
+    def defines(self, *copies: Copy) -> tuple[str, ...]:
+        """What ``product.cuh`` wants defined, and the ways to copy a and b if they are given."""
         names = ("BM", "BN", "BK", "WM", "WN", "STAGES", "BLOCKS", "A_COPY", "A_BYTES", "B_COPY", "B_BYTES")
-        return tuple(f"{name}={value}" for name, value in zip(names, (*self, *a, *b), strict=True))
+        values = (*self, *itertools.chain(*copies))
+        return tuple(f"{name}={value}" for name, value in zip(names, values, strict=False))
 
     def shared(self, a: Copy, b: Copy, itemsize: int) -> int:
         """Bytes of shared memory: the steps, and after the last of them a band of 16 rows of sums of each warp."""

@@ -131,7 +131,7 @@ struct Operand {
 
 constexpr int STAGED_ROW = BN + 8;  // of the epilogue; 8 so that the pairs of sums of 4 rows do not conflict
 
-// The sums of a warp's elements, in registers: `multiply` adds those of a step, `stage` writes number `band` of its 16
+// The sums of a warp's elements, in registers: `multiply` adds those of a step, `scale` multiplies all, `stage` writes number `band` of its 16
 // rows at a time to shared memory, where the bands of the warps of a column of warps follow each other.
 template <class A, class B, class T = Store, int BYTES = sizeof(T)>
 struct Sums;
@@ -171,6 +171,14 @@ struct Sums<A, B, T, 4> {
         }
     }
 
+    __device__ __forceinline__ void scale(T factor) {
+#pragma unroll
+        for (int i = 0; i < TM; i++) {
+#pragma unroll
+            for (int j = 0; j < TN; j++) sum[i][j] *= factor;
+        }
+    }
+
     __device__ __forceinline__ void stage(Real* staged, int band) const {
 #pragma unroll
         for (int i = 0; i < TM; i++) {
@@ -201,6 +209,17 @@ struct Tiles {
             for (int j = 0; j < TN; j++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) sum[i][j][e] = Real(0);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void scale(Real factor) {
+#pragma unroll
+        for (int i = 0; i < TM; i++) {
+#pragma unroll
+            for (int j = 0; j < TN; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
             }
         }
     }

@@ -12,7 +12,7 @@ import numpy as np
 from gmkernels import blas
 from gmkernels.arrays import namespace
 from gmkernels.gibbs import reference, spec
-from gmkernels.registry import Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Signature, register, run
 from gmkernels.rng import as_key
 
 __all__ = [
@@ -37,6 +37,10 @@ for _spec in (
     register(
         _spec, "cpu", f"gmkernels.gibbs.cpu:{_spec.name}",
         strided=_spec is spec.GIBBS_HALF_STEP, overhead=3e-5, accepts=_needs_blas,
+    )  # fmt: skip
+    register(
+        _spec, "cuda", f"gmkernels.gibbs.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
+        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5, efficiency=0.5,
     )  # fmt: skip
 
 

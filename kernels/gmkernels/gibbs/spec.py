@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.arrays import namespace
+from gmkernels.arrays import namespace, on_gpu
 from gmkernels.cost import Cost
 from gmkernels.dense.tiles import tiles
 from gmkernels.registry import FLOATS, HALVES, Array, Example, KernelError, KernelSpec, Layout
@@ -99,6 +99,58 @@ def stored(states: Array, weight: Array) -> Layout:
 _KEY = (3,), np.dtype(np.uint64)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# What kernels of a GPU need besides
+# ---------------------------------------------------------------------------------------------------------
+
+SMALLEST_TILE = 32
+"""Units of the narrowest tile of a product: sums over tiles have room for as many as there can be."""
+
+
+def operand_dtype(weight: Array, *states: Array) -> np.dtype[Any]:
+    """In which GPU kernels multiply. A float32 weight is cut into two parts of bfloat16 where states are of uint8."""
+    if weight.dtype == np.float32 and all(a.dtype == np.uint8 for a in states):
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return weight.dtype
+
+
+def pitch(columns: int) -> int:
+    """Elements from one row of an operand to the next: each begins at a multiple of 16 bytes."""
+    return -(-columns // 8) * 8
+
+
+def chain_operand_dtype(weight: Array, units: str, *states: Array) -> np.dtype[Any]:
+    """The same for chains, whose visible states are real numbers if the units are Gaussian."""
+    return operand_dtype(weight, *states) if units == "bernoulli" else weight.dtype
+
+
+def gpu_operand(shape: tuple[int, ...], dtype: Any, parts: int = 1) -> tuple[tuple[int, ...], Any]:
+    return (parts, shape[0], pitch(shape[1])), dtype
+
+
+def gpu_weight(weight: Array, dtype: Any) -> tuple[tuple[int, ...], Any]:
+    """Scratch for the parts of a weight as an operand, by its rows or by its columns."""
+    rows, columns = weight.shape
+    parts = 1 if dtype == weight.dtype else 2
+    return (parts * max(rows * pitch(columns), columns * pitch(rows)),), dtype
+
+
+def gpu_sums(rows: int, units: int, *leading: int) -> tuple[tuple[int, ...], Any]:
+    """Of each row and tile of units; there is one where there are no units."""
+    return (*leading, rows, max(1, -(-units // SMALLEST_TILE))), np.dtype(np.float64)
+
+
+def gpu_chain(rows: int, weight: Array, dtype: Any) -> Layout:
+    """Visible states, hidden states and the weight, as operands."""
+    return [*(gpu_operand((rows, units), dtype) for units in weight.shape[::-1]), gpu_weight(weight, dtype)]
+
+
+GPU_COUNTER = (1,), np.dtype(np.uint32)
+"""Of the blocks that have come to a barrier of the grid."""
+
+
 # Weights, biases and states of the examples are multiples of 1/16, so that their products and sums are exact in any
 # order, in float32 too: samples and means do not depend on the order.
 def _dyadic(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
@@ -145,6 +197,9 @@ def _half_step_infer(states: Array, weight: Array, bias: Array, key: Array, *, u
 
 
 def _half_step_workspace(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> Layout:
+    if on_gpu(weight):
+        operand = operand_dtype(weight, states)
+        return [gpu_operand(states.shape, operand), gpu_weight(weight, operand)]
     sample = (states.shape[0], weight.shape[0]) if dtype == "uint8" else (0,)
     return [*stored(states, weight), (sample, weight.dtype)]
 
@@ -211,6 +266,9 @@ def _sample_dtype(states: Array, weight: Array, units: str) -> Any:
 def _chain_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
 ) -> Layout:
+    if on_gpu(weight):
+        operand = chain_operand_dtype(weight, units, visible)
+        return [*gpu_chain(len(visible), weight, operand), GPU_COUNTER]
     hidden = (visible.shape[0], weight.shape[0])
     return [*stored(visible, weight), (hidden, weight.dtype), (hidden, weight.dtype), _KEY]
 
@@ -275,6 +333,10 @@ def _free_energy_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str
 ) -> Layout:
     """The visible states; the sums of softplus over each row's part of each tile of hidden units."""
+    if on_gpu(weight):
+        operand = operand_dtype(weight, visible)
+        sums = gpu_sums(len(visible), len(weight))
+        return [gpu_operand(visible.shape, operand), gpu_weight(weight, operand), sums]
     return [*stored(visible, weight), partial_sums(visible.shape[0], weight)]
 
 
@@ -347,12 +409,26 @@ def _divergence_workspace(
 ) -> Layout:  # fmt: skip
     """States of data and chain; means and sample of the hidden units; mean of the visible ones; sums of softplus; for
     each visible and each hidden unit a sum; the key of a step."""
+    if on_gpu(weight):
+        return _divergence_on_gpu(data, chain, weight, visible_bias, units)
     real = weight.dtype
     hidden = [(a.shape[0], weight.shape[0]) for a in (data, chain, chain)]
     return [
         *stored(data, weight), *stored(chain, weight), *((shape, real) for shape in hidden), (chain.shape, real),
         *(partial_sums(a.shape[0], weight) for a in (data, chain)),
         *((bias.shape, np.dtype(np.float64)) for bias in (visible_bias, hidden_bias)), _KEY,
+    ]  # fmt: skip
+
+
+def _divergence_on_gpu(data: Array, chain: Array, weight: Array, visible_bias: Array, units: str) -> Layout:
+    """The chain, the data and the weight as operands; the hidden means of both phases, each in two parts where operands
+    have 16 bits; sums of softplus; for each visible unit a sum."""
+    operand, hidden = chain_operand_dtype(weight, units, data, chain), len(weight)
+    parts = 2 if operand.itemsize == 2 else 1
+    return [
+        *gpu_chain(len(chain), weight, operand), gpu_operand(data.shape, operand),
+        *(gpu_operand((len(a), hidden), operand, parts) for a in (data, chain)),
+        *(gpu_sums(len(a), hidden) for a in (data, chain)), (visible_bias.shape, np.dtype(np.float64)), GPU_COUNTER,
     ]  # fmt: skip
 
 
@@ -442,6 +518,10 @@ def _annealing_workspace(
     *, units: str,
 ) -> Layout:  # fmt: skip
     """Visible states; hidden states and means; visible means; sums of softplus; a bias; the visible units' terms."""
+    if on_gpu(weight):
+        operand = chain_operand_dtype(weight, units, visible)
+        sums = gpu_sums(len(visible), len(weight)), gpu_sums(len(visible), weight.shape[1], 2)
+        return [*gpu_chain(len(visible), weight, operand), *sums, GPU_COUNTER]
     hidden, real = (visible.shape[0], weight.shape[0]), weight.dtype
     return [
         *stored(visible, weight), (hidden, real), (hidden, real), (visible.shape, real),
@@ -502,6 +582,10 @@ ANNEALED_IMPORTANCE_SAMPLING = KernelSpec(
 # ---------------------------------------------------------------------------------------------------------
 
 
+SWEEP_SHARED = 96 << 10
+"""Bytes of shared memory in which a sweep on a GPU keeps the inputs of its units; if they need more, in a workspace."""
+
+
 def _sweep_infer(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Layout:
     op, units = "boltzmann_sweep", bias.shape
     given = {"states": states}
@@ -520,6 +604,10 @@ def _sweep_infer(states: Array, weight: Array, bias: Array, clamped: Array, key:
 
 def _sweep_workspace(states: Array, weight: Array, bias: Array, clamped: Array, key: Array, *, sweeps: int) -> Layout:
     """The states, W x of each, and a random word for each unit."""
+    if on_gpu(weight):
+        real, units = np.promote_types(np.float32, weight.dtype), len(weight)
+        fits = 2 * units * real.itemsize <= SWEEP_SHARED
+        return [((0,) if fits else (len(states), 2, units), real)]
     return [*stored(states, weight), (states.shape, weight.dtype), (states.shape, np.dtype(np.uint32))]
 
 

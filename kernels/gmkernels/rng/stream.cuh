@@ -12,6 +12,8 @@ struct Stream {
     uint32 seed_low, seed_high, draw_low, draw_high;
     uint64 offset;
 
+    DEVICE Stream() : seed_low(0), seed_high(0), draw_low(0), draw_high(0), offset(0) {}
+
     // Of a key in the memory of the device: (seed, draw, offset).
     DEVICE explicit Stream(const uint64* key)
         : seed_low(static_cast<uint32>(key[0])),
@@ -100,6 +102,13 @@ struct Format<double> {
 template <class Real>
 DEVICE Real uniform(uint32 w) {
     return fma(static_cast<Real>(w), static_cast<Real>(0x1p-32), static_cast<Real>(0x1p-33));
+}
+
+// 1 if w < floor(p 2^32), and NaN if p is no probability. At p = 1 the product has 33 bits.
+template <class Real>
+DEVICE Real fires(Real p, uint32 w) {
+    const Real fired = p >= 1 || w < static_cast<uint32>(p * Real(0x1p32)) ? Real(1) : Real(0);
+    return p >= 0 && p <= 1 ? fired : Real(bits_float(0x7FC00000u));
 }
 
 // sqrt(-2 log u) of the uniform of a word; u = 2^-k (1 - g).

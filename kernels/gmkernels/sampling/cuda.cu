@@ -364,16 +364,10 @@ DEVICE void each_sample(const Store* __restrict__ x, const uint64* __restrict__ 
     }
 }
 
-// 1 if w < floor(p 2^32), and NaN if p is no probability. At p = 1 the product has 33 bits.
-DEVICE Real fires(Real p, uint32 w) {
-    const Real fired = p >= 1 || w < static_cast<uint32>(p * Real(0x1p32)) ? Real(1) : Real(0);
-    return p >= 0 && p <= 1 ? fired : Real(bits_float(0x7FC00000u));
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS)
     bernoulli_sample(const Store* probs, const uint64* key, Store* sample, Index samples, Index width, Index pieces,
                      Index chunk, Index team, Index repeats) {
-    each_sample(probs, key, sample, samples, width, pieces, chunk, team, repeats, fires);
+    each_sample(probs, key, sample, samples, width, pieces, chunk, team, repeats, fires<Real>);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
