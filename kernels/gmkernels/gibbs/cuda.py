@@ -206,6 +206,8 @@ def gibbs_half_step(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
     states, weight, bias, key = inputs
     mean, sample = outputs
     if mean.size:
+        if not key.flags.c_contiguous:
+            key = key.copy()
         _half_step(states, weight, bias, key, workspace, attrs["units"], mean=mean, kept=sample)
 
 
