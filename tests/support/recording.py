@@ -77,6 +77,9 @@ class Recorder(types.ModuleType):
     def funcGetAttribute(self, attribute: int, function: int) -> int:
         return {0: 1024, 3: 0, 4: 32}[attribute]
 
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, function: int, threads: int, shared: int) -> int:
+        return min(2048 // threads, (228 << 10) // (shared + 1024))
+
     def launchKernel(self, function: int, *rest: int) -> None:
         assert rest[-1] == 0  # no parameters in another form
         self._keep(function, rest[:-1], False)
@@ -130,6 +133,7 @@ class Module:
         def kernel(grid: Any, block: Any, values: Any, *, shared_mem: int = 0) -> None:
             cuda_stand_in.submit("launch", lambda: _calls.append((name, grid, block, values)))
 
+        kernel.kernel = types.SimpleNamespace(ptr=0)  # type: ignore[attr-defined]
         return kernel
 
 
