@@ -20,6 +20,9 @@ for _spec in (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIG
     register(
         _spec, "cuda", f"gmkernels.conv.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.2e-5, efficiency=0.6,
     )  # fmt: skip
+    register(
+        _spec, "triton", f"gmkernels.conv.triton:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.5e-5, efficiency=0.4,
+    )  # fmt: skip
 
 
 def conv2d(
