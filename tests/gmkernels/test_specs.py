@@ -40,6 +40,9 @@ FEW = {"reference": 2, "triton": 5, "cuda": 10}
 """Most examples on an emulated GPU of what takes long: the reference, which has hundreds of operations of CuPy in each,
 and kernels in other dtypes than float32."""
 
+LONG = (("conv", "triton"),)
+"""Families and backends that take seconds on an emulated GPU in float32 too: they have small tests of their own."""
+
 
 class Case(NamedTuple):
     """A kernel, the device of its arrays, and their dtype."""
@@ -66,7 +69,8 @@ def cases_of(spec, name):
             if has_gpu():
                 yield Case(spec, name, "gpu", dtype), (pytest.mark.gpu,)
             elif dtype in EMULATED.get(name, DTYPES):
-                yield Case(spec, name, "gpu", dtype), () if dtype == "float32" else (pytest.mark.slow,)
+                quick = dtype == "float32" and (spec.family, name) not in LONG
+                yield Case(spec, name, "gpu", dtype), () if quick else (pytest.mark.slow,)
 
 
 def cases(wanted=lambda case: True):

@@ -1,10 +1,10 @@
 """Convolution in Triton: implicit products, whose operands are gathered from the planes; nothing is copied first.
 
 `_convolve` makes y, and the gradient with respect to x too, which is a convolution of g. A program makes a tile of
-positions by filters. Its sum goes over the channels and, of each, over the elements of the kernel that its positions
-meet, in the weight's order: so filters are read in vectors, and a few channels with a large kernel fill the tensor
-cores as well as many with a small one. Which element of x a product takes is the sum of an offset of the position and
-one of the element of the sum, and whether it lies inside the planes is two comparisons.
+positions by filters. Its sum goes over blocks of channels and, for each, over the elements of the kernel: which element
+of x a product takes is the sum of an offset of the position and one of the channel, and whether it lies in the planes
+is two comparisons for a position. Few channels would leave the tensor cores empty: then a block holds several channels
+with all of their elements (FLAT), with two comparisons for each product's operand.
 
 Where x has gone into y with a stride s, the positions of d_x fall into s classes along each axis, those of one
 remainder by s. All of a class meet the same elements of the kernel, every (s / gcd(s, dilation))th of them, and their
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
-from gmkernels.conv.spec import Attrs, Pair
+from gmkernels.conv.spec import Attrs
 from gmkernels.dense.triton import precision
 from gmkernels.elementary_triton import number_of, widened
 from gmkernels.reduce.triton import add_up
@@ -199,7 +199,7 @@ CHOICES = {
         (
             8, "float64",
             (_tile(64, 32, 16, 4, 3), _tile(32, 32, 16, 4, 3), _tile(64, 64, 16, 8, 3)),
-            (_tile(64, 64, 16, 8, 3), _tile(64, 32, 16, 4, 3), _tile(128, 64, 16, 8, 3)),
+            (_tile(64, 32, 16, 4, 3), _tile(64, 64, 16, 8, 3), _tile(128, 64, 16, 8, 3)),
         ),
     )
     for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
@@ -281,7 +281,7 @@ def _correlate(
     stride_h, stride_w, top, left, dilation_h, dilation_w, blocks,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of d_weight, elements of filters by filters, summed over all positions or over a part of so many blocks."""
+    """A tile of d_weight, elements of filters by filters, summed over all positions or a part of so many blocks."""
     program, tiles, length = number_of(0, WIDE), tl.cdiv(filters, BLOCK_F), channels * kernel_h * kernel_w
     f = program % tiles * BLOCK_F + tl.arange(0, BLOCK_F)
     program //= tiles
@@ -317,7 +317,7 @@ def _correlate(
 WEIGHT_CHOICES = {
     itemsize: launch.Choices(f"correlation.{name}.triton", candidates)
     for itemsize, name, candidates in (
-        (2, "half", (_tile(64, 64, 64, 4, 3), _tile(128, 64, 32, 4, 3), _tile(64, 32, 64, 4, 3))),
+        (2, "half", (_tile(64, 64, 32, 4, 3), _tile(128, 64, 32, 8, 3), _tile(64, 32, 64, 4, 3))),
         (4, "float32", (_tile(64, 64, 32, 4, 3), _tile(128, 64, 32, 8, 3), _tile(64, 32, 32, 4, 3))),
         (8, "float64", (_tile(64, 32, 32, 4, 3), _tile(64, 64, 16, 8, 3), _tile(32, 32, 16, 4, 3))),
     )

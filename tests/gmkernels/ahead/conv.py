@@ -7,6 +7,7 @@ _SAME = {"padding": ((1, 1), (1, 1))}
 _HALVED = {"stride": (2, 2), **_SAME}
 CASES = [
     Case("conv2d", (_PLANES, _WEIGHT, (64,)), _SAME),
-    Case("conv2d_backward_input", (_SMALL, (64, 64, 4, 4)), {"size": (28, 28), **_HALVED}),
-    Case("conv2d_backward_weight", (_PLANES, _PLANES), {"size": (3, 3), **_SAME}),
-]
+    Case("conv2d_backward_input", (_SMALL, (64, 64, 4, 4)), {"size": (28, 28), **_HALVED},
+         dtypes=("float32", "bfloat16")),
+    Case("conv2d_backward_weight", (_PLANES, _PLANES), {"size": (3, 3), **_SAME}, dtypes=("float32", "bfloat16")),
+]  # fmt: skip

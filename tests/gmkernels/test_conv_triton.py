@@ -1,0 +1,161 @@
+"""Convolution in Triton: several tiles and blocks, ragged edges, every class of positions, parts of sums, wide indices.
+
+Run as a program, this file compiles kernels and prints what the test of their machine code reads: a process in which
+Triton interprets cannot compile.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gmkernels import launch, registry
+from gmkernels.conv import spec
+
+OPS = (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT)
+SMALL = {"positions": 16, "filters": 16, "k": 16, "warps": 4, "stages": 3}
+"""A tile as small as they get, so that small planes have several."""
+
+
+@pytest.fixture(autouse=True)
+def small_tiles():
+    pytest.importorskip("triton")
+    from gmkernels.conv import triton as conv
+
+    with contextlib.ExitStack() as stack:
+        for choices in (*conv.CHOICES.values(), *conv.WEIGHT_CHOICES.values()):
+            stack.enter_context(choices.trying(SMALL))
+        yield
+
+
+def calls(x_shape, w_shape, attrs, dtype=np.float64):
+    """The three operations on such shapes: inputs and attributes. Sums have variance 1."""
+    rng = np.random.default_rng(3)
+    size = spec.output_size(x_shape[2:], w_shape[2:], *attrs[:3])
+    x, weight = rng.standard_normal(x_shape), rng.standard_normal(w_shape) / np.sqrt(np.prod(w_shape[1:]))
+    g = rng.standard_normal((x_shape[0], w_shape[0], *size)) / np.sqrt(x_shape[0] * np.prod(size))
+    x, weight, g = (a.astype(dtype) for a in (x, weight, g))
+    options = attrs._asdict()
+    yield OPS[0], (x, weight, weight[:, 0, 0, 0].copy()), options
+    yield OPS[1], (g, weight), {"size": x_shape[2:], **options}
+    yield OPS[2], (g, x), {"size": w_shape[2:], **options}
+
+
+def run(op, inputs, attrs):
+    import cupy
+
+    return registry.run(op, tuple(map(cupy.asarray, inputs)), attrs, backend="triton")[0].get()
+
+
+def check(x_shape, w_shape, attrs, dtype=np.float64, ops=OPS):
+    """Against the reference in float64: sums of up to 1000 products round as in the specs' examples."""
+    for op, inputs, options in calls(x_shape, w_shape, attrs, dtype):
+        if op not in ops:
+            continue
+        (expected,) = registry.run(op, [a.astype(np.float64) for a in inputs], options, backend="reference")
+        found = run(op, inputs, options)
+        atol = op.tolerance[np.dtype(dtype).name][1]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=f"{op.name} {options}")
+
+
+@pytest.mark.parametrize(
+    "x_shape, w_shape, attrs",
+    [
+        # Channels and filters that fill no tile, and two blocks of them.
+        pytest.param((2, 19, 4, 5), (17, 19, 2, 1), spec.Attrs(padding=((1, 0), (0, 0))), marks=pytest.mark.slow),
+        # Few channels; along one axis half of the classes meet no element, along the other all; groups.
+        ((1, 4, 5, 5), (2, 2, 2, 3), spec.Attrs((2, 2), ((1, 0), (2, 1)), (2, 1), 2)),
+    ],
+)
+def test_tiles_blocks_and_classes(x_shape, w_shape, attrs):
+    check(x_shape, w_shape, attrs, np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride, dilation", list(itertools.product((1, 2, 3, 4), repeat=2)))
+def test_every_stride_meets_every_dilation(stride, dilation):
+    """Of elements left out, padding on one side or the other, and planes shorter than the stride."""
+    channels = 16 if (stride + dilation) % 3 == 0 else 1
+    for padding, kernel, rest in (((0, 2), 3, 2), ((3, 0), 2, 0)):
+        length = max(1, dilation * (kernel - 1) + 1 - sum(padding)) + rest
+        attrs = spec.Attrs((1, stride), ((0, 0), padding), (1, dilation))
+        check((2, channels, 1, length), (3, channels, 1, kernel), attrs)
+    attrs = spec.Attrs((stride, 1), (padding, (0, 0)), (dilation, 1))
+    check((2, channels, length, 1), (3, channels, kernel, 1), attrs, ops=OPS[1:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_groups(groups):
+    """Of one channel and filter too, and of more filters than a tile has."""
+    filters = {1: 20, 2: 17, 5: 1}[groups]
+    check((2, groups, 4, 5), (filters * groups, 1, 3, 2), spec.Attrs((1, 2), ((1, 1), (0, 1)), groups=groups))
+
+
+@pytest.mark.slow
+def test_parts_of_the_gradient_of_the_weight():
+    """The last part is shorter than the others; parts begin inside planes; results repeat bit for bit."""
+    x_shape, w_shape, attrs = (14, 2, 6, 7), (3, 2, 2, 2), spec.Attrs()
+    (_, _, (op, inputs, options)) = calls(x_shape, w_shape, attrs)
+    import cupy
+
+    (parts, _), *_ = op.workspace(*map(cupy.asarray, inputs), **options)
+    assert parts[0] > 2 and 14 * 5 * 6 % (16 * parts[0])
+    check(x_shape, w_shape, attrs, ops=OPS[2:])
+    assert run(op, inputs, options).tobytes() == run(op, inputs, options).tobytes()
+
+
+def test_indices_of_64_bits_make_no_difference(monkeypatch):
+    shapes = (1, 2, 3, 4), (3, 2, 2, 2), spec.Attrs((1, 2), ((0, 1), (1, 0)))
+    expected = [run(*call) for call in calls(*shapes)]
+    monkeypatch.setattr(launch, "wide", lambda *arrays: True)
+    for call, before in zip(calls(*shapes), expected, strict=True):
+        np.testing.assert_array_equal(run(*call), before)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Machine code
+# ---------------------------------------------------------------------------------------------------------
+
+
+def main():
+    """The intermediate code of the first kernel of each case, on a device of each kind, and the instructions of it."""
+    import triton
+
+    from gmkernels import conv  # noqa: F401 (registers the operations)
+    from tests.gmkernels.ahead.conv import CASES
+    from tests.support import ahead
+
+    compile_, made, found = triton.compile, [], []
+    triton.compile = lambda *given, **options: made.append(compile_(*given, **options)) or made[-1]
+    for case, dtype, capability in [(CASES[0], "float32", 80), *((case, "bfloat16", 90) for case in CASES[:3])]:
+        made.clear()
+        ahead.launches(case, "triton", dtype, capability)
+        found.append((case.op, capability, made[0].asm["ttgir"], made[0].asm["ptx"]))
+    json.dump(found, sys.stdout)
+
+
+@pytest.mark.slow
+def test_warps_go_along_the_planes_and_products_run_on_tensor_cores():
+    """Neighbours of a plane are read and written by neighbours in a warp: Triton decides that, from the offsets."""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for op, capability, code, instructions in json.loads(done.stdout):
+        fastest = dict(re.findall(r"^#(\w+) = #ttg.blocked<\{.*order = \[(\d), \d\]\}>", code, re.M))
+        used = re.findall(r"(?:async_copy_global|tt\.load|tt\.store).*tensor<\d+x\d+x!tt\.ptr<\w+>, #(\w+)>", code)
+        assert len(used) >= 3 and {fastest[layout] for layout in used} == {"0"}, (op, used, fastest)
+        assert {80: "mma.sync", 90: "wgmma.mma_async"}[capability] in instructions, op
+
+
+if __name__ == "__main__":
+    main()
