@@ -515,13 +515,13 @@ def _sequence_backward(
     unit = tl.arange(0, UNITS)
     j, k = unit[None, :], unit[:, None]
     within = (j < size) & (k < size)
-    w = weight + k * size + j
-    w_a = tl.load(w, within, 0.0)
+    w_at = weight + k * size + j
+    w_a = tl.load(w_at, within, 0.0)
     if GATES > 1:
-        w_b = tl.load(w + size * size, within, 0.0)
-        w_p = tl.load(w + 2 * size * size, within, 0.0)
+        w_b = tl.load(w_at + size * size, within, 0.0)
+        w_p = tl.load(w_at + 2 * size * size, within, 0.0)
     if GATES > 3:
-        w_d = tl.load(w + 3 * size * size, within, 0.0)
+        w_d = tl.load(w_at + 3 * size * size, within, 0.0)
 
     state_at = i * size + j
     known = (i < batch) & (j < size)
