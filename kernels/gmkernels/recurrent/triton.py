@@ -1,6 +1,6 @@
 """Recurrent nets in Triton: whole sequences in one launch where the weight fits into registers, else a launch a step.
 
-One launch (`_sequence`, `_sequence_backward`): a program takes 16 sequences through all steps by itself. The recurrent
+One launch (`_sequence`, `_sequence_backward`): a program takes 8 sequences through all steps by itself. The recurrent
 weight of all gates stays in its registers, as operands of the tensor cores; so do the running states. What a step reads
 from memory is loaded a step ahead.
 
@@ -86,6 +86,49 @@ def _store(x, at, value, mask):
     tl.store(x + at, value.to(x.dtype.element_ty), mask)
 
 
+@triton.jit
+def _gates_of(x, at, size, mask, GATES: tl.constexpr):
+    """Where the gates of tiles lie, from their first, and a mask: as axes of 2 and 2, the last one of pairs.
+
+    Tiles that are loaded and stored together go through shared memory together, between the layout of a product and
+    that of memory: with a barrier instead of four.
+    """
+    gate = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]
+    return x + (at[:, :, None, None] + gate * size), mask[:, :, None, None] & (gate < GATES)
+
+
+@triton.jit
+def _load_gates(x, at, size, mask, GATES: tl.constexpr):
+    """The tiles of all gates as they are stored, for `_apart`."""
+    if GATES == 1:
+        return tl.load(x + at, mask, 0.0)
+    else:
+        addresses, within = _gates_of(x, at, size, mask, GATES)
+        return tl.load(addresses, within, 0.0)
+
+
+@triton.jit
+def _apart(x, GATES: tl.constexpr):
+    """The tiles of four gates; those that there are not mean nothing."""
+    if GATES == 1:
+        a = widened(x)
+        return a, a, a, a
+    else:
+        first, second = tl.split(x)
+        a, b = tl.split(first)
+        c, d = tl.split(second)
+        return widened(a), widened(b), widened(c), widened(d)
+
+
+@triton.jit
+def _store_gates(x, at, size, a, b, c, d, mask, GATES: tl.constexpr):
+    if GATES == 1:
+        _store(x, at, a, mask)
+    else:
+        addresses, within = _gates_of(x, at, size, mask, GATES)
+        tl.store(addresses, tl.join(tl.join(a, b), tl.join(c, d)).to(x.dtype.element_ty), within)
+
+
 @triton.jit(do_not_specialize=["steps", "blocks", "size"])
 def _states_before(
     h, h0, starts, before, steps, blocks, size,
@@ -127,23 +170,18 @@ def _cell(a, b, c, d, state, h, cells, gates, reset, at, gates_at, size, mask, C
         state = f * state + i * g
         new = o * tanh(state)
         _store(cells, at, state, mask)
-        _store(gates, gates_at, i, mask)
-        _store(gates, gates_at + size, f, mask)
-        _store(gates, gates_at + 2 * size, g, mask)
-        _store(gates, gates_at + 3 * size, o, mask)
+        _store_gates(gates, gates_at, size, i, f, g, o, mask, 4)
     elif CELL == "gru" or CELL == "gru_before":
         if CELL == "gru":
             r, z = sigmoid(a), sigmoid(b)
             n = tanh(d + r * c)
-            _store(gates, gates_at, r, mask)
-            _store(gates, gates_at + size, z, mask)
             _store(reset, at, c, mask)
         else:
-            z = b
+            r, z = a, b
             n = tanh(d + c)
         new = (1 - z) * n + z * state
         state = new
-        _store(gates, gates_at + 2 * size, n, mask)
+        _store_gates(gates, gates_at, size, r, z, n, n, mask, 3)
     elif CELL == "tanh":
         new = tanh(a)
     else:
@@ -165,10 +203,10 @@ def _step(
 ):  # fmt: skip
     """A tile of step t. PART is "reset" or "candidate" where a GRU needs the reset states of all units in between.
 
-    `state` holds the running cells or states of all sequences, and behind them the gates z between the two parts.
+    `state` holds the running cells or states of all sequences, and behind them the gates r and z between the two parts.
     """
     size *= UNIT
-    update = state + batch * size
+    first_gates = state + batch * size
     number, tiles = number_of(0, WIDE), tl.cdiv(size, UNITS)
     i = number // tiles * ROWS + tl.arange(0, ROWS)
     j = (number % tiles * UNITS + tl.arange(0, UNITS))[None, :]
@@ -211,22 +249,22 @@ def _step(
     if PART == "candidate":
         p = a + _load(bias_n, j, j < size)
         d = _load(x, gates_at + 2 * size, mask)
-        b = _load(update, state_at, mask)
+        a, b = _load(first_gates, state_at, mask), _load(first_gates, batch * size + state_at, mask)
     else:
-        a += _load(x, gates_at, mask)
+        x_a, x_b, x_p, x_d = _apart(_load_gates(x, gates_at, size, mask, GATES), GATES)
+        a += x_a
         if GATES > 1:
-            b += _load(x, gates_at + size, mask)
+            b += x_b
         if CELL == "lstm":
-            p += _load(x, gates_at + 2 * size, mask)
-            d += _load(x, gates_at + 3 * size, mask)
+            p += x_p
+            d += x_d
         if CELL == "gru":
             p += _load(bias_n, j, j < size)
-            d = _load(x, gates_at + 2 * size, mask)
+            d = x_p
     if PART == "reset":
-        r, z = sigmoid(a), sigmoid(b)
-        _store(gates, gates_at, r, mask)
-        _store(gates, gates_at + size, z, mask)
-        _store(update, state_at, z, mask)
+        r = sigmoid(a)
+        _store(first_gates, state_at, r, mask)
+        _store(first_gates, batch * size + state_at, sigmoid(b), mask)
         _store(reset, at, r * running, mask)
     else:
         new, running = _cell(
@@ -252,68 +290,59 @@ def _product(total, x, row_mask, weight, depth, size, j, DEPTH: tl.constexpr, PR
 
 
 @triton.jit
-def _kept(h, c, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr):
-    """What `_cell_backward` wants of what was kept of a step, as it is stored: as many tiles as it needs."""
+def _kept(h, c, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr, GATES: tl.constexpr):
+    """What `_cell_backward` wants of what was kept of a step."""
+    kept = _load_gates(h if GATES == 1 else gates, gates_at, size, mask, GATES)
     if CELL == "lstm":
-        u = tl.load(gates + gates_at, mask, 0.0)
-        v = tl.load(gates + gates_at + size, mask, 0.0)
-        w = tl.load(gates + gates_at + 2 * size, mask, 0.0)
-        y = tl.load(gates + gates_at + 3 * size, mask, 0.0)
-        z = tl.load(c + at, mask, 0.0)
-    elif CELL == "gru" or CELL == "gru_before":
-        u = tl.load(gates + gates_at, mask, 0.0)
-        v = tl.load(gates + gates_at + size, mask, 0.0)
-        w = tl.load(gates + gates_at + 2 * size, mask, 0.0)
-        y = u
-        if CELL == "gru":
-            y = tl.load(reset + at, mask, 0.0)
-        z = u
+        return kept, _load(c, at, mask)
+    elif CELL == "gru":
+        return kept, _load(reset, at, mask)
     else:
-        u = tl.load(h + at, mask, 0.0)
-        v, w, y, z = u, u, u, u
-    return u, v, w, y, z
+        return kept, kept
 
 
 @triton.jit
 def _cell_backward(
-    d_h, state, before, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL: tl.constexpr
+    d_h, state, before, kept, more, d_x, d_product, at, gates_at, size, mask, CELL: tl.constexpr
 ):  # fmt: skip
     """From the gradient of a state that of the arguments of its gates, which it writes and gives, and what is left of
     the running gradient `state`: of the cell before, or in a GRU of the state before but through no product.
 
-    `before` is the cell before, or the state before; u ... z are `_kept`. If the reset of a GRU comes before the
-    product, its gate is left.
+    `before` is the cell before, or the state before; `kept` are the gates, or the state without such; `more` are the
+    cells of an LSTM, or what r multiplies. If the reset of a GRU comes before the product, its gate is left:
+    r is given in place of the gradient of its argument.
     """
-    u, v, w, y, z = widened(u), widened(v), widened(w), widened(y), widened(z)
     a, b, p, q = d_h, d_h, d_h, d_h
     if CELL == "lstm":
-        tanh_c = tanh(z)
-        state += d_h * y * (1 - tanh_c * tanh_c)
-        a = state * w * _slope_of_sigmoid(u)
-        b = state * before * _slope_of_sigmoid(v)
-        p = state * u * (1 - w * w)
-        q = d_h * tanh_c * _slope_of_sigmoid(y)
-        state *= v
-        _store(d_x, gates_at, a, mask)
-        _store(d_x, gates_at + size, b, mask)
-        _store(d_x, gates_at + 2 * size, p, mask)
-        _store(d_x, gates_at + 3 * size, q, mask)
+        i, f, g, o = _apart(kept, 4)
+        tanh_c = tanh(more)
+        state += d_h * o * (1 - tanh_c * tanh_c)
+        a = state * g * _slope_of_sigmoid(i)
+        b = state * before * _slope_of_sigmoid(f)
+        p = state * i * (1 - g * g)
+        q = d_h * tanh_c * _slope_of_sigmoid(o)
+        state *= f
+        _store_gates(d_x, gates_at, size, a, b, p, q, mask, 4)
     elif CELL == "gru" or CELL == "gru_before":
-        p = d_h * (1 - v) * (1 - w * w)
-        b = d_h * (before - w) * _slope_of_sigmoid(v)
-        state = d_h * v
-        _store(d_x, gates_at + size, b, mask)
-        _store(d_x, gates_at + 2 * size, p, mask)
+        r, z, n, _ = _apart(kept, 3)
+        p = d_h * (1 - z) * (1 - n * n)
+        b = d_h * (before - n) * _slope_of_sigmoid(z)
+        state = d_h * z
         if CELL == "gru":
-            a = p * y * _slope_of_sigmoid(u)
-            p = p * u
-            _store(d_x, gates_at, a, mask)
+            a = p * more * _slope_of_sigmoid(r)
+            _store_gates(d_x, gates_at, size, a, b, p, p, mask, 3)
+            p = p * r
+        else:
+            a = r
+            _store(d_x, gates_at + size, b, mask)
+            _store(d_x, gates_at + 2 * size, p, mask)
         _store(d_product, at, p, mask)
     else:
+        y, _, _, _ = _apart(kept, 1)
         if CELL == "tanh":
-            a = d_h * (1 - u * u)
+            a = d_h * (1 - y * y)
         else:
-            a = d_h * tl.where(u <= 0, 0.0, 1.0).to(u.dtype)
+            a = d_h * tl.where(y <= 0, 0.0, 1.0).to(y.dtype)
         _store(d_x, gates_at, a, mask)
     return a, b, p, q, state
 
@@ -372,9 +401,9 @@ def _step_backward(
         previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
     elif GATES == 3:
         previous = _load(before, at, mask)
-    u, v, w, y, z = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
+    kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
     _, _, _, _, running = _cell_backward(
-        d_h, running, previous, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL
+        d_h, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
     )  # fmt: skip
     if GATES > 1:
         _store(state, state_at, running, mask)
@@ -417,9 +446,9 @@ def _sequence(
 ):  # fmt: skip
     """All steps of some sequences. The arguments of a step are loaded during the one before."""
     size *= UNIT
-    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[:, None]
+    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[None, :]
     unit = tl.arange(0, UNITS)
-    j, k = unit[None, :], unit[:, None]
+    j, k = unit[:, None], unit[None, :]
     within = (j < size) & (k < size)
     w = weight + j * size + k
     w_a = tl.load(w, within, 0.0)
@@ -445,47 +474,36 @@ def _sequence(
     next_first, next_now = _rows_of(starts, t, steps, WIDE)
     mask = (i < now) & (j < size)
     gates_at = (first + i) * (GATES * size) + j
-    x_a = tl.load(x + gates_at, mask, 0.0)
-    if GATES > 1:
-        x_b = tl.load(x + gates_at + size, mask, 0.0)
-        x_p = tl.load(x + gates_at + 2 * size, mask, 0.0)
-    if GATES > 3:
-        x_d = tl.load(x + gates_at + 3 * size, mask, 0.0)
+    arguments = _load_gates(x, gates_at, size, mask, GATES)
     for _ in range(0, steps):
         t = t - 1 if REVERSE else t + 1
         later_first, later_now = _rows_of(starts, t, steps, WIDE)
         next_mask = (i < next_now) & (j < size)
         next_at = (next_first + i) * (GATES * size) + j
-        next_a = tl.load(x + next_at, next_mask, 0.0)
-        if GATES > 1:
-            next_b = tl.load(x + next_at + size, next_mask, 0.0)
-            next_p = tl.load(x + next_at + 2 * size, next_mask, 0.0)
-        if GATES > 3:
-            next_d = tl.load(x + next_at + 3 * size, next_mask, 0.0)
+        next_arguments = _load_gates(x, next_at, size, next_mask, GATES)
 
         live = i < now
         mask = live & (j < size)
         at, gates_at = (first + i) * size + j, (first + i) * (GATES * size) + j
-        zero = widened(tl.zeros((ROWS, UNITS), x.dtype.element_ty))
-        a = tl.dot(state, w_a, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_a)
+        x_a, x_b, x_p, x_d = _apart(arguments, GATES)
+        zero = widened(tl.zeros((UNITS, ROWS), x.dtype.element_ty))
+        a = tl.dot(w_a, state, zero, input_precision=PRECISION, out_dtype=zero.dtype) + x_a
         b, p, d = a, a, a
         if GATES > 1:
-            b = tl.dot(state, w_b, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_b)
+            b = tl.dot(w_b, state, zero, input_precision=PRECISION, out_dtype=zero.dtype) + x_b
         if CELL == "lstm":
-            p = tl.dot(state, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_p)
-            d = tl.dot(state, w_d, zero, input_precision=PRECISION, out_dtype=zero.dtype) + widened(x_d)
+            p = tl.dot(w_p, state, zero, input_precision=PRECISION, out_dtype=zero.dtype) + x_p
+            d = tl.dot(w_d, state, zero, input_precision=PRECISION, out_dtype=zero.dtype) + x_d
         elif CELL == "gru":
-            p = tl.dot(state, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
-            d = widened(x_p)
+            p = tl.dot(w_p, state, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
+            d = x_p
         elif CELL == "gru_before":
-            r, b = sigmoid(a), sigmoid(b)
-            left = r * running
-            _store(gates, gates_at, r, mask)
-            _store(gates, gates_at + size, b, mask)
+            a, b = sigmoid(a), sigmoid(b)
+            left = a * running
             _store(reset, at, left, mask)
             left = left.to(state.dtype)
-            p = tl.dot(left, w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
-            d = widened(x_p)
+            p = tl.dot(w_p, left, zero, input_precision=PRECISION, out_dtype=zero.dtype) + bias
+            d = x_p
         found, found_running = _cell(a, b, p, d, running, h, c, gates, reset, at, gates_at, size, mask, CELL)
         new = tl.where(live, found, new)
         state = new.to(state.dtype)
@@ -493,11 +511,7 @@ def _sequence(
             running = tl.where(live, found_running, running)
 
         first, now, next_first, next_now = next_first, next_now, later_first, later_now
-        x_a = next_a
-        if GATES > 1:
-            x_b, x_p = next_b, next_p
-        if GATES > 3:
-            x_d = next_d
+        arguments = next_arguments
     _store(h_n, state_at, new, known)
     if CELL == "lstm":
         _store(c_n, state_at, running, known)
@@ -511,9 +525,9 @@ def _sequence_backward(
 ):  # fmt: skip
     """All steps of some sequences, from their last to their first."""
     size *= UNIT
-    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[:, None]
+    i = (number_of(0, WIDE) * ROWS + tl.arange(0, ROWS))[None, :]
     unit = tl.arange(0, UNITS)
-    j, k = unit[None, :], unit[:, None]
+    j, k = unit[:, None], unit[None, :]
     within = (j < size) & (k < size)
     w_at = weight + k * size + j
     w_a = tl.load(w_at, within, 0.0)
@@ -541,28 +555,27 @@ def _sequence_backward(
             previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
         elif GATES == 3:
             previous = _load(before, at, mask)
-        u, v, w, y, z = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
+        kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
         d_h = _load(g_h, at, mask) + total
         a, b, p, q, left = _cell_backward(
-            d_h, running, previous, u, v, w, y, z, d_x, d_product, at, gates_at, size, mask, CELL
+            d_h, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
         )  # fmt: skip
-        found = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+        found = widened(tl.zeros((UNITS, ROWS), d_x.dtype.element_ty))
         if GATES == 3:
             found = left
             if CELL == "gru_before":
-                zero = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
-                q = tl.dot(p.to(w_p.dtype), w_p, zero, input_precision=PRECISION, out_dtype=zero.dtype)
-                r = widened(u)
-                a = q * previous * _slope_of_sigmoid(r)
+                zero = widened(tl.zeros((UNITS, ROWS), d_x.dtype.element_ty))
+                q = tl.dot(w_p, p.to(w_p.dtype), zero, input_precision=PRECISION, out_dtype=zero.dtype)
+                found += q * a
+                a = q * previous * _slope_of_sigmoid(a)
                 _store(d_x, gates_at, a, mask)
-                found += q * r
-        found = tl.dot(a.to(w_a.dtype), w_a, found, input_precision=PRECISION, out_dtype=found.dtype)
+        found = tl.dot(w_a, a.to(w_a.dtype), found, input_precision=PRECISION, out_dtype=found.dtype)
         if GATES > 1:
-            found = tl.dot(b.to(w_a.dtype), w_b, found, input_precision=PRECISION, out_dtype=found.dtype)
+            found = tl.dot(w_b, b.to(w_a.dtype), found, input_precision=PRECISION, out_dtype=found.dtype)
         if CELL == "lstm" or CELL == "gru":
-            found = tl.dot(p.to(w_a.dtype), w_p, found, input_precision=PRECISION, out_dtype=found.dtype)
+            found = tl.dot(w_p, p.to(w_a.dtype), found, input_precision=PRECISION, out_dtype=found.dtype)
         if GATES > 3:
-            found = tl.dot(q.to(w_a.dtype), w_d, found, input_precision=PRECISION, out_dtype=found.dtype)
+            found = tl.dot(w_d, q.to(w_a.dtype), found, input_precision=PRECISION, out_dtype=found.dtype)
         total = tl.where(live, found, total)
         if CELL == "lstm":
             running = tl.where(live, left, running)
@@ -610,7 +623,7 @@ def note(weight: Any) -> str:
     rows, size = weight.shape
     taken = f"{_resident(weight.itemsize, rows // max(1, size), size) >> 10} KiB of registers of {_RESIDENT >> 10}"
     if is_whole(weight):
-        return f"all steps in one launch, 16 sequences a program: the weight takes {taken}"
+        return f"all steps in one launch, 8 sequences a program: the weight takes {taken}"
     return f"a launch a step, products and gates together: the weight would take {taken}"
 
 
@@ -634,8 +647,9 @@ CHOICES = {
     )
     for many, candidates in ((False, few_candidates), (True, many_candidates))
 }
-_ROWS = 16
-"""Sequences of a program that takes them through all steps: those of a tile of the tensor cores."""
+_ROWS = 8
+"""Sequences of a program that takes them through all steps: columns of the tensor cores' smallest tile, so that few
+sequences keep many multiprocessors busy."""
 _GATHERED = (16, 128)
 """Rows and units of a program that finds the states before rows: units at a time."""
 _SUMMED = 128
