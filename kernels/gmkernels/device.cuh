@@ -186,6 +186,13 @@ DEVICE void grid_sync(uint32* arrived) {
 
 DEVICE void expect_aligned(const void*, int) {}
 
+// The same address, of which the compiler does not know how it was made: it keeps it in registers.
+template <class T>
+DEVICE T* kept(T* p) {
+    asm("" : "+l"(p));
+    return p;
+}
+
 #else
 // =====================================================================================================================
 // The host: CUDA's own names first, then the same interface. The functions of `emulated` are the emulator's.
@@ -543,6 +550,11 @@ DEVICE void copy_wait() { emulated::emulated_copy_wait(PENDING); }
 DEVICE void grid_sync(uint32* arrived, PLACE) { emulated::emulated_grid_barrier(arrived, file, line); }
 
 DEVICE void expect_aligned(const void* p, int bytes) { emulated::emulated_aligned(p, bytes); }
+
+template <class T>
+DEVICE T* kept(T* p) {
+    return p;
+}
 
 #undef PLACE
 #endif

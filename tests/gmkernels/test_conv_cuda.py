@@ -8,7 +8,8 @@ import pytest
 
 from gmkernels import launch, registry
 from gmkernels.conv import cuda, spec
-from gmkernels.dense.cuda import Tile
+from gmkernels.dense.cuda import ACROSS, ALONG, ELEMENTS, RUNS, Copy, Tile
+from tests.support import ahead
 
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -162,9 +163,54 @@ def test_tiles_fit_devices_and_filters():
         itemsize = np.dtype(dtype).itemsize if dtype != "bfloat16" else 2
         for (m, n), tile in tiles.items():
             assert (tile.m, tile.n) == (m, n)
-            longest = max(tile.shared(cuda.Copy(way, itemsize), cuda.Copy(0, itemsize), itemsize) for way in range(4))
+            longest = max(tile.shared(Copy(way, itemsize), Copy(ELEMENTS, itemsize), itemsize) for way in range(4))
             places = 16 * (tile.m + tile.n + 2 * tile.stages * tile.k)
             assert longest + places <= 99 << 10
     assert isinstance(cuda._tile("float32", 1, 1, 1), Tile)
     assert cuda._tile("float32", 16, 10**6, 1).m == 16
     assert (cuda._tile("float32", 256, 10**6, 1).m, cuda._tile("float32", 192, 10**6, 1).m) == (128, 64)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Machine code
+# ---------------------------------------------------------------------------------------------------------
+
+COMPILED = [  # some tiles of each dtype; in float32 the least share of multiply-adds in the instructions of a step
+    ("forward", "float32", (128, 128), 90, 0.8),
+    ("forward", "float32", (32, 128), 80, 0.65),
+    ("backward_input", "float32", (64, 128), 90, 0.75),
+    ("backward_weight", "float32", (64, 64), 90, 0.65),
+    ("forward", "bfloat16", (64, 128), 90, None),
+    ("backward_input", "float16", (64, 128), 80, None),
+    ("backward_weight", "bfloat16", (64, 64), 90, None),
+    ("backward_input", "float64", (64, 64), 90, None),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel, dtype, size, capability, share", COMPILED)
+def test_machine_code(kernel, dtype, size, capability, share):
+    tile, itemsize = cuda._TILES[dtype][size], np.dtype(dtype).itemsize
+    weight = {"forward": Copy(RUNS if itemsize == 4 else ALONG, 4 if itemsize == 4 else 16)}
+    copy = weight.get(kernel, Copy(ACROSS, 16) if kernel == "backward_input" else Copy(ELEMENTS, itemsize))
+    defines = (f"{kernel.upper()}=1", *tile.defines(copy, Copy(ELEMENTS, itemsize)))
+    report = ahead.cuda("conv", dtype, capability=capability, defines=defines)[kernel]
+    assert report.spills == 0
+    assert report.registers * tile.threads * tile.blocks <= 65536, "fewer blocks run at once than intended"
+    step = report.hottest
+    assert set(step.loads) == {8 * copy.together, 8 * itemsize}
+    products = tile.warp_m * tile.warp_n // 32 * tile.k
+    if share is not None:
+        assert products / step.instructions >= share
+    else:  # no more than is possible without tensor cores, by far
+        assert step.instructions < 0.6 * products
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["forward", "backward_input", "backward_weight"])
+def test_machine_code_of_sums_of_few_filters(kernel):
+    reports = ahead.cuda("conv", "float32", defines=(f"{kernel.upper()}=1",))
+    assert reports[kernel].spills == 0 and reports[kernel].registers <= 80
+    # A product is a load, with its address and whether it exists; the places come from shared memory.
+    step = reports[kernel].hottest
+    assert step.instructions / step.loads[32] <= 15

@@ -164,31 +164,38 @@ struct Gather {
             for (int t = threadIdx.x; t < B; t += THREADS) ring[STAGES * BK + t] = place_across(first + t);
         } else {
             mine = place_across(first + in_run);
-            this->source += mine.offset;
+            this->source = kept(source + mine.offset);
         }
     }
 
     DEVICE void copy(Store* step) {
-        const Place* const places = ring + slot * BK;
-        [[maybe_unused]] Place run[OUTER];
-        [[maybe_unused]] Store kept[OUTER * INNER];
-        if constexpr (LANES_ALONG) {
+        constexpr int AHEAD = sizeof(Store) >= 4 && INNER % 4 == 0 ? 4 : 1;  // places loaded at once
+        const Place* const places = LANES_ALONG ? ring + STAGES * BK : ring + slot * BK;
+        [[maybe_unused]] Store loaded[OUTER * INNER];
+        Place run[OUTER];  // what is added to the places
+        const Store* from[OUTER];
 #pragma unroll
-            for (int o = 0; o < OUTER; o++) run[o] = places[in_run + o * RUN];
+        for (int o = 0; o < OUTER; o++) {
+            run[o] = LANES_ALONG ? ring[slot * BK + in_run + o * RUN] : mine;
+            from[o] = LANES_ALONG ? kept(source + run[o].offset) : source;
         }
 #pragma unroll
-        for (int i = 0; i < INNER; i++) {
-            const Place other = LANES_ALONG ? ring[STAGES * BK + number + i * STRIDE] : places[number + i * STRIDE];
+        for (int first = 0; first < INNER; first += AHEAD) {
+            Place others[AHEAD];
 #pragma unroll
-            for (int o = 0; o < OUTER; o++) {
-                const Place& p = LANES_ALONG ? run[o] : mine;
-                const bool is = exists(p, other, height, width);
-                const Store* const element = source + (LANES_ALONG ? p.offset + other.offset : other.offset);
-                if constexpr (sizeof(Store) >= 4) {
-                    copy_async<sizeof(Store)>(step + target(i, o), element, is ? sizeof(Store) : 0);
-                } else {  // too few bytes for cp.async
-                    kept[i * OUTER + o] = Store{};
-                    if (is) kept[i * OUTER + o] = *element;
+            for (int i = 0; i < AHEAD; i++) others[i] = places[number + (first + i) * STRIDE];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+                for (int o = 0; o < OUTER; o++) {
+                    const bool is = exists(run[o], others[i], height, width);
+                    const Store* const element = from[o] + others[i].offset;
+                    if constexpr (sizeof(Store) >= 4) {
+                        copy_async<sizeof(Store)>(step + target(first + i, o), element, is ? sizeof(Store) : 0);
+                    } else {  // too few bytes for cp.async
+                        loaded[(first + i) * OUTER + o] = Store{};
+                        if (is) loaded[(first + i) * OUTER + o] = *element;
+                    }
                 }
             }
         }
@@ -196,7 +203,7 @@ struct Gather {
 #pragma unroll
             for (int i = 0; i < INNER; i++) {
 #pragma unroll
-                for (int o = 0; o < OUTER; o++) step[target(i, o)] = kept[i * OUTER + o];
+                for (int o = 0; o < OUTER; o++) step[target(i, o)] = loaded[i * OUTER + o];
             }
         }
         slot = slot + 1 == STAGES ? 0 : slot + 1;
@@ -263,7 +270,7 @@ DEVICE void sum_over_taps(const Call& call, Index tile) {
 
 #else
 
-constexpr int THREADS = 256, BLOCKS = 4;
+constexpr int THREADS = 256, BLOCKS = 3;
 constexpr int TOGETHER = 9;  // taps whose gradients a block sums: a kernel of 3 by 3
 
 DEVICE void sum_over_taps(const Call& call, Index tile) {
@@ -276,7 +283,7 @@ DEVICE void sum_over_taps(const Call& call, Index tile) {
     const Taps taps(call.source_plane, call.down, call.right);
     const Place mine = column < columns ? Positions(call.source_image, call.down, call.right)(column)
                                         : Place{0, 0, NOWHERE};
-    const Store* const source = call.source + mine.offset;
+    const Store* const source = kept(call.source + mine.offset);
     const Store* const weight = call.weight + row * call.weight_across;
     const Part part(call.channels * call.down.taps * call.right.taps);
     Real sum = 0;
@@ -292,9 +299,9 @@ DEVICE void sum_over_taps(const Call& call, Index tile) {
 #pragma unroll 4
         for (int t = 0; t < count; t++) {
             const Place tap = places[t];
-            if (exists(mine, tap, call.down.size, call.right.size)) {
-                sum = fma(load<Real>(source + tap.offset), weights[t], sum);
-            }
+            Real x = 0;
+            if (exists(mine, tap, call.down.size, call.right.size)) x = load<Real>(source + tap.offset);
+            sum = fma(x, weights[t], sum);
         }
     }
     if (column >= columns) return;
@@ -426,12 +433,13 @@ backward_weight(const Store* __restrict__ g, const Store* __restrict__ x, Store*
         const Index m = part.first + i;
         const Place position = positions(m);
         const Real factor = load<Real>(g_group + (m / area * (groups * filters) + row) * area + m % area);
+        const Store* const source = kept(x_group + position.offset);
 #pragma unroll
         for (int t = 0; t < TOGETHER; t++) {
             const Place tap = places[t];
-            if (exists(position, tap, down.size, right.size)) {
-                sum[t] = fma(load<Real>(x_group + (position.offset + tap.offset)), factor, sum[t]);
-            }
+            Real value = 0;
+            if (exists(position, tap, down.size, right.size)) value = load<Real>(source + tap.offset);
+            sum[t] = fma(value, factor, sum[t]);
         }
     }
 #pragma unroll
