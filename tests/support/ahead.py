@@ -472,20 +472,22 @@ class Virtual:
 
     Parameters
     ----------
-    shape, dtype : of the array.
+    shape, dtype, strides : of the array; C-contiguous by default.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> None:
         self.dtype, self.shape = np.dtype(dtype), tuple(shape)
         self.ndim, self.size, self.itemsize = len(self.shape), math.prod(self.shape), self.dtype.itemsize
         self.nbytes = self.size * self.itemsize
-        self.flags = types.SimpleNamespace(c_contiguous=True)
+        packed = tuple(self.itemsize * math.prod(self.shape[i + 1 :]) for i in range(self.ndim))
+        self.strides = packed if strides is None else strides
+        self.flags = types.SimpleNamespace(c_contiguous=self.strides == packed)
         self.data = types.SimpleNamespace(ptr=0)
         self.device = types.SimpleNamespace(id=0, compute_capability="90")
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(self.itemsize * math.prod(self.shape[i + 1 :]) for i in range(self.ndim))
+    def T(self) -> Virtual:
+        return Virtual(self.shape[::-1], self.dtype, self.strides[::-1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -494,6 +496,13 @@ class Virtual:
         given = shape[0] if isinstance(shape[0], tuple) else shape
         known = math.prod(n for n in given if n >= 0)
         return Virtual(tuple(self.size // known if n < 0 else n for n in given), self.dtype)
+
+    def view(self, dtype: Any) -> Virtual:
+        """Of one dimension."""
+        return Virtual((self.nbytes // np.dtype(dtype).itemsize,), dtype)
+
+    def __getitem__(self, part: slice) -> Virtual:
+        return Virtual((part.stop, *self.shape[1:]), self.dtype)
 
     def fill(self, value: Any) -> None:
         """Nothing: there is no memory."""
@@ -541,7 +550,8 @@ def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list
 
 
 def _has_wide(arguments: Sequence[Any]) -> bool:
-    return launch.wide(*(a for a in arguments if isinstance(a, Virtual)))
+    given = [a.array if isinstance(a, launch.Strided) else a for a in arguments]
+    return launch.wide(*(a for a in given if isinstance(a, Virtual)))
 
 
 def _triton_launch(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from gmkernels import blas
 from gmkernels.arrays import namespace
 from gmkernels.gibbs import reference, spec
-from gmkernels.registry import FLOATS, HALVES, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, KernelSpec, Signature, register, run
 from gmkernels.rng import as_key
 
 __all__ = [
@@ -23,6 +24,12 @@ __all__ = [
 
 def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
+
+
+def _triton_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    from gmkernels.gibbs import triton
+
+    return triton.note(inputs[op.inputs.index("weight")])
 
 
 for _spec in (
@@ -41,6 +48,12 @@ for _spec in (
     register(
         _spec, "cuda", f"gmkernels.gibbs.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
         strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5, efficiency=0.5,
+    )  # fmt: skip
+    _has_chain = _spec in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE)
+    register(
+        _spec, "triton", f"gmkernels.gibbs.triton:{_spec.name}", dtypes=FLOATS + HALVES,
+        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5,
+        note=functools.partial(_triton_note, _spec) if _has_chain else None,
     )  # fmt: skip
 
 

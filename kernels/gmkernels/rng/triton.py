@@ -51,9 +51,9 @@ def _philox(group, draw_low, draw_high, seed_low, seed_high):
 
 
 @triton.jit
-def key_of(key):
+def key_of(key, step=1):
     """(seed, draw, offset) in memory -> three numbers. Before a loop: behind a store, they would be loaded again."""
-    return tl.load(key), tl.load(key + 1), tl.load(key + 2)
+    return tl.load(key), tl.load(key + step), tl.load(key + 2 * step)
 
 
 @triton.jit
@@ -164,6 +164,14 @@ def _from(lane, a0, a1, a2, a3, b0, b1, b2):
 
 
 @triton.jit
+def _from_any(lane, a0, a1, a2, a3, b0, b1, b2):
+    """The same for lanes of which some may be 0."""
+    s0, s1, s2, s3 = _from(lane, a0, a1, a2, a3, b0, b1, b2)
+    zero = lane == 0
+    return tl.where(zero, a0, s0), tl.where(zero, a1, s1), tl.where(zero, a2, s2), tl.where(zero, a3, s3)
+
+
+@triton.jit
 def words(seed, draw, offset, start, quads):
     """Random words of elements of a key's stream, in fours, by lane.
 
@@ -177,7 +185,7 @@ def words(seed, draw, offset, start, quads):
     -------
     Four tensors like `quads`, of the words of the elements start + 4 q + 0, 1, 2 and 3.
     """
-    first = offset + start.to(tl.uint64)
+    first = offset + start
     lane = first & 3
     group = (first >> 2) + quads.to(tl.uint64)
     w0, w1, w2, w3 = _group_words(seed, draw, group)
@@ -190,7 +198,7 @@ def words(seed, draw, offset, start, quads):
 @triton.jit
 def normals(seed, draw, offset, start, quads, REAL: tl.constexpr):
     """Standard normals of elements of a key's stream, in fours, by lane: as `words`, with REAL float32 or float64."""
-    first = offset + start.to(tl.uint64)
+    first = offset + start
     lane = first & 3
     group = (first >> 2) + quads.to(tl.uint64)
     z0, z1, z2, z3 = _group_normals(seed, draw, group, REAL)
@@ -198,6 +206,26 @@ def normals(seed, draw, offset, start, quads, REAL: tl.constexpr):
         n0, n1, n2, _ = _group_normals(seed, draw, group + 1, REAL)
         z0, z1, z2, z3 = _from(lane, z0, z1, z2, z3, n0, n1, n2)
     return z0, z1, z2, z3
+
+
+@triton.jit
+def words_of_rows(seed, draw, offset, start, quads):
+    """As `words`, with a first element for each row: `start` is a tensor (rows, 1), and `quads` one (1, columns)."""
+    first = offset + start
+    group = (first >> 2) + quads.to(tl.uint64)
+    w0, w1, w2, w3 = _group_words(seed, draw, group)
+    n0, n1, n2, _ = _group_words(seed, draw, group + 1)
+    return _from_any(first & 3, w0, w1, w2, w3, n0, n1, n2)
+
+
+@triton.jit
+def normals_of_rows(seed, draw, offset, start, quads, REAL: tl.constexpr):
+    """As `normals`, with a first element for each row: see `words_of_rows`."""
+    first = offset + start
+    group = (first >> 2) + quads.to(tl.uint64)
+    z0, z1, z2, z3 = _group_normals(seed, draw, group, REAL)
+    n0, n1, n2, _ = _group_normals(seed, draw, group + 1, REAL)
+    return _from_any(first & 3, z0, z1, z2, z3, n0, n1, n2)
 
 
 @triton.jit

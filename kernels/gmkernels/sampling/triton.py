@@ -396,7 +396,7 @@ def _words(key, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _fires(p, w):
+def fires(p, w):
     """1 where w < floor(p 2^32), else 0; NaN where p is not in [0, 1]. At p = 1 the threshold has 33 bits."""
     inside = (p >= 0) & (p <= 1)
     below_one = tl.full(p.shape, BELOW_ONE_64 if p.dtype == tl.float64 else BELOW_ONE_32, p.dtype)
@@ -424,7 +424,7 @@ def _bernoulli(
         x = widened(tl.load(p + at, mask=k < count, other=0))
     if LOGITS:
         x = 1 / (1 + tl.exp(-x))
-    _store(sample + start, k, _fires(x, _words(key, start, BLOCK)), BLOCK, count, TAIL)
+    _store(sample + start, k, fires(x, _words(key, start, BLOCK)), BLOCK, count, TAIL)
 
 
 WORDS = launch.Choices(

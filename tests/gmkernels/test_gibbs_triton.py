@@ -1,0 +1,189 @@
+"""Gibbs sampling in Triton: several tiles with ragged edges, weights in two parts, and all steps in one launch.
+
+Weights, biases and states are multiples of 1/16 where samples are compared: then means and samples do not depend on the
+order of sums.
+"""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+
+from gmkernels import registry
+from gmkernels.dense.triton import tile
+from gmkernels.gibbs import spec
+
+pytest.importorskip("triton")
+cupy = pytest.importorskip("cupy")
+
+from gmkernels.gibbs import triton as gibbs  # noqa: E402
+
+KEY = np.array([17, 4, 3], np.uint64)
+"""Its offset makes rows of odd length begin at every lane of a group of words."""
+
+
+def dyadic(rng, *shape):
+    return (rng.integers(-4, 5, shape) / 16).astype(np.float32)
+
+
+def machine(visible, hidden, seed=0):
+    """weight, visible_bias, hidden_bias"""
+    rng = np.random.default_rng(seed)
+    return dyadic(rng, hidden, visible), dyadic(rng, visible), dyadic(rng, hidden)
+
+
+def binary(*shape):
+    return np.random.default_rng(1).integers(0, 2, shape).astype(np.uint8)
+
+
+def on_device(inputs):
+    """The arrays on the device; one that comes twice is one array there."""
+    made = {id(a): cupy.asarray(a) for a in inputs}
+    return tuple(made[id(a)] for a in inputs)
+
+
+def run(op, inputs, **attrs):
+    return [out.get() for out in registry.run(op, on_device(inputs), attrs, backend="triton")]
+
+
+def check(op, inputs, **attrs):
+    """Check that the results are those of the reference in float64."""
+    found = run(op, inputs, **attrs)
+    wide = tuple(a.astype(np.float64) if a.dtype == np.float32 else a for a in inputs)
+    attrs = {name: "float64" if value == "float32" else value for name, value in attrs.items()}
+    expected = registry.run(op, wide, attrs, backend="reference")
+    rtol, atol = op.tolerance["float32"]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+@contextlib.contextmanager
+def small_tiles():
+    """Tiles of 16 x 16, in groups of two rows of them."""
+    with contextlib.ExitStack() as stack:
+        for (_, many), choices in gibbs.CHOICES.items():
+            if not many:
+                stack.enter_context(choices.trying(tile(16, 16, 16, 4, 2, group=2)))
+        yield
+
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "rows, outputs, dtype", [(35, 21, "uint8"), slow(35, 20, "uint8"), slow(19, 21, "float32"), slow(19, 20, "float32")]
+)
+def test_tiles_of_a_half_step(rows, outputs, dtype):
+    """Ragged along all three axes, and with rows that begin in the middle of a group of words."""
+    rng = np.random.default_rng(0)
+    weight, bias = dyadic(rng, outputs, 37), dyadic(rng, outputs)
+    with small_tiles():
+        check(spec.GIBBS_HALF_STEP, (binary(rows, 37).astype(dtype), weight, bias, KEY), units="bernoulli", dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outputs", [20, 21])
+def test_gaussian_units_of_a_half_step(outputs):
+    """Normals have the bits of the reference in float32: added to the same mean they are the same sample."""
+    rng = np.random.default_rng(0)
+    inputs = (binary(19, 37), dyadic(rng, outputs, 37), dyadic(rng, outputs), KEY)
+    with small_tiles():
+        mean, sample = run(spec.GIBBS_HALF_STEP, inputs, units="gaussian", dtype="float32")
+    expected = registry.run(
+        spec.GIBBS_HALF_STEP, inputs, {"units": "gaussian", "dtype": "float32"}, backend="reference"
+    )
+    np.testing.assert_array_equal(mean, expected[0])
+    np.testing.assert_array_equal(sample, expected[1])
+
+
+def test_a_weight_in_two_parts_has_17_bits():
+    """Inputs of units from uint8 and float32 are within 2^-18 sum |x w| of exact ones, and roundings of a sum.
+
+    One part alone would miss that by far: it is off by up to 2^-9 |w| (2^-12 where Triton interprets).
+    """
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 256, (16, 40)).astype(np.uint8), rng.standard_normal((16, 40)).astype(np.float32)
+    inputs = (x, weight, np.zeros(16, np.float32), KEY)
+    mean, _ = run(spec.GIBBS_HALF_STEP, inputs, units="gaussian", dtype="float32")
+    exact, size = x @ weight.T.astype(np.float64), x @ np.abs(weight.T).astype(np.float64)
+    assert (np.abs(mean - exact) <= (2.0**-18 + 80 * 2.0**-23) * size).all()  # a tensor core cuts off each sum
+
+
+@pytest.mark.slow
+def test_the_means_of_nan_and_of_certain_units():
+    bias = np.array([np.nan, 200, -200, 0, np.nan], np.float32)
+    states, weight = np.zeros((33, 2), np.float32), np.ones((5, 2), np.float32)
+    mean, sample = run(spec.GIBBS_HALF_STEP, (states, weight, bias, KEY), units="bernoulli", dtype="float32")
+    assert np.isnan(mean[:, [0, 4]]).all() and np.isnan(sample[:, [0, 4]]).all()
+    assert (sample[:, 1] == 1).all() and (sample[:, 2] == 0).all() and 0 < sample[:, 3].mean() < 1
+    _, kept = run(spec.GIBBS_HALF_STEP, (states, weight, bias, KEY), units="bernoulli", dtype="uint8")
+    np.testing.assert_array_equal(kept, np.nan_to_num(sample))
+
+
+# 70 units are two tiles of a chain's program, and two steps of its sums.
+@pytest.mark.parametrize("units", ["bernoulli", slow("gaussian")])
+@pytest.mark.parametrize("in_one_launch", [True, slow(False)])
+def test_a_chain_in_one_launch_or_many(monkeypatch, units, in_one_launch):
+    start = binary(18, 9) if units == "bernoulli" else dyadic(np.random.default_rng(2), 18, 9)
+    if not in_one_launch:
+        monkeypatch.setattr(gibbs, "SMALL_WEIGHT", 0)
+    steps = 2 if units == "bernoulli" else 1  # of one, as the examples
+    check(spec.GIBBS_CHAIN, (start, *machine(9, 70), KEY), steps=steps, units=units)
+
+
+@pytest.mark.slow
+def test_chains_of_a_launch_are_those_of_many(monkeypatch):
+    """Bit for bit: both begin with the same rows, and a row does not depend on its neighbours."""
+    inputs = (binary(18, 66), *machine(66, 33), KEY)
+    found = run(spec.GIBBS_CHAIN, inputs, steps=2, units="bernoulli")
+    monkeypatch.setattr(gibbs, "SMALL_WEIGHT", 0)
+    for a, b in zip(found, run(spec.GIBBS_CHAIN, inputs, steps=2, units="bernoulli"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", spec.UNITS)
+def test_free_energies_of_several_tiles(units):
+    states = binary(21, 150) if units == "bernoulli" else dyadic(np.random.default_rng(2), 21, 150)
+    check(spec.FREE_ENERGY, (states, *machine(150, 70)), units=units)
+
+
+@pytest.mark.parametrize("from_data", [True, slow(False)])
+def test_statistics_of_several_tiles(from_data):
+    data = binary(5, 70)
+    chain = data if from_data else binary(9, 70)
+    check(spec.CONTRASTIVE_DIVERGENCE, (data, chain, *machine(70, 33), KEY), steps=1, units="bernoulli")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_data, in_one_launch", [(True, True), (False, False)])
+def test_statistics_after_several_steps(monkeypatch, from_data, in_one_launch):
+    """More rows than a step of the sums over them has."""
+    if not in_one_launch:
+        monkeypatch.setattr(gibbs, "SMALL_WEIGHT", 0)
+    data = binary(70, 34)
+    chain = data if from_data else binary(33, 34).astype(np.float32)
+    check(spec.CONTRASTIVE_DIVERGENCE, (data, chain, *machine(34, 37), KEY), steps=2, units="bernoulli")
+
+
+def test_annealing_over_several_tiles():
+    betas = np.array([0, 0.25, 1])
+    inputs = (binary(3, 36), *machine(36, 40), dyadic(np.random.default_rng(3), 36), betas, KEY)
+    check(spec.ANNEALED_IMPORTANCE_SAMPLING, inputs, units="bernoulli")
+
+
+def test_a_sweep_over_several_blocks():
+    rng = np.random.default_rng(0)
+    upper = np.triu(dyadic(rng, 67, 67), 1)
+    inputs = (binary(17, 67), upper + upper.T, dyadic(rng, 67), rng.random(67) < 0.8, KEY)
+    check(spec.BOLTZMANN_SWEEP, inputs, sweeps=1)
+
+
+def test_explain_says_how_chains_run():
+    def why(hidden):
+        inputs = (binary(4, 64), *machine(64, hidden), KEY)
+        return registry.explain(spec.GIBBS_CHAIN, *on_device(inputs), backend="triton", steps=2, units="bernoulli").why
+
+    assert "all steps in one launch" in why(512)
+    assert "a launch for each half-step" in why(513)
