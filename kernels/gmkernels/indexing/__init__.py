@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from gmkernels.indexing import reference, spec
-from gmkernels.registry import Array, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, register, run
 
 for _spec in (spec.GATHER_ROWS, spec.SCATTER_ADD_ROWS):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=8e-6, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.indexing.cpu:{_spec.name}", overhead=1.5e-5, efficiency=0.5)
+    register(_spec, "cuda", f"gmkernels.indexing.cuda:{_spec.name}", dtypes=FLOATS + HALVES, efficiency=0.8)
 
 
 def gather_rows(table: Array, index: Array, *, backend: str | None = None) -> Array:
@@ -15,7 +16,7 @@ def gather_rows(table: Array, index: Array, *, backend: str | None = None) -> Ar
 
     Parameters
     ----------
-    table : (rows, ...) float32 or float64
+    table : (rows, ...) float32 or float64; float16 or bfloat16 too on a GPU
     index : int64 of any shape, from -rows to rows - 1; -1 is the last row
 
     Returns
@@ -34,7 +35,7 @@ def scatter_add_rows(x: Array, index: Array, *, rows: int, backend: str | None =
 
     Parameters
     ----------
-    x : index.shape + (...) float32 or float64
+    x : index.shape + (...) float32 or float64; float16 or bfloat16 too on a GPU
     index : int64, from -rows to rows - 1; -1 is the last row
     rows : of the result
 

@@ -1,6 +1,7 @@
 """Contracts of the look-up of rows by number, and of its adjoint, the sum of rows by number.
 
-A row is what lies behind the first axis: of any shape. Numbers are NumPy's: -1 is the last row.
+A row is what lies behind the first axis: of any shape. Numbers are NumPy's: -1 is the last row. Kernels of a GPU, which
+cannot raise, read NaN for a number of no row, and add nothing; half types, which they store, are summed in float32.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout
+from gmkernels.registry import FLOATS, HALVES, Array, Example, KernelError, KernelSpec, Layout, is_float
 
 
 def check_index(op: str, index: np.ndarray, rows: int) -> None:
@@ -27,7 +28,7 @@ def check_index(op: str, index: np.ndarray, rows: int) -> None:
 
 # -- reading ----------------------------------------------------------------------------------------------------
 def _gather_infer(table: Array, index: Array) -> Layout:
-    if table.ndim < 1 or table.dtype.kind != "f" or index.dtype != np.int64:
+    if table.ndim < 1 or not is_float(table.dtype.name) or index.dtype != np.int64:
         raise KernelError(
             f"gather_rows: expected a floating table (rows, ...) and an int64 index, got table {table.dtype}"
             f"{list(table.shape)}, index {index.dtype}{list(index.shape)}"
@@ -66,14 +67,14 @@ GATHER_ROWS = KernelSpec(
     examples=_gather_examples,
     formula="out[i] = table[index[i]]",
     source="numpy.take along the first axis",
-    tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0)},
+    tolerance=dict.fromkeys(FLOATS + HALVES, (0.0, 0.0)),
     size=lambda table, index: index.size * math.prod(table.shape[1:]),
 )
 
 
 # -- adding -----------------------------------------------------------------------------------------------------
 def _scatter_infer(x: Array, index: Array, *, rows: int) -> Layout:
-    if x.shape[: index.ndim] != index.shape or x.dtype.kind != "f" or index.dtype != np.int64:
+    if x.shape[: index.ndim] != index.shape or not is_float(x.dtype.name) or index.dtype != np.int64:
         raise KernelError(
             f"scatter_add_rows: expected floating x (n, ...) and int64 index (n,), or more axes in place of n, got "
             f"x {x.dtype}{list(x.shape)}, index {index.dtype}{list(index.shape)}"
@@ -102,5 +103,6 @@ SCATTER_ADD_ROWS = KernelSpec(
     examples=_scatter_examples,
     formula="out[j] = sum of x[i] over all i with index[i] = j, in the order of i",
     source="the derivative of out[i] = table[index[i]]",
-    tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0)},  # the same additions in the same order
+    # The same additions in the same order; of half types one rounding, and float32's of sums of up to 20 numbers.
+    tolerance={"float32": (0.0, 0.0), "float64": (0.0, 0.0), "float16": (5e-4, 2e-6), "bfloat16": (4e-3, 2e-6)},
 )
