@@ -42,7 +42,7 @@ from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor, is_floating
 from gmcore.watch import computed
-from gmkernels.arrays import namespace
+from gmkernels.arrays import namespace, on_gpu
 from gmkernels.softmax import spec
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -282,21 +282,35 @@ def _indices(
         raise ShapeError(
             f"{name}: expected target {shape} for an input {input.shape}, got {t.shape} (called at {user_line()})"
         )
-    return computed(_checked_classes, t, name=name, classes=classes, ignored=ignored)
+    index, kept = computed(_classes, t, ignored=ignored)
+    computed(_check_classes, index, name=name, shape=shape, classes=classes, ignored=ignored)
+    return index, kept
 
 
-def _checked_classes(t: np.ndarray, name: str, classes: int, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _classes(t: np.ndarray, ignored: int | None) -> tuple[np.ndarray, np.ndarray]:
     kept = namespace(t).ones(t.shape, bool) if ignored is None else t != ignored
     index = t.astype(np.int64)
-    if not kept.all():
-        index[~kept] = 0
+    if on_gpu(t) or not kept.all():  # a GPU is not waited for
+        index = np.where(kept, index, 0)
+    return index.ravel(), kept.ravel()
+
+
+def _check_classes(index: np.ndarray, name: str, shape: tuple[int, ...], classes: int, ignored: int | None) -> None:
     if index.size and not (index.min() >= 0 and index.max() < classes):
-        at = tuple(np.argwhere(kept & ((t < 0) | (t >= classes)))[0].tolist())
+        first = int(np.argmax((index < 0) | (index >= classes)))
+        at = tuple(map(int, np.unravel_index(first, shape)))
         raise ArgumentError(
-            f"{name}: target {at} is {t[at]}; expected a class in 0..{classes - 1}"
+            f"{name}: target {at} is {index[first]}; expected a class in 0..{classes - 1}"
             f"{'' if ignored is None else f' or ignore_index {ignored}'} (called at {user_line()})"
         )
-    return index.ravel(), kept.ravel()
+
+
+def _check_kept(kept: np.ndarray, name: str, shape: tuple[int, ...], ignored: int) -> None:
+    if not kept.any():
+        raise ArgumentError(
+            f"{name}: no element to take the mean of: the target {shape} is empty or holds nothing but "
+            f"ignore_index {ignored} (called at {user_line()})"
+        )
 
 
 def _pick(rows: Tensor, index: np.ndarray) -> Tensor:
@@ -368,11 +382,8 @@ def _negative_log_likelihood(
     classes = rows.shape[1]
     weight = _class_weight(name, weight, classes, input)
     index, kept = _indices(name, target, input, shape, classes, ignore_index)
-    if reduction == "mean" and not kept.any():
-        raise ArgumentError(
-            f"{name}: no element to take the mean of: the target {shape} is empty or holds nothing but "
-            f"ignore_index {ignore_index} (called at {user_line()})"
-        )
+    if reduction == "mean":
+        computed(_check_kept, kept, name=name, shape=shape, ignored=ignore_index)
     present = Tensor(kept)
     weights = where(present, rows.new_ones(()) if weight is None else weight[index], 0.0)
     losses = _softmax_cross_entropy(rows, index)[0] if logits else -_pick(rows, index)
