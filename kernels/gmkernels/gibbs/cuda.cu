@@ -6,12 +6,14 @@
 // words of its elements and the sample; each is written once. Which block makes a tile makes no difference to it, so the
 // number of blocks may follow the device.
 //
-// Operands are of type Store, weights and means of type Out. They differ where a float weight meets states of bfloat16,
-// of which 0 to 256 are exact: the weight is then hi + lo (SPLIT), two products on tensor cores with sums in float. hi is
-// the weight rounded to 8 bits and lo the rest, rounded likewise, so that |w - hi - lo| <= 2^-17 |w| and the input of a
-// unit is off by at most 2^-17 sum |w s|, besides the rounding of sums that all have. `make_operands` makes the parts,
-// once a call: a chain uses them at each step, and the product then copies them as it does any matrix of bfloat16
-// (cp.async, ldmatrix), which a conversion on the way would not let it do.
+// Operands are of type Store, weights and means of type Out. They differ where the weight is of float and the states are
+// samples or of uint8: 0 to 256 are exact in bfloat16, and the weight is then hi + lo (SPLIT), two products on tensor
+// cores with sums in float. hi is the weight rounded to 8 bits and lo the rest, rounded likewise, so |w - hi - lo| <=
+// 2^-17 |w|, and the input of a unit is off by at most 2^-17 sum |w s|, besides the rounding of sums that all have. The
+// first states of a chain may be other numbers of float: these have two parts too, of the four products the smallest may
+// be left out, and the bound is 2^-15 sum |w s|. `make_operands` makes the parts, once a call: a chain uses them at each
+// step, and the product then copies them as it does any matrix of bfloat16 (cp.async, ldmatrix), which a conversion on
+// the way would not let it do.
 //
 // What `make_operands` makes has rows of a whole number of 16 bytes: what stands behind a row's elements is never used.
 
@@ -91,8 +93,8 @@ extern "C" __global__ void __launch_bounds__(256) make_operands(Matrices matrice
 
 // The units that a half-step samples, and where it finds what. Filled by `cuda.py`.
 struct Layer {
-    const Store* states;  // of the other layer, (rows, inputs)
-    long long states_across, states_along;
+    const Store* states;  // of the other layer, (state_parts, rows, inputs); after the first half-step in one part
+    long long states_across, states_along, state_part;
     const Store* weight;  // (SPLIT, units, inputs)
     long long weight_across, weight_along, weight_part;
     const Out* bias;
@@ -104,7 +106,7 @@ struct Layer {
     Out* mean;                       // at the end
     Store *means_before, *means_after;  // (MEAN_PARTS, rows, pitch), of the hidden units at both ends of a chain
     double *sums, *sums_after;       // (rows, tiles), by row and tile; see `Written`
-    int units, inputs, gaussian, narrow;
+    int units, inputs, gaussian, narrow, state_parts;
 };
 
 // Of a row: one also where there are no units, which has the sums.
@@ -198,22 +200,67 @@ DEVICE void store_bits(unsigned char* p, const Real (&x)[PER], Index left, bool 
     }
 }
 
-// The tile of a half-step. The words of its elements are those of `stream`.
+// Both parts of a weight as one operand: a product of small tiles waits for one short step after another, and then has
+// half as many.
+template <class B>
+struct Both {
+    static constexpr int SIZE = 2 * B::SIZE, ROW = B::ROW, NEXT_ALONG = B::NEXT_ALONG, NEXT_ACROSS = B::NEXT_ACROSS;
+    B high, low;
+
+    __device__ __forceinline__ void copy(Store* step) {
+        high.copy(step);
+        low.copy(step + B::SIZE);
+    }
+    __device__ __forceinline__ void prepare() {}
+};
+
+template <class A, class B, class T>
+struct Sums<A, Both<B>, T, 2> : Sums<A, B, T, 2> {
+    __device__ __forceinline__ void multiply(const T* a, const T* b) {
+        Sums<A, B, T, 2>::multiply(a, b + B::SIZE);  // what is small first
+        Sums<A, B, T, 2>::multiply(a, b);
+    }
+};
+
+template <bool, class X, class>
+struct Either {
+    typedef X type;
+};
+template <class X, class Y>
+struct Either<false, X, Y> {
+    typedef Y type;
+};
+
+constexpr bool AT_ONCE = SPLIT == 2 && BM == 32;
+
+// The tile of a half-step, from states of so many parts. The words of its elements are those of `stream`.
 template <class A, class B>
 __device__ __forceinline__ void half_step_tile(const Layer& layer, const Written& out, const Temperature& temperature,
-                                               const Stream& stream, Index rows, Index tile) {
+                                               const Stream& stream, Index rows, int state_parts, Index tile) {
     DYNAMIC_SHARED(Store, steps);
-    const Index units = layer.units;
+    const Index units = layer.units, inputs = layer.inputs;
     Index first_row, first_unit;
     corner_of(tile, rows, max(units, Index(1)), first_row, first_unit);
-    Sums<A, B> sums;
+    Sums<A, typename Either<AT_ONCE, Both<B>, B>::type> sums;
+    constexpr int PASSES = AT_ONCE ? 1 : SPLIT;
 #pragma unroll 1
-    for (int part = SPLIT - 1; part >= 0; part--) {  // what is small first
-        A a(layer.states, layer.states_across, layer.states_along, first_row, rows, 0, layer.inputs);
-        B b(layer.weight + part * layer.weight_part, layer.weight_across, layer.weight_along, first_unit, units, 0,
-            layer.inputs);
-        add_steps(a, b, sums, steps, layer.inputs);
-        if (part > 0) __syncthreads();  // the steps have been multiplied, and are overwritten now
+    for (int pass = state_parts * PASSES - 1; pass >= 0; pass--) {  // what is small first
+        const int of_states = pass / PASSES, of_weight = pass % PASSES;
+        if (of_states + of_weight == 2) continue;
+        A a(layer.states + of_states * layer.state_part, layer.states_across, layer.states_along, first_row, rows, 0,
+            inputs);
+        const auto weight = [&](int part) {
+            return B(layer.weight + part * layer.weight_part, layer.weight_across, layer.weight_along, first_unit, units,
+                     0, inputs);
+        };
+        if constexpr (AT_ONCE) {
+            Both<B> b = {weight(0), weight(1)};
+            add_steps(a, b, sums, steps, inputs);
+        } else {
+            B b = weight(of_weight);
+            add_steps(a, b, sums, steps, inputs);
+        }
+        __syncthreads();  // the steps have been multiplied, and are overwritten now
     }
 
     constexpr int CHUNKS = BN / PER;
@@ -345,14 +392,15 @@ half_steps(Layer hidden, Layer visible, const uint64* key, const double* betas, 
                     after ? hidden.means_after : step == 0 ? hidden.means_before : nullptr,
                     after ? hidden.sums_after : step == 0 || betas != nullptr ? hidden.sums : nullptr,
                 };
-                half_step_tile<States, Rows>(hidden, written, temperature, stream, rows, tile);
+                half_step_tile<States, Rows>(hidden, written, temperature, stream, rows,
+                                             step == 0 ? hidden.state_parts : 1, tile);
             } else {
                 const long long sums = static_cast<long long>(rows) * visible_tiles;
                 const Written written = {
                     visible.sample, ends ? visible.kept : nullptr, ends ? visible.mean : nullptr, nullptr,
                     betas != nullptr ? visible.sums + (t + 1) % 2 * sums : nullptr,
                 };
-                half_step_tile<States, Columns>(visible, written, temperature, stream, rows, tile);
+                half_step_tile<States, Columns>(visible, written, temperature, stream, rows, 1, tile);
                 Index first_row, first_unit;
                 corner_of(tile, rows, Index(max(visible.units, 1)), first_row, first_unit);
                 const Index row = first_row + threadIdx.x;
@@ -377,12 +425,13 @@ half_steps(Layer hidden, Layer visible, const uint64* key, const double* betas, 
 // Contrastive divergence
 // =====================================================================================================================
 
-// One phase: the means of the hidden units (MEAN_PARTS, rows, their pitch) and the visible states (rows, pitch).
+// One phase: the means of the hidden units (MEAN_PARTS, rows, their pitch) and the visible states (visible_parts, rows,
+// their pitch).
 struct Phase {
     const Store* hidden;
     const Store* visible;
-    long long hidden_pitch, visible_pitch;
-    int rows;
+    long long hidden_pitch, hidden_part, visible_pitch, visible_part;
+    int rows, visible_parts;
 };
 
 typedef Operand<BM, ACROSS, 16> HiddenUnits;
@@ -391,10 +440,13 @@ typedef Operand<BN, ACROSS, 16> VisibleUnits;
 DEVICE void add_phase(const Phase& phase, Sums<HiddenUnits, VisibleUnits>& sums, Store* steps, Index first_hidden,
                       Index first_visible, Index hidden, Index visible) {
 #pragma unroll 1
-    for (int part = MEAN_PARTS - 1; part >= 0; part--) {
-        HiddenUnits h(phase.hidden + part * (phase.rows * phase.hidden_pitch), 1, phase.hidden_pitch, first_hidden,
-                      hidden, 0, phase.rows);
-        VisibleUnits v(phase.visible, 1, phase.visible_pitch, first_visible, visible, 0, phase.rows);
+    for (int pass = MEAN_PARTS * phase.visible_parts - 1; pass >= 0; pass--) {
+        const int part = pass % MEAN_PARTS, of_visible = pass / MEAN_PARTS;
+        if (part + of_visible == 2) continue;
+        HiddenUnits h(phase.hidden + part * phase.hidden_part, 1, phase.hidden_pitch, first_hidden, hidden, 0,
+                      phase.rows);
+        VisibleUnits v(phase.visible + of_visible * phase.visible_part, 1, phase.visible_pitch, first_visible, visible,
+                       0, phase.rows);
         add_steps(h, v, sums, steps, phase.rows);
         __syncthreads();  // the steps have been multiplied, and are overwritten now
     }
@@ -451,7 +503,9 @@ statistics(Phase data, Phase end, const Out* visible_bias, Out* d_weight, Out* d
         const bool exists = unit < visible;
         const double bias = exists ? load<Real>(visible_bias + unit) : 0.0;
         const auto state = [&](const Phase& phase, Index r) {
-            return static_cast<double>(load<Real>(phase.visible + r * phase.visible_pitch + unit));
+            const Store* const x = phase.visible + r * phase.visible_pitch + unit;
+            const double high = load<Real>(x);
+            return phase.visible_parts == 2 ? high + load<Real>(x + phase.visible_part) : high;
         };
         const double difference = mean_difference(data, end, exists, state);
         double energy = difference * bias;
@@ -471,7 +525,7 @@ statistics(Phase data, Phase end, const Out* visible_bias, Out* d_weight, Out* d
         const double difference = mean_difference(data, end, exists, [&](const Phase& phase, Index r) {
             const Store* const mean = phase.hidden + r * phase.hidden_pitch + unit;
             double x = load<Real>(mean);
-            if (MEAN_PARTS == 2) x += load<Real>(mean + phase.rows * phase.hidden_pitch);
+            if (MEAN_PARTS == 2) x += load<Real>(mean + phase.hidden_part);
             return x;
         });
         if (exists && threadIdx.x < 32) store(d_hidden + unit, static_cast<Real>(difference));
@@ -489,12 +543,17 @@ DEVICE Index row_of_warp() {
     return static_cast<Index>((blockIdx.x * static_cast<uint64>(blockDim.x) + threadIdx.x) / 32);
 }
 
-// The sum of term(state, number of the unit) over a row, in all lanes.
+// The sum of term(state, number of the unit) over a row, in all lanes. States may have a second part, so far from the
+// first.
 template <class Term>
-DEVICE double sum_of_row(const Store* row, Index units, Term term) {
+DEVICE double sum_of_row(const Store* row, long long part, Index units, Term term) {
     double total = 0;
 #pragma unroll 4
-    for (Index i = threadIdx.x % 32; i < units; i += 32) total += term(load<Real>(row + i), i);
+    for (Index i = threadIdx.x % 32; i < units; i += 32) {
+        Real x = load<Real>(row + i);
+        if (part != 0) x += load<Real>(row + part + i);
+        total += term(x, i);
+    }
     return warp_sum(total);
 }
 
@@ -504,7 +563,7 @@ energies(const Store* visible, long long pitch, const Out* bias, const double* s
          Index units, Index tiles, Index gaussian) {
     const Index row = row_of_warp();
     if (row >= rows) return;
-    const double own = sum_of_row(visible + row * pitch, units, [&](Real v, Index i) {
+    const double own = sum_of_row(visible + row * pitch, 0, units, [&](Real v, Index i) {
         const Real b = load<Real>(bias + i);
         const double d = v - b;
         return gaussian ? 0.5 * d * d : -static_cast<double>(v) * b;
@@ -517,11 +576,11 @@ energies(const Store* visible, long long pitch, const Out* bias, const double* s
 
 // log_weight = 0, and what the first states add to it for each unit of beta, as `half_steps` has it for the others.
 extern "C" __global__ void __launch_bounds__(256)
-begin_annealing(const Store* visible, long long pitch, const Out* bias, const Out* base_bias, double* sums,
+begin_annealing(const Store* visible, long long pitch, long long part, const Out* bias, const Out* base_bias, double* sums,
                 double* log_weight, Index rows, Index units, Index tiles, Index gaussian) {
     const Index row = row_of_warp();
     if (row >= rows) return;
-    const double total = sum_of_row(visible + row * pitch, units, [&](Real v, Index i) {
+    const double total = sum_of_row(visible + row * pitch, part, units, [&](Real v, Index i) {
         const Real own = load<Real>(bias + i), others = load<Real>(base_bias + i);
         double term = v * (own - others);
         if (gaussian) term += Real(0.5) * (others * others - own * own);

@@ -33,15 +33,16 @@ _MATRICES = np.dtype(
      ("bytes", "i4", (3,))], align=True,
 )  # fmt: skip
 _LAYER = np.dtype(
-    [("states", "u8"), ("states_across", "i8"), ("states_along", "i8"), ("weight", "u8"), ("weight_across", "i8"),
-     ("weight_along", "i8"), ("weight_part", "i8"), ("bias", "u8"), ("bias_stride", "i8"), ("base_bias", "u8"),
-     ("sample", "u8"), ("pitch", "i8"), ("kept", "u8"), ("mean", "u8"), ("means_before", "u8"), ("means_after", "u8"),
-     ("sums", "u8"), ("sums_after", "u8"), ("units", "i4"), ("inputs", "i4"), ("gaussian", "i4"), ("narrow", "i4")],
-    align=True,
+    [("states", "u8"), ("states_across", "i8"), ("states_along", "i8"), ("state_part", "i8"), ("weight", "u8"),
+     ("weight_across", "i8"), ("weight_along", "i8"), ("weight_part", "i8"), ("bias", "u8"), ("bias_stride", "i8"),
+     ("base_bias", "u8"), ("sample", "u8"), ("pitch", "i8"), ("kept", "u8"), ("mean", "u8"), ("means_before", "u8"),
+     ("means_after", "u8"), ("sums", "u8"), ("sums_after", "u8"), ("units", "i4"), ("inputs", "i4"),
+     ("gaussian", "i4"), ("narrow", "i4"), ("state_parts", "i4")], align=True,
 )  # fmt: skip
 _PHASE = np.dtype(
-    [("hidden", "u8"), ("visible", "u8"), ("hidden_pitch", "i8"), ("visible_pitch", "i8"), ("rows", "i4")], align=True
-)
+    [("hidden", "u8"), ("visible", "u8"), ("hidden_pitch", "i8"), ("hidden_part", "i8"), ("visible_pitch", "i8"),
+     ("visible_part", "i8"), ("rows", "i4"), ("visible_parts", "i4")], align=True,
+)  # fmt: skip
 
 
 def _struct(kind: np.dtype[Any], **fields: Any) -> Any:
@@ -75,12 +76,13 @@ class _Kind(NamedTuple):
 
 
 class _Operand(NamedTuple):
-    """A matrix in the type of operands: strides in elements, and how far its parts lie from each other."""
+    """A matrix in the type of operands, in one part or two: strides in elements, also from a part to the next."""
 
     array: Array
     row_stride: int
     column_stride: int
-    part: int
+    part: int = 0
+    parts: int = 1
 
 
 class _Operands:
@@ -104,10 +106,10 @@ class _Operands:
                 self._matrices[name][self._count] = value
             self._count += 1
             self._largest = max(self._largest, rows * pitch // 8)
-        return _Operand(room, pitch, 1, rows * pitch)
+        return _Operand(room, pitch, 1, rows * pitch if parts > 1 else 0, parts)
 
     def copied(self, states: Array, room: Array) -> _Operand:
-        return self._copied(states, room, 1)
+        return self._copied(states, room, spec.state_parts(states, self.dtype))
 
     def states(self, states: Array, room: Array) -> _Operand:
         """Rows, neighbours in memory."""
@@ -124,7 +126,7 @@ class _Operands:
         aligned = address(x) % 16 == 0 and x.strides[0] % 16 == 0 and x.strides[0] >= 0
         if x.dtype != self.dtype or x.strides[1] != x.itemsize or not aligned:
             return None
-        return _Operand(x, x.strides[0] // x.itemsize, 1, 0)
+        return _Operand(x, x.strides[0] // x.itemsize, 1)
 
     def launch(self, counter: Array | None = None) -> None:
         """What must be copied, and the counter of a barrier set to 0."""
@@ -139,30 +141,33 @@ class _Operands:
 
 
 def _tile(operand: str, rows: int, units: int) -> Tile:
-    """Of float64, a row of the largest tiles is more than a warp's."""
+    """The largest are for operands of 16 bits: of float64 a row of them is more than a warp's, of float32 the registers
+    do not suffice."""
     tiles = TILES[operand]
-    return tile_of({**tiles, 128: tiles[64]} if operand == "float64" else tiles, rows, units, 1)
+    return tile_of(tiles if tiles[128].k == 64 else {**tiles, 128: tiles[64]}, rows, units, 1)
 
 
 def _tiles(tile: Tile, rows: int, units: int) -> int:
     return -(-rows // tile.m) * max(1, -(-units // tile.n))
 
 
-def _shared(tile: Tile, operand: np.dtype[Any]) -> int:
+def _shared(tile: Tile, operand: np.dtype[Any], kind: _Kind) -> int:
     """Bytes of shared memory of a block of `half_steps`: the steps of a product, and after them all of its sums."""
     states = Copy(RUNS, 4) if operand == np.float32 else Copy(ALONG, 16)
     steps = max(tile.shared(states, weight, operand.itemsize) for weight in (states, Copy(ACROSS, 16)))
+    if kind.out and tile.m == 32:  # both parts of the weight at once
+        steps = steps * 3 // 2
     return max(steps, tile.m * (tile.n + 8) * max(operand.itemsize, 4))
 
 
-def _together(tile: Tile, operand: np.dtype[Any], tiles: int) -> int:
+def _together(tile: Tile, shared: int, tiles: int) -> int:
     """Blocks of a cooperative launch for half-steps of so many tiles; 0: each half-step is a launch.
 
     How many the device holds may differ: it decides which block makes a tile, and not what the tile is.
     """
     if tile.m == 128:
         return 0
-    return min(tiles, launch.held(tile.blocks, _shared(tile, operand)))
+    return min(tiles, launch.held(tile.blocks, shared))
 
 
 def _layer(states: _Operand, weight: _Operand, bias: Array, shape: tuple[int, int], units: str, **fields: Any) -> Any:
@@ -170,10 +175,10 @@ def _layer(states: _Operand, weight: _Operand, bias: Array, shape: tuple[int, in
     kept = fields.get("kept")
     return _struct(
         _LAYER, states=states.array, states_across=states.row_stride, states_along=states.column_stride,
-        weight=weight.array, weight_across=weight.row_stride, weight_along=weight.column_stride,
-        weight_part=weight.part, bias=bias, bias_stride=bias.strides[0] // bias.itemsize, pitch=spec.pitch(shape[0]),
-        units=shape[0], inputs=shape[1], gaussian=int(units == "gaussian"),
-        narrow=int(kept is not None and kept.dtype == np.uint8), **fields,
+        state_part=states.part, state_parts=states.parts, weight=weight.array, weight_across=weight.row_stride,
+        weight_along=weight.column_stride, weight_part=weight.part, bias=bias,
+        bias_stride=bias.strides[0] // bias.itemsize, pitch=spec.pitch(shape[0]), units=shape[0], inputs=shape[1],
+        gaussian=int(units == "gaussian"), narrow=int(kept is not None and kept.dtype == np.uint8), **fields,
     )  # fmt: skip
 
 
@@ -197,7 +202,7 @@ def _half_step(
     first = int(by_columns)
     kind.launch(
         "half_steps", (_tiles(tile, rows, len(weight)),), tile.threads,
-        (*layers, key, None, None, None, rows, first, first + 1, 0), tile, shared=_shared(tile, operand),
+        (*layers, key, None, None, None, rows, first, first + 1, 0), tile, shared=_shared(tile, operand, kind),
     )  # fmt: skip
     return kind, given, tile
 
@@ -226,7 +231,7 @@ class _Machine(NamedTuple):
         room, hidden_room, weight_room = workspace
         rows, pitch = len(visible), spec.pitch(len(weight))
         tile = _tile(operands.dtype.name, rows, max(weight.shape))
-        hidden = _Operand(hidden_room, pitch, 1, 0)
+        hidden = _Operand(hidden_room, pitch, 1)
         taken = operands.weight(weight, weight_room)
         return cls(operands.kind, operands.dtype, operands.copied(visible, room), hidden, taken, tile)
 
@@ -243,13 +248,14 @@ class _Machine(NamedTuple):
     ) -> None:  # fmt: skip
         """The half-steps before number `last`."""
         of_layers = [_tiles(self.tile, rows, int(layer["units"])) for layer in (hidden, visible)]
-        together = _together(self.tile, self.operand, max(of_layers)) if last > 1 else 0
+        shared = _shared(self.tile, self.operand, self.kind)
+        together = _together(self.tile, shared, max(of_layers)) if last > 1 else 0
         spans = [(0, last, together)] if together else [(step, step + 1, of_layers[step % 2]) for step in range(last)]
         for first, end, blocks in spans:
             self.kind.launch(
                 "half_steps", (blocks,), self.tile.threads,
                 (hidden, visible, key, betas, log_weight, counter, rows, first, end, steps), self.tile,
-                shared=_shared(self.tile, self.operand), cooperative=together > 0,
+                shared=shared, cooperative=together > 0,
             )  # fmt: skip
 
 
@@ -259,7 +265,7 @@ def gibbs_chain(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs
     *rooms, counter = workspace
     if not len(visible) or not sum(weight.shape):
         return
-    operand = spec.chain_operand_dtype(weight, attrs["units"], visible)
+    operand = spec.chain_operand_dtype(weight, attrs["units"])
     operands = _Operands(_Kind.of(operand, weight), operand)
     machine = _Machine.of(visible, weight, rooms, operands)
     operands.launch(counter)
@@ -309,7 +315,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     d_weight, d_visible_bias, d_hidden_bias, visible_out, loss = outputs
     *rooms, data_room, means, means_after, sums, sums_after, own, counter = workspace
     units, steps, shape = attrs["units"], attrs["steps"], weight.shape
-    operand = spec.chain_operand_dtype(weight, units, data, chain)
+    operand = spec.chain_operand_dtype(weight, units)
     operands = _Operands(_Kind.of(operand, weight), operand)
     machine, given = _Machine.of(chain, weight, rooms, operands), operands.states(data, data_room)
     operands.launch(counter)
@@ -331,12 +337,14 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     hidden, visible = shape
     of_weight = _tile(operand.name, hidden, visible)
     tiles = -(-hidden // of_weight.m) * -(-visible // of_weight.n)
+    end = machine.visible_states._replace(parts=1)
     phases = [
         _struct(
-            _PHASE, hidden=h, visible=v.array, hidden_pitch=spec.pitch(hidden), visible_pitch=v.row_stride, rows=rows
+            _PHASE, hidden=h, hidden_pitch=spec.pitch(hidden), hidden_part=rows * spec.pitch(hidden), visible=v.array,
+            visible_pitch=v.row_stride, visible_part=v.part, rows=rows, visible_parts=v.parts,
         )
-        for h, v, rows in ((means, given, len(data)), (means_after, machine.visible_states, len(chain)))
-    ]
+        for h, v, rows in ((means, given, len(data)), (means_after, end, len(chain)))
+    ]  # fmt: skip
     gaussian = int(units == "gaussian")
     across = Copy(ACROSS, 16)
     kind.launch(
@@ -367,15 +375,16 @@ def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arr
         log_weight.fill(0)
         visible_out[...] = visible
         return
-    operand = spec.chain_operand_dtype(weight, units, visible)
+    operand = spec.chain_operand_dtype(weight, units)
     operands = _Operands(_Kind.of(operand, weight), operand)
     machine = _Machine.of(visible, weight, rooms, operands)
     operands.launch(counter)
     states, tile = machine.visible_states, machine.tile
     numbers = (rows, shape[1], max(1, -(-shape[1] // tile.n)), int(units == "gaussian"))
+    strides = np.int64(states.row_stride), np.int64(states.part)
     machine.kind.launch(
         "begin_annealing", _row_blocks(rows), _THREADS,
-        (states.array, np.int64(states.row_stride), visible_bias, base_bias, own, log_weight, *numbers),
+        (states.array, *strides, visible_bias, base_bias, own, log_weight, *numbers),
     )  # fmt: skip
     machine.run(
         machine.hidden(hidden_bias, shape, sample=rooms[1], sums=sums),

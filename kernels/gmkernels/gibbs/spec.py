@@ -121,9 +121,14 @@ def pitch(columns: int) -> int:
     return -(-columns // 8) * 8
 
 
-def chain_operand_dtype(weight: Array, units: str, *states: Array) -> np.dtype[Any]:
-    """The same for chains, whose visible states are real numbers if the units are Gaussian."""
-    return operand_dtype(weight, *states) if units == "bernoulli" else weight.dtype
+def chain_operand_dtype(weight: Array, units: str) -> np.dtype[Any]:
+    """The same for chains, whose states are samples, but for the first: of 0 and 1 unless the units are Gaussian."""
+    return operand_dtype(weight) if units == "bernoulli" else weight.dtype
+
+
+def state_parts(states: Array, dtype: Any) -> int:
+    """In how many parts the first states of a chain are operands."""
+    return 1 if states.dtype in (np.uint8, dtype) else 2
 
 
 def gpu_operand(shape: tuple[int, ...], dtype: Any, parts: int = 1) -> tuple[tuple[int, ...], Any]:
@@ -142,9 +147,10 @@ def gpu_sums(rows: int, units: int, *leading: int) -> tuple[tuple[int, ...], Any
     return (*leading, rows, max(1, -(-units // SMALLEST_TILE))), np.dtype(np.float64)
 
 
-def gpu_chain(rows: int, weight: Array, dtype: Any) -> Layout:
+def gpu_chain(visible: Array, weight: Array, dtype: Any) -> Layout:
     """Visible states, hidden states and the weight, as operands."""
-    return [*(gpu_operand((rows, units), dtype) for units in weight.shape[::-1]), gpu_weight(weight, dtype)]
+    states = gpu_operand(visible.shape, dtype, state_parts(visible, dtype))
+    return [states, gpu_operand((len(visible), len(weight)), dtype), gpu_weight(weight, dtype)]
 
 
 GPU_COUNTER = (1,), np.dtype(np.uint32)
@@ -267,8 +273,8 @@ def _chain_workspace(
     visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, key: Array, *, steps: int, units: str
 ) -> Layout:
     if on_gpu(weight):
-        operand = chain_operand_dtype(weight, units, visible)
-        return [*gpu_chain(len(visible), weight, operand), GPU_COUNTER]
+        operand = chain_operand_dtype(weight, units)
+        return [*gpu_chain(visible, weight, operand), GPU_COUNTER]
     hidden = (visible.shape[0], weight.shape[0])
     return [*stored(visible, weight), (hidden, weight.dtype), (hidden, weight.dtype), _KEY]
 
@@ -423,10 +429,10 @@ def _divergence_workspace(
 def _divergence_on_gpu(data: Array, chain: Array, weight: Array, visible_bias: Array, units: str) -> Layout:
     """The chain, the data and the weight as operands; the hidden means of both phases, each in two parts where operands
     have 16 bits; sums of softplus; for each visible unit a sum."""
-    operand, hidden = chain_operand_dtype(weight, units, data, chain), len(weight)
+    operand, hidden = chain_operand_dtype(weight, units), len(weight)
     parts = 2 if operand.itemsize == 2 else 1
     return [
-        *gpu_chain(len(chain), weight, operand), gpu_operand(data.shape, operand),
+        *gpu_chain(chain, weight, operand), gpu_operand(data.shape, operand, state_parts(data, operand)),
         *(gpu_operand((len(a), hidden), operand, parts) for a in (data, chain)),
         *(gpu_sums(len(a), hidden) for a in (data, chain)), (visible_bias.shape, np.dtype(np.float64)), GPU_COUNTER,
     ]  # fmt: skip
@@ -519,9 +525,9 @@ def _annealing_workspace(
 ) -> Layout:  # fmt: skip
     """Visible states; hidden states and means; visible means; sums of softplus; a bias; the visible units' terms."""
     if on_gpu(weight):
-        operand = chain_operand_dtype(weight, units, visible)
+        operand = chain_operand_dtype(weight, units)
         sums = gpu_sums(len(visible), len(weight)), gpu_sums(len(visible), weight.shape[1], 2)
-        return [*gpu_chain(len(visible), weight, operand), *sums, GPU_COUNTER]
+        return [*gpu_chain(visible, weight, operand), *sums, GPU_COUNTER]
     hidden, real = (visible.shape[0], weight.shape[0]), weight.dtype
     return [
         *stored(visible, weight), (hidden, real), (hidden, real), (visible.shape, real),
