@@ -22,6 +22,19 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _cuda_note(op: str, *inputs: Any, **attrs: Any) -> str:
+    from gmkernels.gibbs import cuda
+
+    if op in ("gibbs_half_step", "free_energy"):
+        return cuda.describe_half_step(*inputs)
+    if op == "boltzmann_sweep":
+        return "a block of threads for each chain"
+    if op == "annealed_importance_sampling":
+        return cuda.describe_chain(inputs[0], inputs[1], 2 * (len(inputs[5]) - 1), attrs["units"])
+    chain, weight = (inputs[0], inputs[1]) if op == "gibbs_chain" else (inputs[1], inputs[2])
+    return cuda.describe_chain(chain, weight, 2 * attrs["steps"] + (op != "gibbs_chain"), attrs["units"])
+
+
 def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
@@ -48,6 +61,7 @@ for _spec in (
     register(
         _spec, "cuda", f"gmkernels.gibbs.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
         strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5, efficiency=0.5,
+        note=functools.partial(_cuda_note, _spec.name),
     )  # fmt: skip
     _has_chain = _spec in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE)
     register(

@@ -414,3 +414,45 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
         (*arrays, weight, bias, clamped, key, *ends, room if room.size else None, units, attrs["sweeps"]),
         shared=0 if room.size else 2 * units * room.itemsize,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What `explain` says
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _multiplied(operand: np.dtype[Any], weight: Array) -> str:
+    if operand != weight.dtype:
+        return "the weight in two parts of bfloat16, on tensor cores"
+    return "multiply-adds in float32" if operand == np.float32 else f"{operand} on tensor cores"
+
+
+def describe_half_step(states: Array, weight: Array, *others: Array) -> str:
+    """Of a half-step by itself, also that of a free energy: what it multiplies, and in which tiles."""
+    operand = spec.operand_dtype(weight, states)
+    tile = _tile(operand.name, len(states), len(weight))
+    return f"{_multiplied(operand, weight)}; tiles of {tile.m} by {tile.n}"
+
+
+def describe_chain(chain: Array, weight: Array, half_steps: int, units: str) -> str:
+    """Of a chain: besides, how it is launched, and why.
+
+    Parameters
+    ----------
+    chain : its visible states.
+    weight : (hidden, visible).
+    half_steps : their number.
+    units : "bernoulli" or "gaussian".
+    """
+    operand = spec.chain_operand_dtype(weight, units)
+    kind = _Kind.of(operand, weight)
+    rows, tile = len(chain), _tile(operand.name, len(chain), max(weight.shape))
+    tiles = _tiles(tile, rows, max(weight.shape))
+    together = _together(tile, _shared(tile, operand, kind), tiles)
+    if together:
+        how = f"one cooperative launch of {together} blocks for {half_steps} half-steps of up to {tiles} tiles"
+    elif tile.m == 128:
+        how = f"{half_steps} launches, as the {tiles} tiles of a half-step fill the device"
+    else:
+        how = f"{half_steps} launches, as no block of a cooperative one fits on a multiprocessor of this device"
+    return f"{_multiplied(operand, weight)}; {how}, of {tile.m} by {tile.n} each"
