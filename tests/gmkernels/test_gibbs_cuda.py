@@ -278,7 +278,7 @@ def test_statistics_of_several_tiles(dtype, states, persistent):
     *found, visible, loss = run(*call, steps=2, units="bernoulli")
     *wanted, wide_visible, wide_loss = expected(*call, steps=2, units="bernoulli")
     np.testing.assert_array_equal(visible.astype(np.float64), wide_visible.astype(np.float64))
-    rounding = 2.0**-9 if weight.itemsize == 2 else 0.0
+    rounding = 2.0**-8 if weight.itemsize == 2 else 0.0
     check(found, wanted, 2.0**-16, rounding)
     np.testing.assert_allclose(float(loss), wide_loss, rtol=max(rounding, 1e-6), atol=1e-4)
 

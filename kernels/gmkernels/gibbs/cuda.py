@@ -156,7 +156,7 @@ def _shared(tile: Tile, operand: np.dtype[Any], kind: _Kind) -> int:
     states = Copy(RUNS, 4) if operand == np.float32 else Copy(ALONG, 16)
     steps = max(tile.shared(states, weight, operand.itemsize) for weight in (states, Copy(ACROSS, 16)))
     if kind.out and tile.m == 32:  # both parts of the weight at once
-        steps = steps * 3 // 2
+        steps += tile.stages * max(tile.n * (tile.k + 8), tile.k * (tile.n + 8)) * operand.itemsize
     return max(steps, tile.m * (tile.n + 8) * max(operand.itemsize, 4))
 
 
