@@ -148,9 +148,10 @@ def gpu_sums(rows: int, units: int, *leading: int) -> tuple[tuple[int, ...], Any
 
 
 def gpu_chain(visible: Array, weight: Array, dtype: Any) -> Layout:
-    """Visible states, hidden states and the weight, as operands."""
-    states = gpu_operand(visible.shape, dtype, state_parts(visible, dtype))
-    return [states, gpu_operand((len(visible), len(weight)), dtype), gpu_weight(weight, dtype)]
+    """Visible states, hidden states and the weight, as operands. The states also fit there in the dtype of `visible`."""
+    parts = state_parts(visible, dtype)
+    shapes = visible.shape, (len(visible), len(weight))
+    return [*(gpu_operand(shape, dtype, parts) for shape in shapes), gpu_weight(weight, dtype)]
 
 
 GPU_COUNTER = (1,), np.dtype(np.uint32)
