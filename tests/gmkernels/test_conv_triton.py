@@ -20,7 +20,7 @@ from gmkernels import launch, registry
 from gmkernels.conv import spec
 
 OPS = (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT)
-SMALL = {"positions": 16, "filters": 16, "k": 16, "warps": 4, "stages": 3}
+SMALL = {"positions": 16, "elements": 16, "filters": 16, "k": 16, "warps": 4, "stages": 3}
 """A tile as small as they get, so that small planes have several."""
 
 

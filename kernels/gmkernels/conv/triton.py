@@ -188,13 +188,13 @@ CHOICES = {
     for itemsize, name, few_candidates, many_candidates in (
         (
             2, "half",
-            (_tile(64, 32, 32, 4, 3), _tile(64, 64, 64, 4, 3), _tile(64, 64, 32, 4, 3)),
-            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 64, 8, 3), _tile(128, 64, 32, 4, 3)),
+            (_tile(64, 32, 32, 4, 3), _tile(64, 32, 64, 4, 3), _tile(64, 64, 32, 4, 3)),
+            (_tile(128, 128, 64, 8, 3), _tile(128, 128, 32, 8, 3), _tile(128, 64, 64, 4, 3)),
         ),
         (
             4, "float32",
             (_tile(64, 32, 32, 4, 3), _tile(64, 64, 32, 4, 3), _tile(64, 32, 16, 4, 4)),
-            (_tile(128, 64, 32, 8, 3), _tile(128, 128, 32, 8, 3), _tile(64, 64, 32, 4, 3)),
+            (_tile(128, 128, 32, 8, 3), _tile(128, 64, 32, 8, 3), _tile(64, 64, 32, 4, 3)),
         ),
         (
             8, "float64",
@@ -204,7 +204,8 @@ CHOICES = {
     )
     for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
 }  # fmt: skip
-"""By bytes of an element, and whether the result has many."""
+"""By bytes of an element, and whether the result has many. As in `gmkernels.dense.triton`, the largest tile of float32
+spills on Ampere if the filters fill it: there configurations.json has the second candidate."""
 _NARROWEST = 16
 """What tensor cores take along each axis."""
 
@@ -279,19 +280,32 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
 def _correlate(
     g, x, d_weight, batch, groups, channels, filters, height, width, out_h, out_w, kernel_h, kernel_w,
     stride_h, stride_w, top, left, dilation_h, dilation_w, blocks,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    FLAT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of d_weight, elements of filters by filters, summed over all positions or a part of so many blocks."""
-    program, tiles, length = number_of(0, WIDE), tl.cdiv(filters, BLOCK_F), channels * kernel_h * kernel_w
+    """A tile of d_weight, elements of filters by filters, summed over all positions or a part of so many blocks.
+
+    FLAT: the elements are those of a filter in its order; otherwise BLOCK_T channels of one element of the kernel, so
+    that whether a position meets it in the planes is the same for all of them.
+    """
+    program, tiles = number_of(0, WIDE), tl.cdiv(filters, BLOCK_F)
     f = program % tiles * BLOCK_F + tl.arange(0, BLOCK_F)
     program //= tiles
-    tap_tiles = tl.cdiv(length, BLOCK_T)
-    group = program // tap_tiles
-    tap = program % tap_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
-    c, i, j = _digits(tl.where(tap < length, tap, 0), kernel_h, kernel_w)  # what is not stored is read like the first
+    plane, size, elements = height * width, out_h * out_w, kernel_h * kernel_w
+    if FLAT:
+        tiles = tl.cdiv(channels * elements, BLOCK_T)
+        element = program % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+        c, i, j = _digits(element, kernel_h, kernel_w)
+    else:
+        blocks_of_channels = channels // BLOCK_T
+        tiles = blocks_of_channels * elements
+        c = program % blocks_of_channels * BLOCK_T + tl.arange(0, BLOCK_T)
+        element = program % tiles // blocks_of_channels
+        i, j = element // kernel_w, element % kernel_w
+    group = program // tiles
     row, column = i * dilation_h - top, j * dilation_w - left
-    plane, size = height * width, out_h * out_w
-    at_tap = (group * channels + c) * plane + row * width + column
+    channel = group * channels + tl.where(c < channels, c, 0)  # what is not stored is read like the first
+    at_element = channel * plane + row * width + column
     at_filter = (group * filters + tl.where(f < filters, f, 0)) * size
 
     part = number_of(1, WIDE)
@@ -302,27 +316,45 @@ def _correlate(
     for _ in range(first, last, BLOCK_K):
         exists = (n < batch)[:, None]
         shift_h, shift_w = p * stride_h, q * stride_w
-        within = _inside(shift_h[:, None] + row[None, :], height) & _inside(shift_w[:, None] + column[None, :], width)
-        at = (n * groups * channels * plane + shift_h * width + shift_w)[:, None] + at_tap[None, :]
-        a = tl.load(x + at, within & exists, 0.0)
+        if FLAT:
+            within = _inside(shift_h[:, None] + row[None, :], height)
+            within = exists & within & _inside(shift_w[:, None] + column[None, :], width)
+        else:
+            within = exists & (_inside(shift_h + row, height) & _inside(shift_w + column, width))[:, None]
+        at = (n * groups * channels * plane + shift_h * width + shift_w)[:, None] + at_element[None, :]
+        a = tl.load(x + at, within, 0.0)
         at = (n * groups * filters * size + p * out_w + q)[:, None] + at_filter[None, :]
         b = tl.load(g + at, exists, 0.0)
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION, out_dtype=total.dtype)
         n, p, q = _advanced(n, p, q, n_step, p_step, q_step, out_h, out_w)
-    at = tap[:, None] + (((part * groups + group) * filters + f) * length)[None, :]
-    mask = (tap < length)[:, None] & (f < filters)[None, :]
+    at = (c * elements + i * kernel_w + j)[:, None]
+    at += (((part * groups + group) * filters + f) * channels * elements)[None, :]
+    mask = (c < channels)[:, None] & (f < filters)[None, :]
     tl.store(d_weight + at, total.to(d_weight.dtype.element_ty), mask)
+
+
+def _weight_tile(elements: int, filters: int, k: int, warps: int, stages: int) -> dict[str, int]:
+    return {"elements": elements, "filters": filters, "k": k, "warps": warps, "stages": stages}
 
 
 WEIGHT_CHOICES = {
     itemsize: launch.Choices(f"correlation.{name}.triton", candidates)
     for itemsize, name, candidates in (
-        (2, "half", (_tile(64, 64, 32, 4, 3), _tile(128, 64, 32, 8, 3), _tile(64, 32, 64, 4, 3))),
-        (4, "float32", (_tile(64, 64, 32, 4, 3), _tile(128, 64, 32, 8, 3), _tile(64, 32, 32, 4, 3))),
-        (8, "float64", (_tile(64, 32, 32, 4, 3), _tile(64, 64, 16, 8, 3), _tile(32, 32, 16, 4, 3))),
+        (
+            2, "half",
+            (_weight_tile(64, 64, 32, 4, 3), _weight_tile(128, 64, 32, 8, 3), _weight_tile(64, 32, 64, 4, 3)),
+        ),
+        (
+            4, "float32",
+            (_weight_tile(64, 64, 32, 4, 3), _weight_tile(128, 64, 32, 8, 3), _weight_tile(128, 128, 32, 8, 3)),
+        ),
+        (
+            8, "float64",
+            (_weight_tile(64, 32, 32, 4, 3), _weight_tile(64, 64, 16, 8, 3), _weight_tile(32, 32, 16, 4, 3)),
+        ),
     )
-}
-"""By bytes of an element; here positions are those of the kernel, of all channels."""
+}  # fmt: skip
+"""By bytes of an element."""
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -335,7 +367,7 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     channels, filters = channels // attrs.groups, filters // attrs.groups
     choice, parts = WEIGHT_CHOICES[x.itemsize].at(g.size), workspace[0].shape[0] if workspace else 1
     length = math.prod(d_weight.shape[1:])
-    block_t, block_f = _block(length, choice["positions"]), _block(filters, choice["filters"])
+    block_t, block_f = _block(length, choice["elements"]), _block(filters, choice["filters"])
     launch.triton(
         _correlate,
         (attrs.groups * triton.cdiv(length, block_t) * triton.cdiv(filters, block_f), parts),
@@ -345,7 +377,8 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
             *attrs.dilation, triton.cdiv(triton.cdiv(batch * out_h * out_w, parts), choice["k"]),
         ),
         {
-            "BLOCK_T": block_t, "BLOCK_F": block_f, "BLOCK_K": choice["k"], "PRECISION": precision(x.itemsize),
+            "FLAT": channels % block_t != 0, "BLOCK_T": block_t, "BLOCK_F": block_f, "BLOCK_K": choice["k"],
+            "PRECISION": precision(x.itemsize),
         },
         warps=choice["warps"],
         stages=choice["stages"],
