@@ -148,7 +148,7 @@ def gpu_sums(rows: int, units: int, *leading: int) -> tuple[tuple[int, ...], Any
 
 
 def gpu_chain(visible: Array, weight: Array, dtype: Any) -> Layout:
-    """Visible states, hidden states and the weight, as operands. The states also fit there in the dtype of `visible`."""
+    """Visible states, hidden states and the weight, as operands. States also fit there in the dtype of `visible`."""
     parts = state_parts(visible, dtype)
     shapes = visible.shape, (len(visible), len(weight))
     return [*(gpu_operand(shape, dtype, parts) for shape in shapes), gpu_weight(weight, dtype)]
