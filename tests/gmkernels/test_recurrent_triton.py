@@ -32,7 +32,7 @@ def variant(request, monkeypatch):
     from gmkernels.recurrent import triton
 
     if request.param == "steps":
-        monkeypatch.setattr(triton, "_RESIDENT", 0)
+        monkeypatch.setattr(triton, "_RESIDENT", -1)
     return request.param
 
 

@@ -1,8 +1,9 @@
-"""Recurrent nets in Triton: whole sequences in one launch where the weight fits into registers, else a launch a step.
+"""Recurrent nets in Triton: whole sequences in one launch where the weight fits on chip, else a launch a step.
 
 One launch (`_sequence`, `_sequence_backward`): a program takes 8 sequences through all steps by itself. The recurrent
-weight of all gates stays in its registers, as operands of the tensor cores; so do the running states. What a step reads
-from memory is loaded a step ahead.
+weight of all gates stays in its shared memory, and the running states in registers. What a step reads from memory is
+loaded a step ahead. Units are rows of the products and sequences columns: tiles of tensor cores have 16 by 8, and the
+fewer sequences a program has, the sooner its gates are done.
 
 A launch a step (`_step`, `_step_backward`): a program makes a tile of the states of some sequences, all gates of its
 units, so that the gates are applied where their product ends. A step waits for all units of the one before: the next
@@ -21,6 +22,7 @@ argument for `spec` once more.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -195,11 +197,36 @@ def _cell(a, b, c, d, state, h, cells, gates, reset, at, gates_at, size, mask, C
 # ---------------------------------------------------------------------------------------------------------
 
 
+@triton.jit
+def _inner(DEPTH: tl.constexpr, PARTS: tl.constexpr):
+    """A block of numbers along the sums of a product, as columns of its first operand and rows of its second."""
+    if PARTS == 1:
+        k = tl.arange(0, DEPTH)
+        return k[None, :], k[:, None]
+    else:
+        k = tl.arange(0, PARTS)[:, None] * DEPTH + tl.arange(0, DEPTH)[None, :]
+        return k[:, None, :], k[:, :, None]
+
+
+@triton.jit
+def _no_sums(like, ROWS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr):
+    if PARTS == 1:
+        return widened(tl.zeros((ROWS, UNITS), like.dtype.element_ty))
+    else:
+        return widened(tl.zeros((PARTS, ROWS, UNITS), like.dtype.element_ty))
+
+
+@triton.jit
+def _add_parts(total, PARTS: tl.constexpr):
+    return total if PARTS == 1 else tl.sum(total, axis=0)
+
+
 @triton.jit(do_not_specialize=["t", "steps", "batch", "size"])
 def _step(
     x, h0, c0, weight, bias_n, starts, h, h_n, c_n, c, gates, reset, state, t, steps, batch, size,
     CELL: tl.constexpr, GATES: tl.constexpr, PART: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of step t. PART is "reset" or "candidate" where a GRU needs the reset states of all units in between.
 
@@ -216,18 +243,28 @@ def _step(
     live, follows = (i < now)[:, None], (i < rows_before)[:, None]
     row, i = (first + i)[:, None], i[:, None]
 
+    # What the gates want is on its way while the product is made.
+    mask = live & (j < size)
+    at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
+    arguments = _load_gates(x, gates_at, size, mask, GATES)
+    if CELL == "lstm":
+        running = _load_before(state, state_at, c0, state_at, mask, follows)
+    elif GATES == 3:
+        running = _load_before(state, state_at, h0, state_at, mask, follows)
+        bias = _load(bias_n, j, j < size)
+
     if PART == "candidate":
         operand = reset + row * size
         weight += 2 * size * size
     else:
         operand = tl.where(follows, h + (first_before + i) * size, h0 + i * size)
-    a = widened(tl.zeros((ROWS, UNITS), x.dtype.element_ty))
+    a = _no_sums(x, ROWS, UNITS, PARTS)
     b, p, d = a, a, a
-    for at in range(0, size, DEPTH):
-        k = at + tl.arange(0, DEPTH)
-        y = tl.load(operand + k[None, :], live & (k < size)[None, :], 0.0)
-        w = weight + j * size + k[:, None]
-        within = (j < size) & (k < size)[:, None]
+    k_column, k_row = _inner(DEPTH, PARTS)
+    for start in range(0, size, PARTS * DEPTH):
+        y = tl.load(operand + (start + k_column), live & (start + k_column < size), 0.0)
+        w = weight + j * size + (start + k_row)
+        within = (j < size) & (start + k_row < size)
         a = tl.dot(y, tl.load(w, within, 0.0), a, input_precision=PRECISION, out_dtype=a.dtype)
         if GATES > 1 and PART != "candidate":
             w += size * size
@@ -238,28 +275,22 @@ def _step(
         if GATES > 3:
             w += size * size
             d = tl.dot(y, tl.load(w, within, 0.0), d, input_precision=PRECISION, out_dtype=a.dtype)
+    a, b, p, d = _add_parts(a, PARTS), _add_parts(b, PARTS), _add_parts(p, PARTS), _add_parts(d, PARTS)
 
-    mask = live & (j < size)
-    at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
-    running = a
-    if CELL == "lstm":
-        running = _load_before(state, state_at, c0, state_at, mask, follows)
-    elif GATES == 3:
-        running = _load_before(state, state_at, h0, state_at, mask, follows)
+    x_a, x_b, x_p, x_d = _apart(arguments, GATES)
+    if GATES == 1:
+        running = a
     if PART == "candidate":
-        p = a + _load(bias_n, j, j < size)
-        d = _load(x, gates_at + 2 * size, mask)
+        p, d = a + bias, x_p
         a, b = _load(first_gates, state_at, mask), _load(first_gates, batch * size + state_at, mask)
     else:
-        x_a, x_b, x_p, x_d = _apart(_load_gates(x, gates_at, size, mask, GATES), GATES)
         a += x_a
-        if GATES > 1:
-            b += x_b
+        b += x_b
         if CELL == "lstm":
             p += x_p
             d += x_d
         if CELL == "gru":
-            p += _load(bias_n, j, j < size)
+            p += bias
             d = x_p
     if PART == "reset":
         r = sigmoid(a)
@@ -279,12 +310,14 @@ def _step(
 
 
 @triton.jit
-def _product(total, x, row_mask, weight, depth, size, j, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+def _product(
+    total, x, row_mask, weight, depth, size, j, DEPTH: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
     """total + x weight, of rows x of `depth` numbers and columns j of a weight with rows of `size`."""
-    for at in range(0, depth, DEPTH):
-        k = at + tl.arange(0, DEPTH)
-        y = tl.load(x + k[None, :], row_mask & (k < depth)[None, :], 0.0)
-        w = tl.load(weight + k[:, None] * size + j, (k < depth)[:, None] & (j < size), 0.0)
+    k_column, k_row = _inner(DEPTH, PARTS)
+    for start in range(0, depth, PARTS * DEPTH):
+        y = tl.load(x + (start + k_column), row_mask & (start + k_column < depth), 0.0)
+        w = tl.load(weight + (start + k_row) * size + j, (start + k_row < depth) & (j < size), 0.0)
         total = tl.dot(y, w, total, input_precision=PRECISION, out_dtype=total.dtype)
     return total
 
@@ -352,7 +385,7 @@ def _step_backward(
     g_h, g_hn, g_cn, weight, c0, h, c, before, gates, reset, starts, d_x, d_h0, d_c0, d_product, state,
     t, steps, batch, size,
     CELL: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr,
-    UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    UNITS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of step t: the gradients of its states, from those of the gates' arguments a step later, and of its gates.
 
@@ -370,40 +403,43 @@ def _step_backward(
     i = i[:, None]
     row, row_after = first + i, first_after + i
 
-    total = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
-    depth = tl.where(rows_after > 0, size, 0)
-    if GATES == 3:
-        total = _product(total, d_x + row_after * (3 * size), goes_on, weight, 2 * depth, size, j, DEPTH, PRECISION)
-        if CELL == "gru":
-            candidate = weight + 2 * size * size
-            total = _product(total, d_product + row_after * size, goes_on, candidate, depth, size, j, DEPTH, PRECISION)
-    else:
-        arguments = d_x + row_after * (GATES * size)
-        total = _product(total, arguments, goes_on, weight, GATES * depth, size, j, DEPTH, PRECISION)
-
+    # What the gates want is on its way while the product is made.
     within = j < size
+    mask = live & within
     at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
-    running = total
+    kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
+    given = _load(g_h, at, mask) + _load(g_hn, state_at, mask & ~goes_on)
     if CELL == "lstm":
+        first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
+        previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
         running = _load_before(state, state_at, g_cn, state_at, within & (live | goes_on), goes_on)
     elif GATES == 3:
-        total += _load(state, state_at, goes_on & within)
+        previous = _load(before, at, mask)
+        running = _load(state, state_at, goes_on & within)
+
+    total = _no_sums(d_x, ROWS, UNITS, PARTS)
+    depth = tl.where(rows_after > 0, size, 0)
+    later = d_x + row_after * (GATES * size)
+    if GATES == 3:
+        total = _product(total, later, goes_on, weight, 2 * depth, size, j, DEPTH, PARTS, PRECISION)
+        if CELL == "gru":
+            later = d_product + row_after * size
+            weight += 2 * size * size
+            total = _product(total, later, goes_on, weight, depth, size, j, DEPTH, PARTS, PRECISION)
+    else:
+        total = _product(total, later, goes_on, weight, GATES * depth, size, j, DEPTH, PARTS, PRECISION)
+    total = _add_parts(total, PARTS)
+
+    if GATES == 3:
+        total += running
+    elif GATES == 1:
+        previous, running = total, total
     begins = goes_on & ~live & within
     _store(d_h0, state_at, total, begins)
     if CELL == "lstm":
         _store(d_c0, state_at, running, begins)
-
-    mask = live & within
-    d_h = _load(g_h, at, mask) + tl.where(goes_on, total, _load(g_hn, state_at, mask & ~goes_on))
-    previous = total
-    if CELL == "lstm":
-        first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
-        previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
-    elif GATES == 3:
-        previous = _load(before, at, mask)
-    kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
     _, _, _, _, running = _cell_backward(
-        d_h, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
+        given + total, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
     )  # fmt: skip
     if GATES > 1:
         _store(state, state_at, running, mask)
@@ -412,8 +448,8 @@ def _step_backward(
 @triton.jit(do_not_specialize=["t", "steps", "batch", "size"])
 def _step_backward_reset(
     weight, before, gates, starts, d_x, state, t, steps, batch, size,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of step t of a GRU with the reset before the product: the gradient of r's argument, from the candidate's,
     and what the reset states add to the running gradients."""
@@ -424,9 +460,12 @@ def _step_backward_reset(
     first, now = _rows_of(starts, t, steps, WIDE)
     row, state_at = first + i, i * size + j
     at, gates_at = row * size + j, row * (3 * size) + j
-    total = widened(tl.zeros((ROWS, UNITS), d_x.dtype.element_ty))
+    total = _no_sums(d_x, ROWS, UNITS, PARTS)
     candidate = weight + 2 * size * size
-    total = _product(total, d_x + row * (3 * size) + 2 * size, i < now, candidate, size, size, j, DEPTH, PRECISION)
+    total = _product(
+        total, d_x + row * (3 * size) + 2 * size, i < now, candidate, size, size, j, DEPTH, PARTS, PRECISION
+    )
+    total = _add_parts(total, PARTS)
     mask = (i < now) & (j < size)
     r = _load(gates, gates_at, mask)
     _store(d_x, gates_at, total * _load(before, at, mask) * _slope_of_sigmoid(r), mask)
@@ -588,8 +627,9 @@ def _sequence_backward(
 # Which of the two
 # ---------------------------------------------------------------------------------------------------------
 
-_RESIDENT = 128 << 10
-"""Most bytes of a weight that stays in the registers of a program: half of a multiprocessor's."""
+_RESIDENT, _OTHER = 128 << 10, 28 << 10
+"""Bytes of shared memory: most of a weight that stays there, for a larger one takes longer to read at each step than a
+launch; and what a program needs beside it."""
 
 
 def _units(size: int) -> int:
@@ -597,20 +637,22 @@ def _units(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _resident(itemsize: int, gates: int, size: int) -> int:
-    """Bytes that the weight takes in registers. float32 numbers are split into two (see `gmkernels.dense.triton`)."""
-    return gates * _units(size) ** 2 * itemsize * (2 if itemsize == 4 else 1)
+@functools.cache
+def _shared(device: int) -> int:
+    """Bytes of shared memory that a program may have."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
-def is_whole(weight: Any) -> bool:
-    """Whether all steps are one launch.
+def _resident(weight: Any) -> tuple[int, int]:
+    """Bytes that a weight takes where it stays for all steps, and how many there are for it.
 
-    Parameters
-    ----------
-    weight : the recurrent weight, (gates H, H).
+    float32 numbers are split into two parts (see `gmkernels.dense.triton`).
     """
     rows, size = weight.shape
-    return _resident(weight.itemsize, rows // max(1, size), size) <= _RESIDENT
+    taken = rows // max(1, size) * _units(size) ** 2 * weight.itemsize * (2 if weight.itemsize == 4 else 1)
+    return taken, min(_RESIDENT, _shared(weight.data.device_id) - _OTHER)
 
 
 def note(weight: Any) -> str:
@@ -620,11 +662,10 @@ def note(weight: Any) -> str:
     ----------
     weight : the recurrent weight, (gates H, H).
     """
-    rows, size = weight.shape
-    taken = f"{_resident(weight.itemsize, rows // max(1, size), size) >> 10} KiB of registers of {_RESIDENT >> 10}"
-    if is_whole(weight):
-        return f"all steps in one launch, 8 sequences a program: the weight takes {taken}"
-    return f"a launch a step, products and gates together: the weight would take {taken}"
+    taken, room = _resident(weight)
+    if taken <= room:
+        return f"all steps in one launch: the weight takes {taken >> 10} of {room >> 10} KiB on chip"
+    return f"a launch a step: the weight would take {taken >> 10} of {room >> 10} KiB on chip"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -632,21 +673,28 @@ def note(weight: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _tile(rows: int, units: int, depth: int, warps: int, stages: int) -> dict[str, int]:
-    return {"rows": rows, "units": units, "depth": depth, "warps": warps, "stages": stages}
+def _tile(rows: int, units: int, depth: int, parts: int, warps: int, stages: int) -> dict[str, int]:
+    return {"rows": rows, "units": units, "depth": depth, "parts": parts, "warps": warps, "stages": stages}
 
 
 _MANY = 33
 """Sequences from which on a program takes more than 16."""
 CHOICES = {
-    (itemsize, many): launch.Choices(f"recurrent.{'many' if many else 'few'}.{name}.triton", candidates)
-    for itemsize, name, few_candidates, many_candidates in (
-        (2, "half", (_tile(16, 16, 128, 2, 3),), (_tile(64, 32, 64, 4, 3),)),
-        (4, "float32", (_tile(16, 16, 64, 2, 3),), (_tile(64, 32, 32, 4, 3),)),
-        (8, "float64", (_tile(16, 16, 32, 2, 3),), (_tile(32, 16, 16, 4, 3),)),
+    (itemsize, direction, many): launch.Choices(
+        f"recurrent.{direction}.{'many' if many else 'few'}.{name}.triton", (few if not many else more,)
     )
-    for many, candidates in ((False, few_candidates), (True, many_candidates))
+    for itemsize, name, direction, few, more in (
+        (2, "half", "forward", _tile(16, 8, 64, 4, 4, 4), _tile(64, 32, 64, 1, 4, 3)),
+        (2, "half", "backward", _tile(16, 16, 64, 4, 4, 4), _tile(64, 32, 64, 1, 4, 3)),
+        (4, "float32", "forward", _tile(16, 8, 32, 4, 4, 3), _tile(64, 32, 32, 1, 4, 3)),
+        (4, "float32", "backward", _tile(16, 16, 32, 4, 4, 4), _tile(64, 32, 32, 1, 4, 3)),
+        (8, "float64", "forward", _tile(16, 8, 16, 4, 4, 3), _tile(32, 16, 16, 1, 4, 3)),
+        (8, "float64", "backward", _tile(16, 16, 16, 4, 4, 4), _tile(32, 16, 16, 1, 4, 3)),
+    )
+    for many in (False, True)
 }
+"""By bytes of an element, direction, and whether there are many sequences. With few, a warp makes each of the parts of
+a sum: a step takes as long as its longest chain of instructions."""
 _ROWS = 8
 """Sequences of a program that takes them through all steps: columns of the tensor cores' smallest tile, so that few
 sequences keep many multiprocessors busy."""
@@ -662,6 +710,7 @@ class _Launches:
     Parameters
     ----------
     cell : of `_GATES`.
+    direction : "forward" or "backward".
     weight, h0, batch_sizes : as given.
     rows : N.
     starts : where the first rows of steps are to be written.
@@ -669,27 +718,30 @@ class _Launches:
     """
 
     def __init__(
-        self, cell: str, weight: Any, h0: Any, batch_sizes: Any, rows: int, starts: Any, reverse: bool
-    ) -> None:  # fmt: skip
-        self.steps, (self.batch, self.size) = len(batch_sizes), h0.shape
-        self.is_whole = is_whole(weight)
+        self, cell: str, direction: str, weight: Any, h0: Any, batch_sizes: Any, rows: int, starts: Any, reverse: bool
+    ) -> None:
+        self.steps, (self.batch, self.size), self.itemsize = len(batch_sizes), h0.shape, h0.itemsize
+        taken, room = _resident(weight)
+        self.is_whole = taken <= room
         unit = math.gcd(self.size, 16 // h0.itemsize)
         self.in_units = self.size // unit
         self.constants = {"UNIT": unit, "PRECISION": dense.precision(h0.itemsize)}
         self.cell = {"CELL": cell, "GATES": _GATES[cell], "REVERSE": reverse}
-        self.choice = CHOICES[h0.itemsize, self.batch >= _MANY].at(self.batch)
+        self.choice = CHOICES[h0.itemsize, direction, self.batch >= _MANY].at(self.batch)
         self.order = range(self.steps)[::-1] if reverse else range(self.steps)
         launch.triton(_find_starts, (1,), (batch_sizes, starts, self.steps, self.batch, rows), {"BLOCK": 1024})
 
     def whole(self, kernel: Any, *arrays: Any) -> None:
-        """All steps in one launch."""
-        units = _units(self.size)
+        """All steps in one launch: a warp for each tile of 16 units. float64 needs more registers, and has no room for
+        tiles on their way."""
+        units, wide = _units(self.size), self.itemsize == 8
         launch.triton(
             kernel,
             (triton.cdiv(self.batch, _ROWS),),
             (*arrays, self.steps, self.batch, self.in_units),
             self.cell | self.constants | {"ROWS": _ROWS, "UNITS": units},
-            warps=4 if units <= 64 else 8,
+            warps=min(8, units // (8 if wide else 16)),
+            stages=1 if wide else 3,
         )
 
     def step(self, kernel: Any, constants: Mapping[str, Any], *arguments: Any) -> None:
@@ -699,10 +751,13 @@ class _Launches:
             kernel,
             (triton.cdiv(self.batch, tile["rows"]) * triton.cdiv(self.size, tile["units"]),),
             (*arguments, self.steps, self.batch, self.in_units),
-            {**constants, **self.constants, "ROWS": tile["rows"], "UNITS": tile["units"], "DEPTH": tile["depth"]},
+            {
+                **constants, **self.constants, "ROWS": tile["rows"], "UNITS": tile["units"], "DEPTH": tile["depth"],
+                "PARTS": tile["parts"],
+            },
             warps=tile["warps"],
             stages=tile["stages"],
-        )
+        )  # fmt: skip
 
     def states_before(self, h: Any, h0: Any, starts: Any, before: Any) -> None:
         rows, units = _GATHERED
@@ -729,7 +784,7 @@ def _forward(
         if cell == "lstm":
             c_n[...] = c0
         return
-    made = _Launches(cell, weight, h0, batch_sizes, len(h), starts, reverse)
+    made = _Launches(cell, "forward", weight, h0, batch_sizes, len(h), starts, reverse)
     arrays = (x, h0, c0, weight, bias_n, starts, h, h_n, c_n, c, gates, reset)
     if made.is_whole:
         made.whole(_sequence, *arrays)
@@ -753,7 +808,7 @@ def _backward(
         elif d_bias_n is not None:
             d_bias_n.fill(0)
         return
-    made = _Launches(cell, weight, h0, batch_sizes, len(h), starts, reverse)
+    made = _Launches(cell, "backward", weight, h0, batch_sizes, len(h), starts, reverse)
     made.states_before(h, h0, starts, before)
     arrays = (g_h, g_hn, g_cn, weight, c0, h, c, before, gates, reset, starts, d_x, d_h0, d_c0, factors)
     if made.is_whole:
