@@ -94,12 +94,28 @@ def test_groups(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("dtype", DTYPES[2:])
+def test_channels_last(dtype, monkeypatch):
+    used, defines = [], launch.cuda_source
+    monkeypatch.setattr(launch, "cuda_source", lambda *a, **o: used.append(o["defines"]) or defines(*a, **o))
+    monkeypatch.setattr(launch, "_cuda_kernels", {})
+    monkeypatch.setattr(launch, "_cuda_modules", {})
+    check_all(3, 1, 8, 16, (7, 9), (3, 2), dtype, stride=(1, 2), padding=((1, 0), (2, 1)))
+    check_all(2, 2, 24, 8, (6, 5), (3, 3), dtype, stride=(2, 3), dilation=(1, 2), padding=((2, 2), (1, 3)))
+    check_all(2, 1, 8, 40, (6, 7), (1, 1), dtype)
+    assert {d[0] for d in used if "LAST=1" in d} == {"FORWARD=1", "BACKWARD_INPUT=1", "BACKWARD_WEIGHT=1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [*DTYPES[:3], "channels last"])
 def test_tiles_make_no_difference(dtype, monkeypatch):
     """Not even to the last bit: what an element adds follows from its dtype and the parts of its sum."""
-    made = calls(*arrays(2, 1, 9, 20, (9, 9), (3, 3), dtype, padding=((1, 1), (1, 1))))
+    last = dtype == "channels last"
+    channels, filters = (8, 24) if last else (9, 20)
+    dtype = "float16" if last else dtype
+    made = calls(*arrays(2, 1, channels, filters, (9, 9), (3, 3), dtype, padding=((1, 1), (1, 1))))
     expected = None
-    for tile in cuda._TILES[dtype].values():
+    for tile in (cuda._LAST if last else cuda._TILES[dtype]).values():
         monkeypatch.setattr(cuda, "_tile", lambda *shape, tile=tile: tile)
         if expected is None:
             expected = [check(*call) for call in made]
@@ -159,16 +175,16 @@ def test_indices_of_64_bits(monkeypatch):
 
 
 def test_tiles_fit_devices_and_filters():
-    for dtype, tiles in cuda._TILES.items():
-        itemsize = np.dtype(dtype).itemsize if dtype != "bfloat16" else 2
+    for dtype, tiles in (*cuda._TILES.items(), ("float16", cuda._LAST)):
+        itemsize = np.dtype(dtype).itemsize
         for (m, n), tile in tiles.items():
             assert (tile.m, tile.n) == (m, n)
             longest = max(tile.shared(Copy(way, itemsize), Copy(ELEMENTS, itemsize), itemsize) for way in range(4))
             places = 16 * (tile.m + tile.n + 2 * tile.stages * tile.k)
             assert longest + places <= 99 << 10
-    assert isinstance(cuda._tile("float32", 1, 1, 1), Tile)
-    assert cuda._tile("float32", 16, 10**6, 1).m == 16
-    assert (cuda._tile("float32", 256, 10**6, 1).m, cuda._tile("float32", 192, 10**6, 1).m) == (128, 64)
+    assert isinstance(cuda._tile(cuda._SINGLE, 1, 1, 1), Tile)
+    assert cuda._tile(cuda._SINGLE, 16, 10**6, 1).m == 16
+    assert (cuda._tile(cuda._SINGLE, 256, 10**6, 1).m, cuda._tile(cuda._SINGLE, 192, 10**6, 1).m) == (128, 64)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -181,8 +197,11 @@ COMPILED = [  # some tiles of each dtype; in float32 the least share of multiply
     ("backward_input", "float32", (64, 128), 90, 0.75),
     ("backward_weight", "float32", (64, 64), 90, 0.65),
     ("forward", "bfloat16", (64, 128), 90, None),
-    ("backward_input", "float16", (64, 128), 80, None),
+    ("backward_input", "float16", (64, 64), 80, None),
     ("backward_weight", "bfloat16", (64, 64), 90, None),
+    ("forward", "channels last", (128, 128), 80, None),
+    ("backward_input", "channels last", (128, 128), 90, None),
+    ("backward_weight", "channels last", (64, 128), 90, None),
     ("backward_input", "float64", (64, 64), 90, None),
 ]
 
@@ -190,20 +209,23 @@ COMPILED = [  # some tiles of each dtype; in float32 the least share of multiply
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel, dtype, size, capability, share", COMPILED)
 def test_machine_code(kernel, dtype, size, capability, share):
-    tile, itemsize = cuda._TILES[dtype][size], np.dtype(dtype).itemsize
-    weight = {"forward": Copy(RUNS if itemsize == 4 else ALONG, 4 if itemsize == 4 else 16)}
-    copy = weight.get(kernel, Copy(ACROSS, 16) if kernel == "backward_input" else Copy(ELEMENTS, itemsize))
-    defines = (f"{kernel.upper()}=1", *tile.defines(copy, Copy(ELEMENTS, itemsize)))
+    last = dtype == "channels last"
+    tile, dtype = (cuda._LAST[size], "float16") if last else (cuda._TILES[dtype][size], dtype)
+    itemsize = np.dtype(dtype).itemsize
+    gathered = Copy(ELEMENTS, 16 if last else itemsize)
+    weight = {"forward": Copy(RUNS, 4) if itemsize == 4 else Copy(ALONG, 16), "backward_input": Copy(ACROSS, 16)}
+    copy = weight.get(kernel, gathered)
+    defines = (f"{kernel.upper()}=1", *tile.defines(copy, gathered), *(("LAST=1",) if last else ()))
     report = ahead.cuda("conv", dtype, capability=capability, defines=defines)[kernel]
     assert report.spills == 0
     assert report.registers * tile.threads * tile.blocks <= 65536, "fewer blocks run at once than intended"
     step = report.hottest
-    assert set(step.loads) == {8 * copy.together, 8 * itemsize}
+    assert set(step.loads) == {8 * copy.together, 8 * gathered.together}
     products = tile.warp_m * tile.warp_n // 32 * tile.k
     if share is not None:
         assert products / step.instructions >= share
-    else:  # no more than is possible without tensor cores, by far
-        assert step.instructions < 0.6 * products
+    else:  # far fewer instructions than products: tensor cores make them
+        assert step.instructions <= (0.25 if last else 0.6) * products
 
 
 @pytest.mark.slow

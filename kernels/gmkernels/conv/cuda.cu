@@ -10,6 +10,9 @@
 // the position says, and so is whether it lies on the planes at all: `Place`. The copy into shared memory adds the two
 // up (`Gather`). The places along the sum are made a step ahead, by a few threads for all, in shared memory.
 //
+// With LAST defined the sources are copies whose channels are last (`put_channels_last`), and taps come in the order
+// (i, j, c): of half types, for which cp.async has no copies of one element, it copies 8 channels, which share a place.
+//
 // With BM defined a block makes a tile of a product (`dense/product.cuh`). Without, for groups of one filter or two, as
 // in depthwise convolutions, where most of a tile would be empty, a thread makes one sum, and a block the gradients of
 // a few elements of the weight.
@@ -64,29 +67,52 @@ DEVICE bool exists(const Place& p, const Place& q, Index height, Index width) {
     return Offset(p.h) + Offset(q.h) < Offset(height) && Offset(p.w) + Offset(q.w) < Offset(width);
 }
 
-struct Taps {
-    Index plane, width, across, area, down_step, right_step;  // `across` of the `area` taps of a channel in a row
+#ifdef LAST
+constexpr bool CHANNELS_LAST = true;
+#else
+constexpr bool CHANNELS_LAST = false;
+#endif
 
-    DEVICE Taps(Index plane, const Walk& down, const Walk& right)
-        : plane(plane), width(right.size), across(right.taps), area(down.taps * right.taps), down_step(down.step),
+// The planes of a source: of so many channels a group, in how many groups.
+struct Planes {
+    Index channels, groups, height, width;
+
+    DEVICE Index size() const { return height * width; }
+    DEVICE Index of_group(Index group) const { return group * channels * (CHANNELS_LAST ? 1 : size()); }
+    DEVICE Index of_channel(Index channel) const { return channel * (CHANNELS_LAST ? 1 : size()); }
+    DEVICE Index of_element(Index h, Index w) const {
+        return (h * width + w) * (CHANNELS_LAST ? groups * channels : 1);
+    }
+    DEVICE Index of_image(Index n) const { return n * groups * channels * size(); }
+};
+
+struct Taps {
+    Planes planes;
+    Index across, area, down_step, right_step;  // `across` of the `area` taps of a channel in a row
+
+    DEVICE Taps(const Planes& planes, const Walk& down, const Walk& right)
+        : planes(planes), across(right.taps), area(down.taps * right.taps), down_step(down.step),
           right_step(right.step) {}
     DEVICE Place operator()(Index k) const {
-        const Index channel = k / area, tap = k % area, h = tap / across * down_step, w = tap % across * right_step;
-        return {channel * plane + h * width + w, h, w};
+        const Index channel = CHANNELS_LAST ? k % planes.channels : k / area;
+        const Index tap = CHANNELS_LAST ? k / planes.channels : k % area;
+        const Index h = tap / across * down_step, w = tap % across * right_step;
+        return {planes.of_channel(channel) + planes.of_element(h, w), h, w};
     }
 };
 
 struct Positions {
-    Index image, width, across, area, down_first, down_stride, right_first, right_stride;
+    Planes planes;
+    Index across, area, down_first, down_stride, right_first, right_stride;
 
-    DEVICE Positions(Index image, const Walk& down, const Walk& right)
-        : image(image), width(right.size), across(right.positions), area(down.positions * right.positions),
-          down_first(down.first), down_stride(down.stride), right_first(right.first), right_stride(right.stride) {}
+    DEVICE Positions(const Planes& planes, const Walk& down, const Walk& right)
+        : planes(planes), across(right.positions), area(down.positions * right.positions), down_first(down.first),
+          down_stride(down.stride), right_first(right.first), right_stride(right.stride) {}
     DEVICE Place operator()(Index m) const {
         const Index n = m / area, position = m % area;
         const Index h = down_first + position / across * down_stride;
         const Index w = right_first + position % across * right_stride;
-        return {n * image + h * width + w, h, w};
+        return {planes.of_image(n) + planes.of_element(h, w), h, w};
     }
 };
 
@@ -123,7 +149,8 @@ struct Part {
 // from a filter to the next, and `weight_along` from a tap to the next. If there are parts, they go to `partial`.
 struct Call {
     const Store *source, *weight, *bias;
-    Index weight_across, weight_along, filters, batch, channels, source_plane, source_image;
+    Index weight_across, weight_along, filters, batch;
+    Planes planes;  // of the source
     Store* result;
     Real* partial;
     Index result_plane, result_width, result_image;
@@ -134,14 +161,20 @@ struct Call {
 #include "dense/product.cuh"
 
 // How a thread copies its share of the steps of an operand, B elements across the sum, BK along it, each at the sum of
-// a place across and one along. Lanes are neighbours across the sum or along it, as neighbours are in memory.
+// a place across and one along. Lanes are neighbours across the sum or along it, as neighbours are in memory; if
+// channels are last there, a copy takes 16 bytes of them.
 template <int B, bool LANES_ALONG, class Along>
 struct Gather {
-    static constexpr int ROW = B + PAD, SIZE = BK * ROW, NEXT_ALONG = ROW, NEXT_ACROSS = 1;
-    static constexpr int RUN = LANES_ALONG ? 32 / sizeof(Store) : B;  // copied by lanes that are neighbours
-    static constexpr int OUTER = LANES_ALONG ? BK / RUN : 1, INNER = B * BK / (OUTER * THREADS), STRIDE = THREADS / RUN;
-    static constexpr int PLACES = STAGES * BK + (LANES_ALONG ? B : 0);  // that it has in shared memory
-    static_assert(INNER > 0 && THREADS % RUN == 0 && BK % OUTER == 0 && THREADS >= BK, "threads do not fit the tile");
+    static constexpr int WIDTH = CHANNELS_LAST ? PER : 1, BYTES = WIDTH * sizeof(Store);  // of a copy
+    static constexpr bool IN_ROWS = LANES_ALONG && CHANNELS_LAST;  // whether the elements of a copy are along the sum
+    static constexpr int ROW = IN_ROWS ? BK + PAD : B + PAD, SIZE = IN_ROWS ? B * ROW : BK * ROW;
+    static constexpr int NEXT_ALONG = IN_ROWS ? 1 : ROW, NEXT_ACROSS = IN_ROWS ? ROW : 1;
+    static constexpr int RUN = !LANES_ALONG ? B / WIDTH : IN_ROWS ? BK / WIDTH : 32 / BYTES;  // lanes side by side
+    static constexpr int OUTER = LANES_ALONG && !IN_ROWS ? BK / RUN : 1;
+    static constexpr int INNER = B * BK / (OUTER * WIDTH * THREADS), STRIDE = THREADS / RUN;
+    static constexpr int APART = IN_ROWS ? WIDTH : 1, STEP = BK / APART;  // from a place along the sum to the next
+    static constexpr int PLACES = STAGES * STEP + (LANES_ALONG ? B : 0);  // that it has in shared memory
+    static_assert(INNER > 0 && THREADS % RUN == 0 && THREADS >= STEP, "threads do not fit the tile");
 
     const Store* source;
     Place* ring;  // the places of STAGES steps
@@ -153,30 +186,30 @@ struct Gather {
     DEVICE Place place_along(Index k) const { return k < end ? along(k) : Place{0, NOWHERE, 0}; }
 
     template <class Across>
-    DEVICE Gather(const Store* source, Index height, Index width, const Along& along, const Part& part,
-                  const Across& across, Index first, Index size, Place* shared)
-        : source(source), ring(shared), along(along), end(part.first + part.length), height(height), width(width),
-          slot(0), in_run(threadIdx.x % RUN), number(threadIdx.x / RUN) {
+    DEVICE Gather(const Store* source, const Planes& planes, const Along& along, const Part& part, const Across& across,
+                  Index first, Index size, Place* shared)
+        : source(source), ring(shared), along(along), end(part.first + part.length), height(planes.height),
+          width(planes.width), slot(0), in_run(threadIdx.x % RUN), number(threadIdx.x / RUN) {
         auto place_across = [&](Index m) { return m < size ? across(m) : Place{0, 0, NOWHERE}; };
-        for (int t = threadIdx.x; t < STAGES * BK; t += THREADS) ring[t] = place_along(part.first + t);
+        for (int t = threadIdx.x; t < STAGES * STEP; t += THREADS) ring[t] = place_along(part.first + t * APART);
         next = part.first + STAGES * BK;
         if constexpr (LANES_ALONG) {
-            for (int t = threadIdx.x; t < B; t += THREADS) ring[STAGES * BK + t] = place_across(first + t);
+            for (int t = threadIdx.x; t < B; t += THREADS) ring[STAGES * STEP + t] = place_across(first + t);
         } else {
-            mine = place_across(first + in_run);
+            mine = place_across(first + in_run * WIDTH);
             this->source = kept(source + mine.offset);
         }
     }
 
     DEVICE void copy(Store* step) {
-        constexpr int AHEAD = sizeof(Store) >= 4 && INNER % 4 == 0 ? 4 : 1;  // places loaded at once
-        const Place* const places = LANES_ALONG ? ring + STAGES * BK : ring + slot * BK;
+        constexpr int AHEAD = BYTES >= 4 && INNER % 4 == 0 ? 4 : 1;  // places loaded at once
+        const Place* const places = LANES_ALONG ? ring + STAGES * STEP : ring + slot * STEP;
         [[maybe_unused]] Store loaded[OUTER * INNER];
         Place run[OUTER];  // what is added to the places
         const Store* from[OUTER];
 #pragma unroll
         for (int o = 0; o < OUTER; o++) {
-            run[o] = LANES_ALONG ? ring[slot * BK + in_run + o * RUN] : mine;
+            run[o] = LANES_ALONG ? ring[slot * STEP + in_run + o * RUN] : mine;
             from[o] = LANES_ALONG ? kept(source + run[o].offset) : source;
         }
 #pragma unroll
@@ -190,8 +223,8 @@ struct Gather {
                 for (int o = 0; o < OUTER; o++) {
                     const bool is = exists(run[o], others[i], height, width);
                     const Store* const element = from[o] + others[i].offset;
-                    if constexpr (sizeof(Store) >= 4) {
-                        copy_async<sizeof(Store)>(step + target(first + i, o), element, is ? sizeof(Store) : 0);
+                    if constexpr (BYTES >= 4) {
+                        copy_async<BYTES>(step + target(first + i, o), element, is ? BYTES : 0);
                     } else {  // too few bytes for cp.async
                         loaded[(first + i) * OUTER + o] = Store{};
                         if (is) loaded[(first + i) * OUTER + o] = *element;
@@ -199,7 +232,7 @@ struct Gather {
                 }
             }
         }
-        if constexpr (sizeof(Store) < 4) {
+        if constexpr (BYTES < 4) {
 #pragma unroll
             for (int i = 0; i < INNER; i++) {
 #pragma unroll
@@ -210,30 +243,31 @@ struct Gather {
     }
 
     DEVICE int target(int i, int o) const {
-        return LANES_ALONG ? (in_run + o * RUN) * ROW + number + i * STRIDE : (number + i * STRIDE) * ROW + in_run;
+        const int beside = (in_run + o * RUN) * WIDTH, apart = number + i * STRIDE;
+        return LANES_ALONG ? beside * NEXT_ALONG + apart * NEXT_ACROSS : apart * NEXT_ALONG + beside * NEXT_ACROSS;
     }
 
     // The places of the next step, over those of a step that has been copied before the last barrier.
     DEVICE void prepare() {
-        if (threadIdx.x < BK) ring[slot * BK + threadIdx.x] = place_along(next + threadIdx.x);
+        if (threadIdx.x < STEP) ring[slot * STEP + threadIdx.x] = place_along(next + threadIdx.x * APART);
         next += BK;
     }
 };
 
 DEVICE void sum_over_taps(const Call& call, Index tile) {
     typedef Operand<BM, A_COPY, A_BYTES> Filters;
-    typedef Gather<BN, false, Taps> Window;
+    typedef Gather<BN, CHANNELS_LAST, Taps> Window;
     DYNAMIC_SHARED(Store, steps);
     SHARED(Place, places, Window::PLACES);
     const Index area = call.down.positions * call.right.positions, columns = call.batch * area;
     if (tile >= (call.filters + BM - 1) / BM * ((columns + BN - 1) / BN)) return;
     Index first_row, first_column;
     corner_of(tile, call.filters, columns, first_row, first_column);
-    const Part part(call.channels * call.down.taps * call.right.taps);
+    const Part part(call.planes.channels * call.down.taps * call.right.taps);
     Filters filters(call.weight, call.weight_across, call.weight_along, first_row, call.filters, part.first,
                     part.length);
-    Window window(call.source, call.down.size, call.right.size, Taps(call.source_plane, call.down, call.right), part,
-                  Positions(call.source_image, call.down, call.right), first_column, columns, places);
+    Window window(call.source, call.planes, Taps(call.planes, call.down, call.right), part,
+                  Positions(call.planes, call.down, call.right), first_column, columns, places);
     __syncthreads();
     Sums<Filters, Window> sums;
     add_steps(filters, window, sums, steps, part.length);
@@ -280,12 +314,11 @@ DEVICE void sum_over_taps(const Call& call, Index tile) {
     const Index tiles = (columns + THREADS - 1) / THREADS, row = tile / tiles;
     if (row >= call.filters) return;
     const Index column = tile % tiles * THREADS + threadIdx.x;
-    const Taps taps(call.source_plane, call.down, call.right);
-    const Place mine = column < columns ? Positions(call.source_image, call.down, call.right)(column)
-                                        : Place{0, 0, NOWHERE};
+    const Taps taps(call.planes, call.down, call.right);
+    const Place mine = column < columns ? Positions(call.planes, call.down, call.right)(column) : Place{0, 0, NOWHERE};
     const Store* const source = kept(call.source + mine.offset);
     const Store* const weight = call.weight + row * call.weight_across;
-    const Part part(call.channels * call.down.taps * call.right.taps);
+    const Part part(call.planes.channels * call.down.taps * call.right.taps);
     Real sum = 0;
     for (Index first = 0; first < part.length; first += THREADS) {
         __syncthreads();  // what was in shared memory has been read
@@ -322,14 +355,14 @@ forward(const Store* __restrict__ x, const Store* __restrict__ weight, const Sto
         Store* __restrict__ y, Real* __restrict__ partial, Axis down, Axis right, Index batch, Index groups,
         Index channels, Index filters, Index tiles) {
     const Index group = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-    const Index x_plane = Index(down.x) * Index(right.x), y_plane = Index(down.y) * Index(right.y);
+    const Index y_plane = Index(down.y) * Index(right.y);
     const Index length = channels * Index(down.kernel) * Index(right.kernel), y_image = groups * filters * y_plane;
     Call call;
-    call.source = x + group * channels * x_plane;
-    call.source_plane = x_plane, call.source_image = groups * channels * x_plane;
+    call.planes = {channels, groups, Index(down.x), Index(right.x)};
+    call.source = x + call.planes.of_group(group);
     call.weight = weight + group * filters * length, call.weight_across = length, call.weight_along = 1;
     call.bias = bias == nullptr ? nullptr : bias + group * filters;
-    call.filters = filters, call.batch = batch, call.channels = channels;
+    call.filters = filters, call.batch = batch;
     call.result = y + group * filters * y_plane;
     call.partial = partial == nullptr ? nullptr : partial + blockIdx.y * (batch * y_image) + group * filters * y_plane;
     call.result_plane = y_plane, call.result_width = right.y, call.result_image = y_image;
@@ -348,7 +381,7 @@ backward_input(const Store* __restrict__ g, const Store* __restrict__ laid_out, 
                Real* __restrict__ partial, Axis down, Axis right, Index batch, Index groups, Index channels,
                Index filters, Index tiles, Index down_apart, Index right_apart) {
     const Index tile = blockIdx.x % tiles, group = blockIdx.x / tiles % groups, residue = blockIdx.x / tiles / groups;
-    const Index x_plane = Index(down.x) * Index(right.x), g_plane = Index(down.y) * Index(right.y);
+    const Index x_plane = Index(down.x) * Index(right.x);
     const Index size = channels * filters, x_image = groups * channels * x_plane;
     Index i, j;
     Call call;
@@ -356,11 +389,11 @@ backward_input(const Store* __restrict__ g, const Store* __restrict__ laid_out, 
     call.right = backward_walk(right, residue % Index(right.stride), right_apart, j);
     const Index before = taps_before(down.kernel, down_apart, i) * Index(right.kernel) +
                          call.down.taps * taps_before(right.kernel, right_apart, j);
-    call.source = g + group * filters * g_plane;
-    call.source_plane = g_plane, call.source_image = groups * filters * g_plane;
+    call.planes = {filters, groups, Index(down.y), Index(right.y)};
+    call.source = g + call.planes.of_group(group);
     call.weight = laid_out + (group * Index(down.kernel) * Index(right.kernel) + before) * size;
     call.weight_across = 1, call.weight_along = channels, call.bias = nullptr;
-    call.filters = channels, call.batch = batch, call.channels = filters;
+    call.filters = channels, call.batch = batch;
     call.result = d_x + group * channels * x_plane;
     call.partial = partial == nullptr ? nullptr : partial + blockIdx.y * (batch * x_image) + group * channels * x_plane;
     call.result_plane = x_plane, call.result_width = right.x, call.result_image = x_image;
@@ -380,17 +413,18 @@ backward_weight(const Store* __restrict__ g, const Store* __restrict__ x, Store*
                 Real* __restrict__ partial, Axis down_axis, Axis right_axis, Index batch, Index groups, Index channels,
                 Index filters, Index tiles) {
     const Walk down = forward_walk(down_axis), right = forward_walk(right_axis);
-    const Index group = blockIdx.x / tiles, tile = blockIdx.x % tiles, x_plane = down.size * right.size;
+    const Index group = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     const Index columns = channels * down.taps * right.taps, area = down.positions * right.positions;
-    const Store* const x_group = x + group * channels * x_plane;
-    const Store* const g_group = g + group * filters * area;
-    const Positions positions(groups * channels * x_plane, down, right);
-    const Taps taps(x_plane, down, right);
+    const Planes x_planes = {channels, groups, down.size, right.size};
+    const Planes g_planes = {filters, groups, down.positions, right.positions};
+    const Store *const x_group = x + x_planes.of_group(group), *const g_group = g + g_planes.of_group(group);
+    const Positions positions(x_planes, down, right);
+    const Taps taps(x_planes, down, right);
     const Index first_result = group * filters * columns, size = groups * filters * columns;
     const Part part(batch * area);
 #ifdef BM
-    typedef Gather<BM, true, Positions> Gradient;
-    typedef Gather<BN, true, Positions> Window;
+    typedef Gather<BM, !CHANNELS_LAST, Positions> Gradient;
+    typedef Gather<BN, !CHANNELS_LAST, Positions> Window;
     DYNAMIC_SHARED(Store, steps);
     SHARED(Place, places, Gradient::PLACES + Window::PLACES);
     Index first_row, first_column;
@@ -398,10 +432,9 @@ backward_weight(const Store* __restrict__ g, const Store* __restrict__ x, Store*
     // g is a plane of one tap that each position meets.
     const Walk g_down = {down.positions, down.positions, 0, 1, 1, 0, 0, 1};
     const Walk g_right = {right.positions, right.positions, 0, 1, 1, 0, 0, 1};
-    Gradient gradient(g_group, down.positions, right.positions, Positions(groups * filters * area, g_down, g_right),
-                      part, Taps(area, g_down, g_right), first_row, filters, places);
-    Window window(x_group, down.size, right.size, positions, part, taps, first_column, columns,
-                  places + Gradient::PLACES);
+    Gradient gradient(g_group, g_planes, Positions(g_planes, g_down, g_right), part, Taps(g_planes, g_down, g_right),
+                      first_row, filters, places);
+    Window window(x_group, x_planes, positions, part, taps, first_column, columns, places + Gradient::PLACES);
     __syncthreads();
     Sums<Gradient, Window> sums;
     add_steps(gradient, window, sums, steps, part.length);
@@ -409,6 +442,15 @@ backward_weight(const Store* __restrict__ g, const Store* __restrict__ x, Store*
     for_each_row(sums, [&](int r, int c, Real (&x)[PER]) {
         const Index row = first_row + r, column = first_column + c, to = first_result + row * columns + column;
         if (row >= filters || column >= columns) return;
+        if (CHANNELS_LAST) {  // PER channels of a tap
+            const Index first = to - column + column % channels * taps.area + column / channels;
+#pragma unroll
+            for (int e = 0; e < PER; e++) {
+                if (partial != nullptr) partial[blockIdx.y * size + first + e * taps.area] = x[e];
+                else store(d_weight + first + e * taps.area, x[e]);
+            }
+            return;
+        }
         if (partial != nullptr) {
             Real* const first = partial + blockIdx.y * size + to;
             if (columns % PER == 0) store_vector(first, x);
@@ -460,11 +502,30 @@ backward_weight(const Store* __restrict__ g, const Store* __restrict__ x, Store*
 // Before a product, and after it
 // =====================================================================================================================
 
-// The weight for `backward_input`: for each group and each class of taps a matrix (filters taps, channels). A thread
-// has the taps of one filter and channel.
+// x (batch, channels, size) as (batch, size, channels), in tiles of 32 by 32 by blocks of 32 by 8 threads.
+extern "C" __global__ void put_channels_last(const Store* __restrict__ x, Store* __restrict__ y, Index channels,
+                                             Index size, Index tiles_c, Index tiles_s) {
+    SHARED(Store, tile, 32 * 33);
+    const Index n = blockIdx.x / tiles_s / tiles_c * channels * size;
+    const Index first_c = blockIdx.x / tiles_s % tiles_c * 32, first_s = blockIdx.x % tiles_s * 32;
+#pragma unroll
+    for (int r = threadIdx.y; r < 32; r += 8) {
+        const Index c = first_c + r, s = first_s + threadIdx.x;
+        if (c < channels && s < size) tile[r * 33 + threadIdx.x] = x[n + c * size + s];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = threadIdx.y; r < 32; r += 8) {
+        const Index c = first_c + threadIdx.x, s = first_s + r;
+        if (c < channels && s < size) y[n + s * channels + c] = tile[threadIdx.x * 33 + r];
+    }
+}
+
+// The weight for `backward_input`: for each group and each class of taps a matrix (filters taps, channels), or (taps
+// filters, channels) if the channels of g, which are filters, are last. A thread has the taps of a filter and channel.
 extern "C" __global__ void lay_out(const Store* __restrict__ weight, Store* __restrict__ laid_out, Index size,
                                    Index channels, Index filters, Index kernel_h, Index kernel_w, Index down_apart,
-                                   Index right_apart) {
+                                   Index right_apart, Index last) {
     const Index t = Index(blockIdx.x) * blockDim.x + threadIdx.x;
     if (t >= size) return;
     const Index channel = t % channels, filter = t / channels % filters, group = t / channels / filters;
@@ -476,7 +537,8 @@ extern "C" __global__ void lay_out(const Store* __restrict__ weight, Store* __re
             const Index first_j = j % right_apart, right = (kernel_w - first_j + right_apart - 1) / right_apart;
             const Index before = taps_before(kernel_h, down_apart, first_i) * kernel_w +
                                  down * taps_before(kernel_w, right_apart, first_j);
-            const Index row = before * filters + (filter * down + i / down_apart) * right + j / right_apart;
+            const Index tap = i / down_apart * right + j / right_apart;
+            const Index row = before * filters + (last ? tap * filters + filter : filter * down * right + tap);
             to[row * channels + channel] = from[i * kernel_w + j];
         }
     }

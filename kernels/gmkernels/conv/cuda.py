@@ -12,7 +12,7 @@ from gmkernels import launch
 from gmkernels.arrays import Array
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Pair, Plan
-from gmkernels.dense.cuda import ELEMENTS, Copy, Tile, copy_of
+from gmkernels.dense.cuda import ACROSS, ALONG, ELEMENTS, Copy, Tile, copy_of
 from gmkernels.dense.spec import GPU_TILES
 
 Arrays = Sequence[Any]
@@ -60,15 +60,23 @@ _HALF = {
     (64, 128): Tile(64, 128, 32, 32, 32, 3, 2),
 }
 _TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
+_LAST = {  # of half types with the channels last
+    (16, 64): Tile(16, 64, 32, 16, 32, 4, 8),
+    (16, 128): Tile(16, 128, 32, 16, 64, 4, 8),
+    (32, 64): Tile(32, 64, 32, 16, 32, 4, 5),
+    (32, 128): Tile(32, 128, 32, 32, 32, 4, 4),
+    (64, 64): Tile(64, 64, 32, 32, 32, 4, 4),
+    (64, 128): Tile(64, 128, 32, 32, 32, 4, 2),
+    (128, 128): Tile(128, 128, 32, 64, 32, 4, 2),
+}
 
 _CLASSES = (GPU_TILES // 2, GPU_TILES, 2 * GPU_TILES, 4 * GPU_TILES)
 _CHOICES = launch.Choices("conv2d.cuda", ({"columns": 0}, {"columns": 64}, {"columns": 128}), _CLASSES)
 """The columns of tiles by the number of tiles of 64 by 64 that there would be; 0: as in `_tile`."""
 
 
-def _tile(dtype: str, rows: int, columns: int, products: int) -> Tile:
+def _tile(tiles: Mapping[Pair, Tile], rows: int, columns: int, products: int) -> Tile:
     """As many rows as there are, and the more columns the better, as long as each multiprocessor gets some tiles."""
-    tiles = _TILES[dtype]
     m = next((m for m in (16, 32, 64) if rows <= m), 64 if rows % 128 in range(1, 65) else 128)
     of_64 = products * -(-rows // 64) * -(-columns // 64)
     n = _CHOICES.at(of_64)["columns"] or (128 if of_64 >= 2 * GPU_TILES else 64)
@@ -78,20 +86,25 @@ def _tile(dtype: str, rows: int, columns: int, products: int) -> Tile:
 
 
 class _Cut(NamedTuple):
-    """How a call is cut: the tile of a block or, for few filters, None; its tiles of a group; parts of its sums."""
+    """How a call is cut: the tile of a block or, for few filters, None; its tiles of a group; parts of its sums; and
+    whether its operands are copied with their channels last."""
 
     tile: Tile | None
     tiles: int
     parts: int
+    last: bool
 
 
-def _cut(dtype: str, rows: int, columns: int, products: int, parts: int, *, fewest: int, together: int) -> _Cut:
+def _cut(
+    p: Plan, dtype: Any, rows: int, columns: int, products: int, parts: int, *, fewest: int, together: int
+) -> _Cut:
     """The cut of products, of so many rows and columns; without tiles below so many rows, and with so many columns for
     a block then."""
     if rows < fewest:
-        return _Cut(None, rows * -(-columns // together), parts)
-    tile = _tile(dtype, rows, columns, products * parts)
-    return _Cut(tile, -(-rows // tile.m) * -(-columns // tile.n), parts)
+        return _Cut(None, rows * -(-columns // together), parts, False)
+    last = spec.channels_last(p, dtype)
+    tile = _tile(_LAST if last else _TILES[dtype.name], rows, columns, products * parts)
+    return _Cut(tile, -(-rows // tile.m) * -(-columns // tile.n), parts, last)
 
 
 def _sums(kernel: str, cut: _Cut, copy: Copy, products: int, arguments: tuple[Any, ...], like: Array) -> None:
@@ -102,11 +115,21 @@ def _sums(kernel: str, cut: _Cut, copy: Copy, products: int, arguments: tuple[An
         tile = cut.tile
         threads = tile.threads
         most = tile.m * tile.k * like.itemsize // threads  # bytes, so that each thread has some to copy
-        copies = copy._replace(together=min(copy.together, most)), Copy(ELEMENTS, like.itemsize)
-        defines += tile.defines(*copies)
+        in_rows = cut.last and kernel != "backward_weight"  # how elements lie in shared memory
+        copies = copy._replace(together=min(copy.together, most)), Copy(ALONG if in_rows else ACROSS, like.itemsize)
+        defines += (*tile.defines(*copies), *(("LAST=1",) if cut.last else ()))
         shared = tile.shared(*copies, like.itemsize)
     grid = (cut.tiles * products, cut.parts)
     launch.cuda("conv", kernel, like.dtype.name, grid, (threads,), arguments, shared=shared, defines=defines)
+
+
+def _channels_last(x: Array, copy: Array) -> Array:
+    """The copy, made one of x (batch, channels, ., .) with the channels last."""
+    batch, channels, size = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    tiles = -(-channels // 32), -(-size // 32)
+    grid = (batch * tiles[0] * tiles[1],)
+    launch.cuda("conv", "put_channels_last", x.dtype.name, grid, (32, 8), (x, copy, channels, size, *tiles))
+    return copy
 
 
 def _add_parts(partial: Array | None, bias: Array | None, out: Array) -> None:
@@ -128,9 +151,9 @@ def _attrs(options: Options) -> Attrs:
     return Attrs(**{name: value for name, value in options.items() if name != "size"})
 
 
-def _forward_cut(p: Plan, dtype: str) -> _Cut:
+def _forward_cut(p: Plan, dtype: Any) -> _Cut:
     columns = p.batch * p.out_h * p.out_w
-    return _cut(dtype, p.filters, columns, p.groups, spec.forward_parts(p), fewest=3, together=_THREADS)
+    return _cut(p, dtype, p.filters, columns, p.groups, spec.forward_parts(p), fewest=3, together=_THREADS)
 
 
 def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -140,8 +163,10 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
         return
     p = spec.forward_plan(x, weight, _attrs(options))
     bias = biases[0] if biases else None
-    partial = workspace[0] if workspace else None
-    cut = _forward_cut(p, x.dtype.name)
+    cut = _forward_cut(p, x.dtype)
+    partial = workspace[0] if cut.parts > 1 else None
+    if cut.last:
+        x, weight = map(_channels_last, (x, weight), workspace[-2:])
     arguments = (
         x, weight, bias, y, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles,
     )  # fmt: skip
@@ -154,28 +179,29 @@ def _apart(p: Plan) -> Pair:
     return p.stride_h // math.gcd(p.stride_h, p.dilation_h), p.stride_w // math.gcd(p.stride_w, p.dilation_w)
 
 
-def _input_cut(p: Plan, dtype: str) -> _Cut:
+def _input_cut(p: Plan, dtype: Any) -> _Cut:
     columns = p.batch * -(-p.height // p.stride_h) * -(-p.width // p.stride_w)  # of the largest class
     products = p.groups * p.stride_h * p.stride_w
-    return _cut(dtype, p.channels, columns, products, spec.input_parts(p), fewest=3, together=_THREADS)
+    return _cut(p, dtype, p.channels, columns, products, spec.input_parts(p), fewest=3, together=_THREADS)
 
 
 def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
     """The weight is laid out class by class first: see ``cuda.cu``."""
     g, weight = inputs
     (d_x,) = outputs
-    laid_out, *parts = workspace
+    laid_out = workspace[0]
     if d_x.size == 0:
         return
     p = spec.input_plan(g, weight, options["size"], _attrs(options))
-    apart, dtype = _apart(p), g.dtype.name
+    apart, cut = _apart(p), _input_cut(p, g.dtype)
     pairs = p.groups * p.filters * p.channels
     launch.cuda(
-        "conv", "lay_out", dtype, (-(-pairs // 128),), (128,),
-        (weight, laid_out, pairs, p.channels, p.filters, p.kernel_h, p.kernel_w, *apart),
+        "conv", "lay_out", g.dtype.name, (-(-pairs // 128),), (128,),
+        (weight, laid_out, pairs, p.channels, p.filters, p.kernel_h, p.kernel_w, *apart, int(cut.last)),
     )  # fmt: skip
-    partial = parts[0] if parts else None
-    cut = _input_cut(p, dtype)
+    partial = workspace[1] if cut.parts > 1 else None
+    if cut.last:
+        g = _channels_last(g, workspace[-1])
     arguments = (
         g, laid_out, d_x, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles, *apart,
     )  # fmt: skip
@@ -184,8 +210,8 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
     _add_parts(partial, None, d_x)
 
 
-def _weight_cut(p: Plan, dtype: str) -> _Cut:
-    return _cut(dtype, p.filters, p.taps, p.groups, spec.weight_parts(p), fewest=2, together=_TOGETHER)
+def _weight_cut(p: Plan, dtype: Any) -> _Cut:
+    return _cut(p, dtype, p.filters, p.taps, p.groups, spec.weight_parts(p), fewest=2, together=_TOGETHER)
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -194,8 +220,10 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     if d_weight.size == 0:
         return
     p = spec.weight_plan(g, x, options["size"], _attrs(options))
-    partial = workspace[0] if workspace else None
-    cut = _weight_cut(p, g.dtype.name)
+    cut = _weight_cut(p, g.dtype)
+    partial = workspace[0] if cut.parts > 1 else None
+    if cut.last:
+        g, x = map(_channels_last, (g, x), workspace[-2:])
     arguments = (
         g, x, d_weight, partial, *_axes(p), p.batch, p.groups, p.channels, p.filters, cut.tiles,
     )  # fmt: skip

@@ -232,6 +232,16 @@ def weight_parts(p: Plan) -> int:
     return splits(p.filters, p.batch * p.out_h * p.out_w, p.taps, p.groups)
 
 
+def channels_last(p: Plan, dtype: Any) -> bool:
+    """Whether kernels of CUDA C make copies of their operands with the channels last: of half types, 16 bytes are 8
+    neighbouring channels then."""
+    return dtype.itemsize == 2 and p.channels * p.filters > 0 and p.channels % 8 == 0 and p.filters % 8 == 0
+
+
+def _copies(p: Plan, *arrays: Array) -> Layout:
+    return [((a.size,), a.dtype) for a in arrays if channels_last(p, a.dtype)]
+
+
 def _parts_workspace(parts: int, shape: Shape, dtype: Any) -> Layout:
     return [((parts, *shape), sums_dtype(dtype))] if parts > 1 else []
 
@@ -320,7 +330,8 @@ def _conv_infer(x: Array, weight: Array, bias: Array | None = None, **options: A
 def _conv_workspace(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> Layout:
     p = forward_plan(x, weight, Attrs(**options))
     if on_gpu(x):
-        return _parts_workspace(forward_parts(p), (x.shape[0], weight.shape[0], p.out_h, p.out_w), x.dtype)
+        y_shape = (x.shape[0], weight.shape[0], p.out_h, p.out_w)
+        return [*_parts_workspace(forward_parts(p), y_shape, x.dtype), *_copies(p, x, weight)]
     return [*_workspace(p, p.lanes(p.tiles * p.groups), x.dtype), _weight_as_matrix(p, p.across, x.dtype)]
 
 
@@ -368,7 +379,7 @@ def _input_workspace(g: Array, weight: Array, *, size: Pair, **options: Any) -> 
     p = input_plan(g, weight, size, Attrs(**options))
     if on_gpu(g):  # the weight laid out as the product reads it, and parts
         x_shape = (g.shape[0], weight.shape[1] * p.groups, *size)
-        return [((weight.size,), g.dtype), *_parts_workspace(input_parts(p), x_shape, g.dtype)]
+        return [((weight.size,), g.dtype), *_parts_workspace(input_parts(p), x_shape, g.dtype), *_copies(p, g)]
     return [*_workspace(p, p.lanes(p.image_tiles * p.groups), g.dtype), _weight_as_matrix(p, p.filters, g.dtype)]
 
 
@@ -410,7 +421,7 @@ def _weight_infer(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
 def _weight_workspace(g: Array, x: Array, *, size: Pair, **options: Any) -> Layout:
     p = weight_plan(g, x, size, Attrs(**options))
     if on_gpu(g):
-        return _parts_workspace(weight_parts(p), (g.shape[1], p.channels, *size), g.dtype)
+        return [*_parts_workspace(weight_parts(p), (g.shape[1], p.channels, *size), g.dtype), *_copies(p, g, x)]
     return [*_workspace(p, p.sums(), g.dtype), ((p.sums(), p.groups * (p.taps + SLACK) * p.across), g.dtype)]
 
 
