@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
-from gmkernels.conv.spec import Attrs
+from gmkernels.conv.spec import Attrs, weight_parts, weight_plan
 from gmkernels.dense.triton import precision
 from gmkernels.elementary_triton import number_of, widened
 from gmkernels.reduce.triton import add_up
@@ -365,14 +365,14 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     attrs = _attrs(options)
     (batch, channels, height, width), (_, filters, out_h, out_w) = x.shape, g.shape
     channels, filters = channels // attrs.groups, filters // attrs.groups
-    choice, parts = WEIGHT_CHOICES[x.itemsize].at(g.size), workspace[0].shape[0] if workspace else 1
+    choice, parts = WEIGHT_CHOICES[x.itemsize].at(g.size), weight_parts(weight_plan(g, x, options["size"], attrs))
     length = math.prod(d_weight.shape[1:])
     block_t, block_f = _block(length, choice["elements"]), _block(filters, choice["filters"])
     launch.triton(
         _correlate,
         (attrs.groups * triton.cdiv(length, block_t) * triton.cdiv(filters, block_f), parts),
         (
-            g, x, workspace[0] if workspace else d_weight, batch, attrs.groups, channels, filters, height, width,
+            g, x, workspace[0] if parts > 1 else d_weight, batch, attrs.groups, channels, filters, height, width,
             out_h, out_w, *d_weight.shape[2:], *attrs.stride, attrs.padding[0][0], attrs.padding[1][0],
             *attrs.dilation, triton.cdiv(triton.cdiv(batch * out_h * out_w, parts), choice["k"]),
         ),
@@ -383,5 +383,5 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
         warps=choice["warps"],
         stages=choice["stages"],
     )  # fmt: skip
-    if workspace:
+    if parts > 1:
         add_up(workspace[0], 1, parts, d_weight.size, d_weight)
