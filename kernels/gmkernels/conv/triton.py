@@ -12,8 +12,10 @@ partners in g are neighbours: for each class d_x is a convolution of stride 1 wi
 over the classes too, so no product with a zero between the elements of g is made.
 
 `_correlate` makes the gradient with respect to the weight: a tile of elements of filters by filters, the sum of which
-goes over the positions, cut into parts by shapes alone (the first workspace has one for each); a second launch adds
-them in order, so that results repeat bit for bit.
+goes over the positions.
+
+Sums of which there are too few to keep a device busy are cut into parts, by shapes alone (a workspace has room for
+each); a second launch adds them in order, so that results repeat bit for bit.
 
 float32 is multiplied as "tf32x3", half types as they are, float64 by the float64 tensor cores: `gmkernels.dense.triton`
 says what that rounds.
@@ -102,7 +104,7 @@ def _convolve(
     classes_h, classes_w, TRANSPOSED: tl.constexpr, FLAT: tl.constexpr, WHOLE: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y, the planes of `filters` per group, from x, the planes of `channels` per group.
+    """A tile of y, the planes of `filters` per group, from x, the planes of `channels` per group, or a part of its sum.
 
     TRANSPOSED: x is g and y is d_x, of which the tile has positions of one class; there are classes_h by classes_w.
     """
@@ -138,16 +140,18 @@ def _convolve(
     at_filter = f * weight_f
     at_position = (n * groups + group) * channels * plane + row * width + column
 
-    k = tl.arange(0, BLOCK_K)
+    part, k = number_of(1, WIDE), tl.arange(0, BLOCK_K)
+    blocks = tl.cdiv(channels * taps_h * taps_w, BLOCK_K) if FLAT else tl.cdiv(channels, BLOCK_K) * taps_h * taps_w
+    of_a_part = tl.cdiv(blocks, tl.num_programs(1))
+    first, last = part * of_a_part, tl.minimum((part + 1) * of_a_part, blocks)
     if FLAT:
-        c, i, j = _digits(k.to(position.dtype), taps_h, taps_w)
+        c, i, j = _digits(first * BLOCK_K + k, taps_h, taps_w)
         c_step, i_step, j_step = _digits(BLOCK_K + 0 * taps_w, taps_h, taps_w)
-        blocks = tl.cdiv(channels * taps_h * taps_w, BLOCK_K)
     else:
-        c, i, j = k.to(position.dtype), 0 * taps_h, 0 * taps_w
-        blocks = tl.cdiv(channels, BLOCK_K) * taps_h * taps_w
+        c, i, j = _digits(first, taps_h, taps_w)
+        c = c * BLOCK_K + k
     total = widened(tl.zeros((BLOCK_P, BLOCK_F), y.dtype.element_ty))
-    for _ in range(blocks):
+    for _ in range(first, last):
         shift_h, shift_w, tap = i * further_h, j * further_w, i * weight_h + j * weight_w
         at_x, at_weight = c * plane + shift_h * width + shift_w, c * weight_c + tap
         if FLAT:
@@ -168,11 +172,11 @@ def _convolve(
             over, i, j = _advanced(0 * i, i, j, 0, 0, 1, taps_h, taps_w)
             c += over * BLOCK_K
     if bias is not None:
-        total += widened(tl.load(bias + group * filters + f, f < filters, 0.0))[None, :]
+        total += widened(tl.load(bias + group * filters + f, (f < filters) & (part == 0), 0.0))[None, :]
 
     if TRANSPOSED:
         p, q = residue_h + p * stride_h, residue_w + q * stride_w
-    at = ((n * groups + group) * filters * out_h + p) * out_w + q
+    at = (((part * batch + n) * groups + group) * filters * out_h + p) * out_w + q
     at = at[:, None] + (f * out_h * out_w)[None, :]
     tl.store(y + at, total.to(y.dtype.element_ty), exists[:, None] & (f < filters)[None, :])
 
@@ -221,9 +225,10 @@ def _inverse(dilation: int, stride: int) -> int:
     return pow(dilation // common, -1, stride // common)
 
 
-def _launch(x: Any, weight: Any, bias: Any, y: Any, attrs: Attrs, transposed: bool) -> None:
+def _launch(x: Any, weight: Any, bias: Any, y: Any, workspace: Arrays, attrs: Attrs, transposed: bool) -> None:
     if y.size == 0:
         return
+    parts = workspace[0].shape[0] if workspace else 1
     (batch, _, out_h, out_w), (_, _, kernel_h, kernel_w) = y.shape, weight.shape
     channels, filters = x.shape[1] // attrs.groups, y.shape[1] // attrs.groups
     # A remainder that is larger than the planes has no positions.
@@ -236,11 +241,12 @@ def _launch(x: Any, weight: Any, bias: Any, y: Any, attrs: Attrs, transposed: bo
     programs = triton.cdiv(positions, choice["positions"]) * math.prod(classes) * attrs.groups
     launch.triton(
         _convolve,
-        (programs * triton.cdiv(filters, block_f),),
+        (programs * triton.cdiv(filters, block_f), parts),
         (
-            x, weight, bias, y, batch, attrs.groups, channels, filters, *x.shape[2:], out_h, out_w,
-            kernel_h, kernel_w, *attrs.stride, attrs.padding[0][0], attrs.padding[1][0], *attrs.dilation,
-            *map(math.gcd, attrs.stride, attrs.dilation), *map(_inverse, attrs.dilation, attrs.stride), *classes,
+            x, weight, bias, workspace[0] if workspace else y, batch, attrs.groups, channels, filters,
+            *x.shape[2:], out_h, out_w, kernel_h, kernel_w, *attrs.stride, attrs.padding[0][0], attrs.padding[1][0],
+            *attrs.dilation, *map(math.gcd, attrs.stride, attrs.dilation), *map(_inverse, attrs.dilation, attrs.stride),
+            *classes,
         ),
         {
             "TRANSPOSED": transposed, "FLAT": flat, "WHOLE": channels % block_k == 0 and not flat,
@@ -250,6 +256,8 @@ def _launch(x: Any, weight: Any, bias: Any, y: Any, attrs: Attrs, transposed: bo
         warps=choice["warps"],
         stages=choice["stages"],
     )  # fmt: skip
+    if workspace:
+        add_up(workspace[0], 1, parts, y.size, y)
 
 
 def _attrs(options: Options) -> Attrs:
@@ -258,12 +266,13 @@ def _attrs(options: Options) -> Attrs:
 
 def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
     x, weight, *bias = inputs
-    _launch(x, weight, bias[0] if bias else None, outputs[0], _attrs(options), False)
+    _launch(x, weight, bias[0] if bias else None, outputs[0], workspace, _attrs(options), False)
 
 
 def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
     g, weight = inputs
-    _launch(g, weight, None, outputs[0], _attrs(options), True)
+    # The first workspace is for a copy of the weight, which is read in place here.
+    _launch(g, weight, None, outputs[0], workspace[1:], _attrs(options), True)
 
 
 # ---------------------------------------------------------------------------------------------------------
