@@ -133,10 +133,14 @@ CASES: dict[str, Callable[[], Example]] = {
     ),
     "bernoulli_log_prob": lambda: Example((_normal(50, 20, DATA), _bits(20, DATA)), {}),
     "bernoulli_log_prob_backward": lambda: Example((_normal(50, 20), _normal(50, 20, DATA), _bits(20, DATA)), {}),
-    "linear_bernoulli_log_prob": lambda: Example(
-        (_normal(50, 20, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA), _bits(20, DATA)), {}
-    ),
+    **{
+        name: lambda: Example((_normal(50, 20, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA), _bits(20, DATA)), {})
+        for name in ("linear_bernoulli_log_prob", "linear_bernoulli_residual")
+    },
     "linear_bernoulli_log_prob_backward": lambda: Example(
+        (_normal(50, 20), _normal(50, 20, HIDDEN), _normal(DATA, HIDDEN), _normal(DATA), _bits(20, DATA)), {}
+    ),
+    "linear_bernoulli_residual_backward": lambda: Example(
         (_normal(50, 20), _normal(50, 20, DATA), _normal(50, 20, HIDDEN), _normal(DATA, HIDDEN)), {}
     ),
     "solve_triangular": lambda: Example(

@@ -98,7 +98,7 @@ def bernoulli_log_prob(layer: Module, input: Any, x: Any) -> Tensor:
     ShapeError : arguments that do not fit.
     """
     if type(layer) is Linear and not is_hooked(layer):
-        return ops.linear_bernoulli_log_prob(input, layer.weight, layer.bias, x)[0]
+        return ops.linear_bernoulli_log_prob(input, layer.weight, layer.bias, x)
     return ops.bernoulli_log_prob(layer(input), x)
 
 

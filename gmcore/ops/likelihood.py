@@ -16,7 +16,8 @@ from gmcore.ops.elementwise import equal, real, sigmoid, where
 from gmcore.ops.product import linear, matmul
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, reshape, sum_to, transpose
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, is_grad_enabled
+from gmkernels.arrays import on_gpu
 from gmkernels.iwae import spec as iwae
 from gmkernels.likelihood import spec as likelihood
 
@@ -67,26 +68,80 @@ def _linear_gradients(
     ]
 
 
+def _logit_gradient(g: Tensor, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return expand_dims(g, -1) * (x - sigmoid(linear(h, weight, bias)))
+
+
+def _linear_bernoulli_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, data in (((5,), (2,)), ((2, 3), (2, 4)), ((3, 2, 2), (2, 3)), ((0, 3), (2,)), ((2, 3), (2, 0))):
+        n, k = data[-1], shape[-1]
+        yield (real(rng, shape), real(rng, (n, k)), real(rng, (n,)), rng.uniform(0.0, 1.0, data)), {}
+
+
 def _linear_bernoulli_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, n in (((3,), 2), ((4, 3), 2), ((3, 2, 2), 3), ((0, 3), 2), ((2, 3), 0)):
-        yield (real(rng, shape[:-1]), real(rng, (*shape[:-1], n)), real(rng, shape), real(rng, (n, shape[-1]))), {}
+    for layer, _ in _linear_bernoulli_examples(rng):
+        yield (real(rng, layer[0].shape[:-1]), *layer), {}
 
 
 _linear_bernoulli_log_prob_backward = Op(
     "linear_bernoulli_log_prob_backward",
-    "g_out residual h weight",
+    "g_out h weight bias x",
     "d_h d_weight d_bias",
     forward=kernel(likelihood.LINEAR_BERNOULLI_LOG_PROB_BACKWARD),
     vjp=by_decomposition(
-        "g_out residual h weight",
-        lambda g, residual, h, weight: tuple(_linear_gradients(expand_dims(g, -1) * residual, h, weight)),
+        "g_out h weight bias x",
+        lambda g, h, weight, bias, x: tuple(_linear_gradients(_logit_gradient(g, h, weight, bias, x), h, weight)),
     ),
-    formula="of logits = h weight^T + bias with the gradient g_out residual: those of h, weight and bias",
+    formula="of logits = h weight^T + bias with the gradient g_out (x - sigmoid(logits)): those of h, weight and bias",
     examples=_linear_bernoulli_backward_examples,
 )
 
 
 def _linear_bernoulli_rule(
+    g: Tensor, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, needs: tuple[bool, ...]
+) -> list[Tensor | None]:
+    gradients: list[Tensor | None] = [None, None, None]
+    if any(needs[:3]):
+        gradients = list(_linear_bernoulli_log_prob_backward(g, h, weight, bias, x))
+    d_x = None
+    if needs[3]:  # the sum of g l over the rows that share a row of x, which is a layer of the sum of g h
+        shared = x.shape[:-1]
+        d_x = linear(sum_to(expand_dims(g, -1) * h, (*shared, h.shape[-1])), weight)
+        d_x = d_x + expand_dims(sum_to(g, shared), -1) * bias
+    return [*gradients, d_x]
+
+
+_linear_bernoulli_log_prob = Op(
+    "linear_bernoulli_log_prob",
+    "h weight bias x",
+    forward=kernel(likelihood.LINEAR_BERNOULLI_LOG_PROB),
+    vjp=_linear_bernoulli_rule,
+    formula="bernoulli_log_prob(h weight^T + bias, x), of logits that are not stored",
+    examples=lambda rng: ((layer, {"recompute": True}) for layer, _ in _linear_bernoulli_examples(rng)),
+)
+
+
+# The same with the residual stored: what a training step on the CPU is quicker with.
+def _residual_backward_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for shape, n in (((3,), 2), ((4, 3), 2), ((3, 2, 2), 3), ((0, 3), 2), ((2, 3), 0)):
+        yield (real(rng, shape[:-1]), real(rng, (*shape[:-1], n)), real(rng, shape), real(rng, (n, shape[-1]))), {}
+
+
+_linear_bernoulli_residual_backward = Op(
+    "linear_bernoulli_residual_backward",
+    "g_out residual h weight",
+    "d_h d_weight d_bias",
+    forward=kernel(likelihood.LINEAR_BERNOULLI_RESIDUAL_BACKWARD),
+    vjp=by_decomposition(
+        "g_out residual h weight",
+        lambda g, residual, h, weight: tuple(_linear_gradients(expand_dims(g, -1) * residual, h, weight)),
+    ),
+    formula="of logits = h weight^T + bias with the gradient g_out residual: those of h, weight and bias",
+    examples=_residual_backward_examples,
+)
+
+
+def _residual_rule(
     g_log_prob: Tensor | None,
     g_residual: Tensor | None,
     h: Tensor,
@@ -97,7 +152,7 @@ def _linear_bernoulli_rule(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     if g_residual is None and all(needs[:3]) and not needs[3]:  # training
-        return [*_linear_bernoulli_log_prob_backward(g_log_prob, residual, h, weight), None]
+        return [*_linear_bernoulli_residual_backward(g_log_prob, residual, h, weight), None]
     d_logits, d_x = None, None
     if g_log_prob is not None:
         d_logits = expand_dims(g_log_prob, -1) * residual
@@ -111,31 +166,25 @@ def _linear_bernoulli_rule(
     return [*_linear_gradients(d_logits, h, weight, needs), sum_to(d_x, x_shape) if needs[3] else None]
 
 
-def _linear_bernoulli_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for shape, data in (((5,), (2,)), ((2, 3), (2, 4)), ((3, 2, 2), (2, 3)), ((0, 3), (2,)), ((2, 3), (2, 0))):
-        n, k = data[-1], shape[-1]
-        yield (real(rng, shape), real(rng, (n, k)), real(rng, (n,)), rng.uniform(0.0, 1.0, data)), {}
-
-
-_linear_bernoulli_log_prob = Op(
-    "linear_bernoulli_log_prob",
+_linear_bernoulli_residual = Op(
+    "linear_bernoulli_residual",
     "h weight bias x",
     "log_prob residual",
-    forward=kernel(likelihood.LINEAR_BERNOULLI_LOG_PROB),
-    vjp=_linear_bernoulli_rule,
+    forward=kernel(likelihood.LINEAR_BERNOULLI_RESIDUAL),
+    vjp=_residual_rule,
     partial=True,
     formula="log_prob = bernoulli_log_prob(l, x) with l = h weight^T + bias; residual = x - sigmoid(l)",
     examples=_linear_bernoulli_examples,
 )
 
 
-def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> tuple[Tensor, Tensor]:
+def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute: bool | None = None) -> Tensor:
     """Bernoulli log-probability of x whose logits are a fully connected layer's output, in one pass.
 
         log p(x | h) = sum_i x_i l_i - log(1 + e^l_i),   l = h weight^T + bias
 
-    The same as ``bernoulli_log_prob(linear(h, weight, bias), x)``, up to rounding. The backward pass needs no
-    exponentials and no pass over the logits.
+    The same as ``bernoulli_log_prob(linear(h, weight, bias), x)``, up to rounding, without its memory: neither the
+    logits nor anything else of their size is stored, and the backward pass makes them again.
 
     Parameters
     ----------
@@ -143,10 +192,12 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> tuple[T
     weight : (out_features, in_features), as for `linear`.
     bias : (out_features,), or None.
     x : (..., out_features), or of the last axes of that, in [0, 1]; h (k, batch, in) goes with x (batch, out).
+    recompute : whether a backward pass makes the logits again; if not, calls that record a gradient keep
+        x - sigmoid(l). By default they do so on the CPU, where that is quicker, if it takes 32 MB or less.
 
     Returns
     -------
-    log_prob : (...);  residual : (..., out_features), x - sigmoid(l), the gradient of log_prob with respect to l.
+    (...), the shape of h without its last axis.
 
     Raises
     ------
@@ -157,8 +208,14 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> tuple[T
     Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014, appendix C.1.
     """
     h, weight = as_tensor(h), as_tensor(weight)
-    if bias is None:
-        bias = weight.new_zeros(weight.shape[:1])
+    bias = weight.new_zeros(weight.shape[:1]) if bias is None else as_tensor(bias)
+    x = as_tensor(x)
+    if is_grad_enabled() and any(a.requires_grad for a in (h, weight, bias, x)):
+        if recompute is None:
+            residual_bytes = math.prod(h.shape[:-1]) * math.prod(weight.shape[:1]) * h.dtype.itemsize
+            recompute = on_gpu(h._data) or residual_bytes > likelihood.RESIDUAL_BYTES
+        if not recompute:
+            return _linear_bernoulli_residual(h, weight, bias, x)[0]
     return _linear_bernoulli_log_prob(h, weight, bias, x)
 
 

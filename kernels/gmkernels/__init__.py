@@ -25,6 +25,8 @@ from gmkernels.likelihood import (
     bernoulli_log_prob_backward,
     linear_bernoulli_log_prob,
     linear_bernoulli_log_prob_backward,
+    linear_bernoulli_residual,
+    linear_bernoulli_residual_backward,
 )
 from gmkernels.linalg import solve_triangular
 from gmkernels.norm import batch_norm, batch_norm_backward
@@ -112,6 +114,8 @@ __all__ = [
     "linear",
     "linear_bernoulli_log_prob",
     "linear_bernoulli_log_prob_backward",
+    "linear_bernoulli_residual",
+    "linear_bernoulli_residual_backward",
     "lstm",
     "lstm_backward",
     "matmul",

@@ -9,7 +9,7 @@ import pytest
 import gmcore
 from gmcore import Tensor, grad, ops
 from gmcore.errors import DtypeError, GraphError, ShapeError
-from gmcore.op import Node
+from gmcore.op import OPS, Node
 from gmcore.tensor import Leaf
 
 
@@ -68,7 +68,7 @@ def test_handles_remove() -> None:
 
 def test_a_hook_on_one_of_several_outputs() -> None:
     logits = leaf([0.3, -1.0, 0.7])
-    log_prob, residual = ops.linear_bernoulli_log_prob(logits, np.eye(3), None, np.array([1.0, 0.0, 1.0]))
+    log_prob, residual = OPS["linear_bernoulli_residual"](logits, np.eye(3), np.zeros(3), np.array([1.0, 0.0, 1.0]))
     seen: list[str] = []
     log_prob.register_hook(lambda g: seen.append("log_prob"))
     residual.register_hook(lambda g: seen.append("residual"))

@@ -177,12 +177,12 @@ def _bernoulli_sample(probs: np.ndarray, samples: int | None, key: np.ndarray) -
     return (words < np.floor(probs * 2.0**32)).astype(np.float64)
 
 
-def _linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> Any:
+def _linear_bernoulli_residual(h: Any, weight: Any, bias: Any, x: Any) -> Any:
     logits = h @ weight.T + bias
     return (x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)).sum(-1), x - special.expit(logits)
 
 
-def _linear_bernoulli_log_prob_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
+def _linear_bernoulli_residual_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
     d_logits, leading = g[..., None] * residual, list(range(g.ndim))
     return d_logits @ weight, np.tensordot(d_logits, h, (leading, leading)), d_logits.sum(tuple(leading))
 
@@ -695,8 +695,12 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "bernoulli_sample_logits": lambda logits, **how: _bernoulli_sample(special.expit(logits), **how),
     "bernoulli_log_prob": lambda a, x: (x * special.log_expit(a) + (1 - x) * special.log_expit(-a)).sum(-1),
     "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - special.expit(logits)),
-    "linear_bernoulli_log_prob": _linear_bernoulli_log_prob,
-    "linear_bernoulli_log_prob_backward": _linear_bernoulli_log_prob_backward,
+    "linear_bernoulli_log_prob": lambda *layer, recompute: _linear_bernoulli_residual(*layer)[0],
+    "linear_bernoulli_log_prob_backward": lambda g, h, weight, bias, x: _linear_bernoulli_residual_backward(
+        g, _linear_bernoulli_residual(h, weight, bias, x)[1], h, weight
+    ),
+    "linear_bernoulli_residual": _linear_bernoulli_residual,
+    "linear_bernoulli_residual_backward": _linear_bernoulli_residual_backward,
     "iwae_bound": lambda log_w, axis: special.logsumexp(log_w, axis) - np.log(log_w.shape[axis]),
     "iwae_bound_backward": _iwae_bound_backward,
     "standard_gamma": _standard_gamma,

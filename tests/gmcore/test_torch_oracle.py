@@ -90,12 +90,12 @@ def _bernoulli_log_prob_backward(g: Any, logits: Any, x: Any) -> Any:
     return torch.autograd.grad(_bernoulli_log_prob(logits, x), logits, g, create_graph=True)[0]
 
 
-def _linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any) -> Any:
+def _linear_bernoulli_residual(h: Any, weight: Any, bias: Any, x: Any) -> Any:
     logits = torch.nn.functional.linear(h, weight, bias)
     return _bernoulli_log_prob(logits, x), x - torch.sigmoid(logits)
 
 
-def _linear_bernoulli_log_prob_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
+def _linear_bernoulli_residual_backward(g: Any, residual: Any, h: Any, weight: Any) -> Any:
     bias = torch.zeros(len(weight), dtype=h.dtype, requires_grad=True)
     logits = torch.nn.functional.linear(h, weight, bias)
     return torch.autograd.grad(logits, (h, weight, bias), g[..., None] * residual, create_graph=True)
@@ -374,8 +374,12 @@ COUNTERPARTS: dict[str, Callable[..., Any]] = {
     "gaussian_sample_backward": _gaussian_sample_backward,
     "bernoulli_log_prob": _bernoulli_log_prob,
     "bernoulli_log_prob_backward": _bernoulli_log_prob_backward,
-    "linear_bernoulli_log_prob": _linear_bernoulli_log_prob,
-    "linear_bernoulli_log_prob_backward": _linear_bernoulli_log_prob_backward,
+    "linear_bernoulli_log_prob": lambda *layer, recompute: _linear_bernoulli_residual(*layer)[0],
+    "linear_bernoulli_log_prob_backward": lambda g, h, weight, bias, x: _linear_bernoulli_residual_backward(
+        g, _linear_bernoulli_residual(h, weight, bias, x)[1], h, weight
+    ),
+    "linear_bernoulli_residual": _linear_bernoulli_residual,
+    "linear_bernoulli_residual_backward": _linear_bernoulli_residual_backward,
     "iwae_bound": _iwae_bound,
     "iwae_bound_backward": lambda g, log_w, highest, scale, axis: (
         (g * scale).unsqueeze(axis) * torch.exp(log_w - highest.unsqueeze(axis))

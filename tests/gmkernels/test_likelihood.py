@@ -1,16 +1,21 @@
 """Bernoulli log-probabilities: closed forms, infinite logits, broadcasting, gradients."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmkernels import KernelError
+from gmkernels import KernelError, registry
 from gmkernels.likelihood import (
     bernoulli_log_prob,
     bernoulli_log_prob_backward,
     linear_bernoulli_log_prob,
     linear_bernoulli_log_prob_backward,
+    linear_bernoulli_residual,
+    linear_bernoulli_residual_backward,
+    spec,
 )
 
 BACKENDS = ("reference", "cpu")
@@ -135,11 +140,52 @@ def test_of_a_linear_layer_is_that_of_its_output(shape, n):
     h, weight, bias = rng.standard_normal(shape), rng.standard_normal((n, shape[-1])) / 9, rng.standard_normal(n)
     x, g = rng.random((*shape[1:-1], n)), rng.standard_normal(shape[:-1])
     logits = h @ weight.T + bias
-    log_p, residual = linear_bernoulli_log_prob(h, weight, bias, x, backend="cpu")
+    log_p, residual = linear_bernoulli_residual(h, weight, bias, x, backend="cpu")
     np.testing.assert_allclose(log_p, bernoulli_log_prob(logits, x, backend="cpu"), rtol=1e-13)
     np.testing.assert_allclose(residual, bernoulli_log_prob_backward(np.ones_like(g), logits, x), atol=1e-14)
     d_logits = bernoulli_log_prob_backward(g, logits, x).reshape(g.size, n)
     expected = (d_logits @ weight).reshape(h.shape), d_logits.T @ h.reshape(g.size, -1), d_logits.sum(0)
-    found = linear_bernoulli_log_prob_backward(g, residual, h, weight, backend="cpu")
+    found = linear_bernoulli_residual_backward(g, residual, h, weight, backend="cpu")
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)  # 523 products below 1
+
+
+@pytest.mark.parametrize("shape, n, x_ndim", [((7, 5, 16), 40, 2), ((3, 64, 13), 300, 2), ((161, 9), 257, 1)])
+def test_of_a_linear_layer_without_its_output(shape, n, x_ndim, monkeypatch):
+    """One part of the rows or several, which begin amid the rows of x; whole tiles and not."""
+    rng = np.random.default_rng(5)
+    h, weight, bias = rng.standard_normal(shape), rng.standard_normal((n, shape[-1])) / 9, rng.standard_normal(n)
+    x, g = rng.random((*shape[:-1], n)[len(shape) - x_ndim :]), rng.standard_normal(shape[:-1])
+    expected, residual = linear_bernoulli_residual(h, weight, bias, x, backend="cpu")
+    log_p = linear_bernoulli_log_prob(h, weight, bias, x, backend="cpu")
+    np.testing.assert_allclose(log_p, expected, rtol=1e-13)
+    expected = linear_bernoulli_residual_backward(g, residual, h, weight, backend="cpu")
+    for rows in (g.size, 48, 3):
+        monkeypatch.setattr(spec, "RESIDUAL_BYTES", rows * n * 8)
+        registry._plans.clear()
+        found = linear_bernoulli_log_prob_backward(g, h, weight, bias, x, backend="cpu")
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)  # 192 products below 1
+
+
+@pytest.mark.parametrize("library", ["numpy", "cupy"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows, n, k", [(5000, 784, 200), (100_000, 784, 200), (100_000, 3000, 500)])
+def test_workspaces_are_small_beside_the_logits(rows, n, k, dtype, library):
+    """On a GPU a sixth of the logits at most; on the CPU what does not grow with the rows."""
+    library = pytest.importorskip(library)
+    virtual = [library.broadcast_to(library.zeros((), dtype), s) for s in ((rows,), (rows, k), (n, k), (n,), (n,))]
+
+    def taken(workspace, *inputs):
+        return sum(math.prod(shape) * np.dtype(d).itemsize for shape, d in workspace(*inputs))
+
+    logits = rows * n * np.dtype(dtype).itemsize
+    forward = taken(spec.LINEAR_BERNOULLI_LOG_PROB.workspace, *virtual[1:])
+    backward = taken(spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD.workspace, *virtual)
+    if library is np:
+        assert forward <= 1.1 * n * k * np.dtype(dtype).itemsize
+        assert (
+            backward <= min(logits, spec.RESIDUAL_BYTES) * (1.1 + k / n) + 1.1 * (n * k + n) * np.dtype(dtype).itemsize
+        )
+    else:
+        assert forward <= 0.04 * logits and backward <= (1 + 1 / k) * logits / 6

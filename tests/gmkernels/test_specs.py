@@ -374,7 +374,8 @@ def test_a_graph_repeats_it(case):
 
 
 LAUNCHED = (
-    "sum", "sum_to", "activation_backward", "linear_bernoulli_log_prob", "leaky_relu", "leaky_relu_backward",
+    "sum", "sum_to", "activation_backward", "linear_bernoulli_log_prob",
+    "linear_bernoulli_residual", "leaky_relu", "leaky_relu_backward",
     "batch_norm", "batch_norm_backward", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
 )  # fmt: skip
 

@@ -20,13 +20,27 @@ def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
+register(
+    spec.LINEAR_BERNOULLI_LOG_PROB, "cpu", "gmkernels.likelihood.cpu:linear_bernoulli_log_prob",
+    overhead=2e-5, efficiency=0.6, replays=True,
+)  # fmt: skip
 for _spec in (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD):
-    register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
+    register(
+        _spec, "triton", f"gmkernels.likelihood.triton:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.6,
+    )  # fmt: skip
+for _spec in (
+    spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, spec.LINEAR_BERNOULLI_RESIDUAL, spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD,
+):  # fmt: skip
     register(
         _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}",
         overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.note, replays=True,
     )  # fmt: skip
-    register(_spec, "cuda", f"gmkernels.likelihood.cuda:{_spec.name}", overhead=2e-5, efficiency=0.6)
+for _spec in (
+    spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD,
+    spec.LINEAR_BERNOULLI_RESIDUAL, spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD,
+):  # fmt: skip
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
 
 
 def bernoulli_log_prob(logits: Array, x: Array, *, backend: str | None = None) -> Array:
@@ -75,19 +89,59 @@ def bernoulli_log_prob_backward(g: Array, logits: Array, x: Array, *, backend: s
     return run(spec.BERNOULLI_LOG_PROB_BACKWARD, (g, logits, x), backend=backend)[0]
 
 
-def linear_bernoulli_log_prob(
-    h: Array, weight: Array, bias: Array, x: Array, *, backend: str | None = None
-) -> tuple[Array, Array]:
-    """`bernoulli_log_prob` of the logits ``h @ weight.T + bias``, and its gradient with respect to them.
+def linear_bernoulli_log_prob(h: Array, weight: Array, bias: Array, x: Array, *, backend: str | None = None) -> Array:
+    """`bernoulli_log_prob` of the logits ``h @ weight.T + bias``, which are never stored.
 
         log p(x) = sum_i x_i l_i - log(1 + exp(l_i))
 
     Parameters
     ----------
-    h : (..., in) float32 or float64
+    h : (..., in) float32 or float64, on a GPU also float16 or bfloat16
     weight : (out, in), as in ``torch.nn.functional.linear``
     bias : (out,)
     x : values in [0, 1], (..., out) or of the trailing axes of that: h (k, batch, in) goes with x (batch, out)
+
+    Returns
+    -------
+    log_prob : (...,)
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    return run(spec.LINEAR_BERNOULLI_LOG_PROB, (h, weight, bias, x), backend=backend)[0]
+
+
+def linear_bernoulli_log_prob_backward(
+    g: Array, h: Array, weight: Array, bias: Array, x: Array, *, backend: str | None = None
+) -> tuple[Array, Array, Array]:
+    """Gradients of the log-probability that `linear_bernoulli_log_prob` gives; the logits are made again.
+
+    Parameters
+    ----------
+    g : (...,) gradient with respect to the log-probabilities
+    h, weight, bias, x : of the forward pass
+
+    Returns
+    -------
+    d_h : (..., in);  d_weight : (out, in);  d_bias : (out,)
+
+    Raises
+    ------
+    KernelError : shapes or dtypes that do not fit.
+    """
+    d_h, d_weight, d_bias = run(spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, (g, h, weight, bias, x), backend=backend)
+    return d_h, d_weight, d_bias
+
+
+def linear_bernoulli_residual(
+    h: Array, weight: Array, bias: Array, x: Array, *, backend: str | None = None
+) -> tuple[Array, Array]:
+    """`linear_bernoulli_log_prob`, and its gradient with respect to the logits: for a backward pass that is quicker.
+
+    Parameters
+    ----------
+    h, weight, bias, x : as for `linear_bernoulli_log_prob`
 
     Returns
     -------
@@ -98,14 +152,14 @@ def linear_bernoulli_log_prob(
     ------
     KernelError : shapes or dtypes that do not fit.
     """
-    log_prob, residual = run(spec.LINEAR_BERNOULLI_LOG_PROB, (h, weight, bias, x), backend=backend)
+    log_prob, residual = run(spec.LINEAR_BERNOULLI_RESIDUAL, (h, weight, bias, x), backend=backend)
     return log_prob, residual
 
 
-def linear_bernoulli_log_prob_backward(
+def linear_bernoulli_residual_backward(
     g: Array, residual: Array, h: Array, weight: Array, *, backend: str | None = None
 ) -> tuple[Array, Array, Array]:
-    """Gradients of the log-probability that `linear_bernoulli_log_prob` gives.
+    """Gradients of the log-probability that `linear_bernoulli_residual` gives.
 
     Parameters
     ----------
@@ -122,5 +176,5 @@ def linear_bernoulli_log_prob_backward(
     ------
     KernelError : shapes or dtypes that do not fit.
     """
-    d_h, d_weight, d_bias = run(spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, (g, residual, h, weight), backend=backend)
+    d_h, d_weight, d_bias = run(spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD, (g, residual, h, weight), backend=backend)
     return d_h, d_weight, d_bias

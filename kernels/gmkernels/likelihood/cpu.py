@@ -4,9 +4,12 @@ A block is a range of elements in C order: whole short rows, or a part of a long
 that stay in the cache, first element by element without regard to rows, then row by row: so short rows
 vectorise too.
 
-A linear layer's block makes a tile of the logits by BLAS, and takes its likelihood while the tile is in cache. The
-one exponential of an element gives its term of the sum and, over the logit, the residual x - sigmoid(l): so the
-gradients of the layer are products of the residual and need no pass over its outputs any more.
+A linear layer's logits are made in tiles, whose likelihood is taken while they are in the cache. Where a gradient is
+wanted of few rows, tiles are made by BLAS where the residuals x - sigmoid(l) then stay: the one exponential of an
+element gives its term of the sum and, over the logit, the residual, so the gradients of the layer are products of the
+residual and need no pass over its outputs any more. Otherwise nothing of a tile stays, and tiles are small: their
+products take the weight in panels, which are packed once, as BLAS would pack it anew for each of them. The gradient of
+many rows makes residuals again, of a part of the rows at a time.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import numpy as np
 
 from gmkernels import blas
 from gmkernels.dense.cpu import edge, matmul, operands, product_tile
+from gmkernels.dense.panel import pack, product
+from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.elementary import exp, log1p_unit, select
-from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
+from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles, rows_at_once
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
 from gmkernels.reduce.cpu import add_up
 from gmkernels.rows import sum_of
@@ -155,7 +160,90 @@ def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arra
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Of a linear layer
+# Of a linear layer whose output is not stored
+# ---------------------------------------------------------------------------------------------------------
+
+_ROWS, _COLUMNS = 80, 128
+"""Of a tile of logits: eighty rows are whole tiles of the products, and what lies on the stack fits the L2 cache."""
+_LOGITS = _ROWS * _COLUMNS
+
+
+@block_kernel
+def _pack_weight(block, weight, panels, n, k):
+    """Columns of weight^T as a panel, where k is not 0."""
+    left = block * (PANEL_BYTES // weight.itemsize)
+    pack(weight, left * k, True, k, k, min(PANEL_BYTES // weight.itemsize, n - left), panels, left * k)
+
+
+@jitable
+def _add(y, x):
+    for i in range(y.size):
+        y[i] += x[i]
+
+
+@block_kernel
+def _log_prob_of_layer(block, h, panels, bias, x, log_prob, k):
+    top, n = block * _ROWS, bias.size
+    rows = min(_ROWS, log_prob.size - top)
+    tile, cost, sums = scratch(_LOGITS, h.dtype), scratch(_COLUMNS, h.dtype), scratch(_ROWS, np.float64)
+    for r in range(rows):
+        sums[r] = 0.0
+    for left in range(0, n, _COLUMNS):
+        width = min(_COLUMNS, n - left)
+        product(h, top * k, k, panels, left * k, k, width, False, tile, 0, _COLUMNS, rows)
+        for r in range(rows):
+            logits, costs = part(tile, r * _COLUMNS, width), part(cost, 0, width)
+            _add(logits, part(bias, left, width))
+            _costs(logits, part(x, ((top + r) * n + left) % x.size, width), costs)
+            sums[r] += sum_of(costs)
+    for r in range(rows):
+        log_prob[top + r] = -sums[r]
+
+
+def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    h, weight, bias, x = inputs
+    (log_prob,) = outputs
+    (panels,) = workspace
+    n, k = weight.shape
+    if log_prob.size * n == 0:
+        log_prob[...] = 0  # sums of nothing, if there are any
+        return
+    if k > 0:
+        _pack_weight(panels.size // k // (PANEL_BYTES // h.itemsize), weight, panels, n, k)
+    _log_prob_of_layer(-(-log_prob.size // _ROWS), h, panels, bias, x, log_prob, k)
+
+
+@block_kernel
+def _add_to(block, total, terms):
+    left = block * CHUNK
+    width = min(CHUNK, total.size - left)
+    _add(part(total, left, width), part(terms, left, width))
+
+
+def linear_bernoulli_log_prob_backward(
+    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+) -> None:
+    """Part of the rows by part: their residuals, and the gradients with these; those of weight and bias are added."""
+    g, h, weight, bias, x = inputs
+    d_h, *totals = outputs
+    n, k = weight.shape
+    rows = g.size
+    g, by_row, d_by_row = g.reshape(rows), h.reshape(rows, k), d_h.reshape(rows, k)
+    for first in range(0, max(rows, 1), max(1, rows_at_once(rows, n, h.itemsize))):
+        residual, log_prob, sums, scaled, *more = [a[: rows - first] for a in workspace[:4]] + list(workspace[4:])
+        last = first + len(residual)
+        found = totals if first == 0 else more
+        _residual(by_row[first:last], weight, bias, x, first, log_prob, residual, sums)
+        linear_bernoulli_residual_backward(
+            (g[first:last], residual, by_row[first:last], weight), (d_by_row[first:last], *found), (scaled,), {}
+        )
+        if first > 0:
+            for total, terms in zip(totals, found, strict=True):
+                _add_to(-(-total.size // CHUNK), total, terms)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Of a linear layer whose residuals are stored
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,9 +263,10 @@ def _costs_and_slopes(logits, bias, x, cost):
 
 
 @block_kernel
-def _linear_log_prob(
-    block, function, wide, h, trans_h, ldh, w, trans_w, ldw, logits, bias, x, sums, m, k, n, row_tiles, column_tiles
-):
+def _residual_tile(
+    block, function, wide, h, trans_h, ldh, w, trans_w, ldw, logits, bias, x, first, sums, m, k, n, row_tiles,
+    column_tiles,
+):  # fmt: skip
     row, column = block // column_tiles, block % column_tiles
     top, bottom = edge(row, row_tiles, m), edge(row + 1, row_tiles, m)
     left, right = edge(column, column_tiles, n), edge(column + 1, column_tiles, n)
@@ -193,30 +282,40 @@ def _linear_log_prob(
             _costs_and_slopes(
                 part(logits, r * n + at, width),
                 part(bias, at, width),
-                part(x, (r * n + at) % x.size, width),
+                part(x, ((first + r) * n + at) % x.size, width),
                 part(cost, 0, width),
             )
             total += sum_of(part(cost, 0, width))
         sums[r * column_tiles + column] = -total
 
 
-def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
-    """The tiles are those of the product; the sums over the columns of each are added in order."""
-    h, weight, bias, x = inputs
-    log_prob, residual = outputs
-    (sums,) = workspace
+def _residual(
+    h: np.ndarray, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, first: int,
+    log_prob: np.ndarray, residual: np.ndarray, sums: np.ndarray,
+) -> None:  # fmt: skip
+    """Of rows h (m, in) that begin with row `first` of those that x goes with.
+
+    The tiles are those of the product; the sums over the columns of each are added in order.
+    """
     n, k = weight.shape
     m = len(sums)
-    if residual.size == 0:
+    if m * n == 0:
         log_prob[...] = 0
         return
     row_tiles, column_tiles = linear_tiles(h, weight)
-    arguments = operands(h.reshape(m, k), weight.T)
+    arguments = operands(h, weight.T)
     with blas.single_threaded():
-        _linear_log_prob(
-            row_tiles * column_tiles, *arguments, residual, bias, x, sums, m, k, n, row_tiles, column_tiles
+        _residual_tile(
+            row_tiles * column_tiles, *arguments, residual, bias, x, first, sums, m, k, n, row_tiles, column_tiles
         )
     add_up(sums, 1, log_prob)
+
+
+def linear_bernoulli_residual(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    h, weight, bias, x = inputs
+    log_prob, residual = outputs
+    (sums,) = workspace
+    _residual(h.reshape(len(sums), weight.shape[1]), weight, bias, x, 0, log_prob, residual, sums)
 
 
 @jitable
@@ -255,7 +354,7 @@ def _scale_and_sum(block, residual, g, d_h, h, scaled_h, d_bias, rows_per_block)
         d_bias[left + i] = total[i]
 
 
-def linear_bernoulli_log_prob_backward(
+def linear_bernoulli_residual_backward(
     inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
 ) -> None:
     """The rows of h and of its gradient are scaled, as they are narrower than those of the residual."""

@@ -34,13 +34,32 @@ def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arra
 
 def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
     h, weight, bias, x = inputs
+    bernoulli_log_prob((h @ weight.T + bias, x), outputs, workspace, attrs)
+
+
+def linear_bernoulli_log_prob_backward(
+    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+) -> None:
+    g, h, weight, bias, x = inputs
+    d_h, d_weight, d_bias = outputs
+    logits = h @ weight.T + bias
+    r = np.empty_like(logits)
+    bernoulli_log_prob_backward((g, logits, x), (r,), workspace, attrs)
+    by_row = r.reshape(g.size, bias.size)
+    np.matmul(r, weight, out=d_h)
+    np.matmul(by_row.T, h.reshape(g.size, weight.shape[1]), out=d_weight)
+    by_row.sum(0, out=d_bias)
+
+
+def linear_bernoulli_residual(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    h, weight, bias, x = inputs
     log_prob, residual = outputs
     logits = h @ weight.T + bias
     bernoulli_log_prob((logits, x), (log_prob,), workspace, attrs)
     bernoulli_log_prob_backward((np.ones_like(log_prob), logits, x), (residual,), workspace, attrs)
 
 
-def linear_bernoulli_log_prob_backward(
+def linear_bernoulli_residual_backward(
     inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
 ) -> None:
     g, residual, h, weight = inputs

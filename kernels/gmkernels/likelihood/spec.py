@@ -10,8 +10,8 @@ import numpy as np
 
 from gmkernels.arrays import on_gpu
 from gmkernels.cost import Cost
-from gmkernels.dense.spec import product_workspace
-from gmkernels.dense.tiles import tiles
+from gmkernels.dense.spec import GPU_TILES
+from gmkernels.dense.tiles import PANEL_BYTES, tiles
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
 
 CHUNK = 16384
@@ -129,21 +129,178 @@ BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# linear_bernoulli_log_prob
+# linear_bernoulli_log_prob: the logits are never stored, and the backward pass makes them again
 # ---------------------------------------------------------------------------------------------------------
 
+RESIDUAL_BYTES = 1 << 25
+"""Most bytes of the residuals of a layer, or of a part of its rows, that are held on the CPU: a training step that is
+below that stores them (`LINEAR_BERNOULLI_RESIDUAL`), which is cheaper there than to make them again."""
+GPU_COLUMNS = 64
+"""Logits of a row that a block adds up on a GPU."""
+_LOGITS_OF_WORKSPACE = 6
+"""Workspaces of the backward pass on a GPU take at most this part of the memory that the logits would."""
 
-def _linear_infer(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+
+def _refuse(op: str, expected: str, **arrays: Array) -> KernelError:
+    given = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+    return KernelError(f"{op}: expected {expected}, got {given}")
+
+
+def _check_layer(op: str, h: Array, weight: Array, bias: Array, x: Array, **g: Array) -> tuple[int, ...]:
+    """The shape of the logits."""
     layer = h.ndim >= 1 and weight.ndim == 2 and h.shape[-1] == weight.shape[1] and bias.shape == weight.shape[:1]
     logits = (*h.shape[:-1], *bias.shape)
     data = 1 <= x.ndim <= len(logits) and x.shape == logits[len(logits) - x.ndim :]
-    arrays = {"h": h, "weight": weight, "bias": bias, "x": x}
-    if not (layer and data) or not is_float(h.dtype.name) or len({a.dtype for a in arrays.values()}) > 1:
-        raise KernelError(
-            "linear_bernoulli_log_prob: expected floating h (..., in), weight (out, in), bias (out,) and x (..., out) "
-            "or of the trailing axes of that, all of one dtype, got "
-            + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+    arrays = g | {"h": h, "weight": weight, "bias": bias, "x": x}
+    fits = layer and data and all(a.shape == logits[:-1] for a in g.values())
+    if not fits or not is_float(h.dtype.name) or len({a.dtype for a in arrays.values()}) > 1:
+        expected = (
+            "floating h (..., in), weight (out, in), bias (out,) and x (..., out) or of the trailing axes of that, all "
+            "of one dtype"
         )
+        raise _refuse(op, f"g (...), {expected}" if g else expected, **arrays)
+    return logits
+
+
+def _linear_infer(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    return [(_check_layer("linear_bernoulli_log_prob", h, weight, bias, x)[:-1], h.dtype)]
+
+
+def _linear_workspace(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    """On a GPU the sums of pieces of the rows, elsewhere the weight in panels."""
+    n, k = weight.shape
+    if on_gpu(h):
+        return [((math.prod(h.shape[:-1]), chunks(n, GPU_COLUMNS)), np.float64)]
+    width = PANEL_BYTES // h.itemsize
+    return [((-(-n // width) * width * k,), h.dtype)]
+
+
+def _linear_cost(h: Array, weight: Array, bias: Array, x: Array) -> Cost:
+    rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
+    return Cost(
+        bytes=h.itemsize * (h.size + weight.size + n + x.size + rows), flops=2.0 * rows * n * k, slots=36 * rows * n
+    )
+
+
+def _layers(rng: np.random.Generator, dtype: Any) -> Iterator[tuple[Any, ...]]:
+    for i, (shape, n, x_ndim) in enumerate([
+        ((3, 5), 7, 2), ((4,), 1, 1), ((0, 3), 2, 2), ((3, 2), 0, 1), ((5, 3, 43), 129, 2), ((3, 5, 4), 2, 3),
+        ((523, 97), 131, 2), ((67, 97), 523, 2), ((3, 1), 2053, 2),
+    ]):  # fmt: skip
+        *leading, k = shape
+        h, bias = rng.standard_normal(shape), rng.standard_normal(n)
+        weight = rng.standard_normal((n, k)) / math.sqrt(k)  # the tolerance relies on logits of variance 2
+        x = rng.random((*leading, n)[len(shape) - x_ndim :])
+        yield tuple(a.astype(dtype) for a in (h, weight, bias, np.round(x) if i % 2 else x))
+    yield np.empty((3, 0), dtype), np.empty((5, 0), dtype), np.arange(5, dtype=dtype), np.ones(5, dtype)
+
+
+def _linear_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for layer in _layers(rng, dtype):
+        yield Example(layer, {})
+    inf, nan = np.inf, np.nan
+    limits = [(inf, 1), (-inf, 0), (inf, 0), (-inf, 1), (nan, 1), (nan, 0), (80, 1), (-80, 0), (1e30, 0.5)]
+    logits, x = np.split(np.array(limits, dtype), 2, axis=1)
+    yield Example((logits.copy(), np.ones((1, 1), dtype), np.zeros(1, dtype), x.copy()), {})
+
+
+# A logit of k <= 97 products is off by 0.64 k u = 4e-6 (see dense.spec), and each term and each residual with it, whose
+# slopes are at most 1: relative to terms that are above a half in the mean, 8e-6. A residual also rounds by 4 u.
+# u = 6e-8 (1.1e-16).
+_LINEAR_TOLERANCE = {"float32": (1e-5, 5e-6), "float64": (2e-14, 1e-14)}
+
+LINEAR_BERNOULLI_LOG_PROB = KernelSpec(
+    name="linear_bernoulli_log_prob",
+    family="likelihood",
+    inputs=("h", "weight", "bias", "x"),
+    outputs=("log_prob",),
+    infer=_linear_infer,
+    cost=_linear_cost,
+    examples=_linear_examples,
+    formula="l = h weight^T + bias; log_prob = sum_i x_i l_i - log(1 + exp(l_i))",
+    source="bernoulli_log_prob of a linear layer, whose output is not stored",
+    tolerance=_LINEAR_TOLERANCE,
+    workspace=_linear_workspace,
+)
+
+
+def _linear_backward_infer(g: Array, h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    _check_layer("linear_bernoulli_log_prob_backward", h, weight, bias, x, g=g)
+    return [(h.shape, h.dtype), (weight.shape, h.dtype), (weight.shape[:1], h.dtype)]
+
+
+def rows_at_once(rows: int, n: int, itemsize: int) -> int:
+    """Of how many rows the CPU holds the residuals at one time."""
+    return max(1, min(rows, RESIDUAL_BYTES // max(1, n * itemsize)))
+
+
+def gpu_parts(rows: int, n: int, k: int, itemsize: int) -> int:
+    """Parts into which GPU kernels cut the sums over the rows of a layer's weight gradient, which are added in order:
+    as many as keep a device busy with tiles of 32 outputs, and as the bound on the workspace allows."""
+    wanted = -(-GPU_TILES // 2 // max(1, -(-n // 32)))
+    return max(1, min(wanted, rows // GPU_COLUMNS, rows * itemsize // (_LOGITS_OF_WORKSPACE * 4 * max(1, k))))
+
+
+def _linear_backward_workspace(g: Array, h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    """On a GPU the parts of the sums over rows; elsewhere what part of the rows takes, and its gradients."""
+    rows, (n, k) = g.size, weight.shape
+    if on_gpu(h):
+        parts = gpu_parts(rows, n, k, h.itemsize)
+        real = np.promote_types(np.float32, h.dtype)
+        return [((parts, n, k), real), ((parts, n), real)] if parts > 1 else []
+    taken = rows_at_once(rows, n, h.itemsize)
+    tiles_of_columns = tiles(taken, k, n)[1]
+    return [
+        ((taken, n), h.dtype), ((taken,), h.dtype), ((taken, tiles_of_columns), np.float64), ((taken, k), h.dtype),
+        (weight.shape, h.dtype), ((n,), h.dtype),
+    ]  # fmt: skip
+
+
+def _linear_backward_cost(g: Array, h: Array, weight: Array, bias: Array, x: Array) -> Cost:
+    """The logits are made twice, for the gradient of h and for that of the weight: to make them once would take the
+    gradient of the weight from all rows in one block, or store them."""
+    rows, (n, k) = g.size, weight.shape
+    return Cost(
+        bytes=h.itemsize * (2 * g.size + 4 * h.size + 3 * weight.size + 2 * x.size),
+        flops=8.0 * rows * n * k,
+        slots=56 * rows * n,
+    )
+
+
+def _linear_backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+    for h, weight, bias, x in _layers(rng, dtype):
+        g = rng.standard_normal(h.shape[:-1]) / math.sqrt(max(1, math.prod(h.shape[:-1])))
+        yield Example((np.asarray(g, dtype), h, weight, bias, x), {})
+
+
+LINEAR_BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
+    name="linear_bernoulli_log_prob_backward",
+    family="likelihood",
+    inputs=("g", "h", "weight", "bias", "x"),
+    outputs=("d_h", "d_weight", "d_bias"),
+    infer=_linear_backward_infer,
+    cost=_linear_backward_cost,
+    examples=_linear_backward_examples,
+    formula=(
+        "r = g (x - sigmoid(h weight^T + bias)), with g a number for each row; d_h = r weight; d_weight = r^T h; "
+        "d_bias = the column sums of r"
+    ),
+    source="the derivative of linear_bernoulli_log_prob, with the logits made again",
+    # A weight gradient sums `rows` <= 523 products whose squares add up to 1/4; that of h up to 2053, of numbers of
+    # g <= 4 / sqrt(rows): sqrt(k) u sum |a||b| < u 0.4 k = 5e-5 (see dense.spec). Residuals are off by 4e-6, a quarter
+    # of what logits are and their rounding, with either sign. float16 and bfloat16 are multiplied as two halves.
+    tolerance={"float32": (0.0, 1e-4), "float64": (0.0, 2e-13)},
+    workspace=_linear_backward_workspace,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# linear_bernoulli_residual: the same, with a pass over the logits saved for one residual stored
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _residual_infer(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
+    logits = _check_layer("linear_bernoulli_residual", h, weight, bias, x)
     return [(logits[:-1], h.dtype), (logits, h.dtype)]
 
 
@@ -153,86 +310,43 @@ def linear_tiles(h: Array, weight: Array) -> tuple[int, int]:
     return tiles(math.prod(h.shape[:-1]), k, n)
 
 
-def _linear_workspace(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
-    if on_gpu(h):
-        return [layout for part in gpu_linear_workspace(h, weight) for layout in part]
+def _residual_workspace(h: Array, weight: Array, bias: Array, x: Array) -> Layout:
     return [((math.prod(h.shape[:-1]), linear_tiles(h, weight)[1]), np.float64)]
 
 
-def gpu_linear_workspace(h: Array, weight: Array) -> tuple[Layout, Layout]:
-    """Scratch on a GPU, where kernels run one after the other: of the product, and of the rows' sums."""
-    rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
-    return product_workspace(h, rows, k, n), _sums_of_pieces(h.shape[:-1], n, GPU_CHUNK)
-
-
-def _linear_cost(h: Array, weight: Array, bias: Array, x: Array) -> Cost:
+def _residual_cost(h: Array, weight: Array, bias: Array, x: Array) -> Cost:
     rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
     return Cost(
         bytes=h.itemsize * (h.size + weight.size + x.size + rows * n), flops=2.0 * rows * n * k, slots=44 * rows * n
     )
 
 
-def _linear_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
-    for i, (shape, n, x_ndim) in enumerate([
-        ((3, 5), 7, 2), ((4,), 1, 1), ((0, 3), 2, 2), ((3, 2), 0, 1), ((5, 3, 43), 129, 2), ((3, 5, 4), 2, 3),
-        ((523, 97), 131, 2), ((67, 97), 523, 2), ((3, 1), 2053, 2),
-    ]):  # fmt: skip
-        *leading, k = shape
-        h, bias = rng.standard_normal(shape), rng.standard_normal(n)
-        weight = rng.standard_normal((n, k)) / math.sqrt(k)  # the tolerance relies on logits of variance 2
-        x = rng.random((*leading, n)[len(shape) - x_ndim :])
-        yield Example(tuple(a.astype(dtype) for a in (h, weight, bias, np.round(x) if i % 2 else x)), {})
-    inf, nan = np.inf, np.nan
-    limits = [(inf, 1), (-inf, 0), (inf, 0), (-inf, 1), (nan, 1), (nan, 0), (80, 1), (-80, 0), (1e30, 0.5)]
-    logits, x = np.split(np.array(limits, dtype), 2, axis=1)
-    yield Example((logits, np.ones((1, 1), dtype), np.zeros(1, dtype), x.copy()), {})
-    yield Example((np.empty((3, 0), dtype), np.empty((5, 0), dtype), np.arange(5, dtype=dtype), np.ones(5, dtype)), {})
-
-
-LINEAR_BERNOULLI_LOG_PROB = KernelSpec(
-    name="linear_bernoulli_log_prob",
+LINEAR_BERNOULLI_RESIDUAL = KernelSpec(
+    name="linear_bernoulli_residual",
     family="likelihood",
     inputs=("h", "weight", "bias", "x"),
     outputs=("log_prob", "residual"),
-    infer=_linear_infer,
-    cost=_linear_cost,
+    infer=_residual_infer,
+    cost=_residual_cost,
     examples=_linear_examples,
     formula="l = h weight^T + bias; log_prob = sum_i x_i l_i - log(1 + exp(l_i)); residual = x - sigmoid(l)",
     source="bernoulli_log_prob of a linear layer; the residual is the gradient with respect to its output",
-    # A logit of k <= 97 products is off by 0.64 k u = 4e-6 (see dense.spec), and each term and each residual with it,
-    # whose slopes are at most 1: relative to terms that are above a half in the mean, 8e-6. A residual also rounds by
-    # 4 u. u = 6e-8 (1.1e-16).
-    tolerance={"float32": (1e-5, 5e-6), "float64": (2e-14, 1e-14)},
-    workspace=_linear_workspace,
+    tolerance=_LINEAR_TOLERANCE,
+    workspace=_residual_workspace,
 )
 
 
-def _linear_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -> Layout:
+def _residual_backward_infer(g: Array, residual: Array, h: Array, weight: Array) -> Layout:
     layer = h.ndim >= 1 and weight.ndim == 2 and h.shape[-1] == weight.shape[1]
     fits = layer and residual.shape == (*h.shape[:-1], weight.shape[0]) and g.shape == h.shape[:-1]
     arrays = {"g": g, "residual": residual, "h": h, "weight": weight}
     if not fits or not is_float(h.dtype.name) or len({a.dtype for a in arrays.values()}) > 1:
-        raise KernelError(
-            "linear_bernoulli_log_prob_backward: expected floating g (...), residual (..., out), h (..., in) and "
-            "weight (out, in) of one dtype, got "
-            + ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
-        )
+        expected = "floating g (...), residual (..., out), h (..., in) and weight (out, in) of one dtype"
+        raise _refuse("linear_bernoulli_residual_backward", expected, **arrays)
     return [(h.shape, h.dtype), (weight.shape, h.dtype), (weight.shape[:1], h.dtype)]
 
 
-def gpu_backward_products(residual: Array, weight: Array) -> list[Layout]:
-    """Scratch of the products for d_h, d_weight and d_bias on a GPU."""
-    (n, k), rows = weight.shape, math.prod(residual.shape[:-1])
-    return [product_workspace(residual, *sizes) for sizes in ((rows, n, k), (n, rows, k), (1, rows, n))]
-
-
-def _linear_backward_workspace(g: Array, residual: Array, h: Array, weight: Array) -> Layout:
-    """g h, and on a GPU what the products take."""
-    products = gpu_backward_products(residual, weight) if on_gpu(h) else []
-    return [(h.shape, h.dtype), *[layout for part in products for layout in part]]
-
-
-def _linear_backward_cost(g: Array, residual: Array, h: Array, weight: Array) -> Cost:
+def _residual_backward_cost(g: Array, residual: Array, h: Array, weight: Array) -> Cost:
     return Cost(
         bytes=h.itemsize * (3 * residual.size + 4 * h.size + 2 * weight.size),
         flops=4.0 * residual.size * weight.shape[1],
@@ -240,7 +354,7 @@ def _linear_backward_cost(g: Array, residual: Array, h: Array, weight: Array) ->
     )
 
 
-def _linear_backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
+def _residual_backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
     for shape, n in (
         ((3, 5), 7), ((4,), 1), ((0, 3), 2), ((3, 2), 0), ((3, 0), 2), ((3, 43, 29), 131), ((67, 97), 1031),
     ):  # fmt: skip
@@ -250,20 +364,20 @@ def _linear_backward_examples(rng: np.random.Generator, dtype: Any) -> Iterator[
         yield Example(tuple(np.asarray(a, dtype) for a in (g, residual, h, rng.standard_normal((n, shape[-1])))), {})
 
 
-LINEAR_BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
-    name="linear_bernoulli_log_prob_backward",
+LINEAR_BERNOULLI_RESIDUAL_BACKWARD = KernelSpec(
+    name="linear_bernoulli_residual_backward",
     family="likelihood",
     inputs=("g", "residual", "h", "weight"),
     outputs=("d_h", "d_weight", "d_bias"),
-    infer=_linear_backward_infer,
-    cost=_linear_backward_cost,
-    examples=_linear_backward_examples,
+    infer=_residual_backward_infer,
+    cost=_residual_backward_cost,
+    examples=_residual_backward_examples,
     formula=(
         "d_h = g (residual weight); d_weight = residual^T (g h); d_bias = the column sums of g residual, "
         "with g a number for each row"
     ),
-    source="the derivative of linear_bernoulli_log_prob, whose logits have the gradient g residual",
+    source="the derivative of linear_bernoulli_residual's log_prob, whose logits have the gradient g residual",
     # Sums of at most 1031 products that add up to about 1 in the mean square: as for dense.spec.MATMUL, times |g| < 4.
     tolerance={"float32": (0.0, 3.2e-4), "float64": (0.0, 6e-13)},
-    workspace=_linear_backward_workspace,
+    workspace=lambda g, residual, h, weight: [(h.shape, h.dtype)],  # g h
 )

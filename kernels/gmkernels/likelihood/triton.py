@@ -1,5 +1,11 @@
 """Log-likelihoods in Triton: a program sums some rows, or a part of a long one; the gradient is cut into tiles.
 
+A linear layer's logits are made in tiles that stay on chip (see `gmkernels.dense.triton` for the precision of their
+products). The forward pass leaves the sums of a tile's rows. The backward pass makes the tiles again, twice: a program
+goes along some rows of h, or along some of the weight, multiplies each tile of residuals with what it has come along,
+and so makes the gradient of its rows. Both are one kernel, as are their formulas with h and weight in each other's
+place. Residuals of float16 and bfloat16 are multiplied in two parts, r = r1 + r2: what that leaves out is 2^-16 r.
+
 The errors of the exponential (see `gmkernels.elementary_triton`) fit the tolerances: a term of the sum is m |l| +
 log(1 + z), z = exp(-|l|), where z is off by (1 + |l|) 1e-7, relative. Where m is 0 that is what the term is off by, at
 most 5e-6 before z vanishes at |l| = 87. A slope is off by z (1 + |l|) 1e-7 < 2e-7, absolute.
@@ -15,8 +21,9 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
+from gmkernels.dense.triton import precision
 from gmkernels.elementary_triton import log1p_unit, widened
-from gmkernels.likelihood.spec import GPU_CHUNK, chunks
+from gmkernels.likelihood.spec import GPU_CHUNK, GPU_COLUMNS, chunks, gpu_parts
 from gmkernels.reduce.triton import add_up
 
 Arrays = Sequence[Any]
@@ -33,6 +40,21 @@ _CHOICES = launch.Choices(
     ),
     (1 << 20,),
 )  # fmt: skip
+
+
+@triton.jit
+def _cost(logit, label):
+    """-log p of an element. An infinite logit that is right costs nothing; NaN stays in the logarithm."""
+    size = tl.abs(logit)
+    missed = tl.where(logit > 0, 1 - label, label)
+    return tl.where(missed == 0, 0.0, missed * size) + log1p_unit(tl.exp(-size))
+
+
+@triton.jit
+def _slope(logit, label):
+    """x - sigmoid(l)."""
+    z = tl.exp(-tl.abs(logit))
+    return tl.where(logit > 0, label * z - (1 - label), label - (1 - label) * z) / (1 + z)
 
 
 @triton.jit(do_not_specialize=["rows", "x_rows", "length", "parts"])
@@ -53,11 +75,7 @@ def _log_prob(
         mask = (row[:, None] < rows) & (column[None, :] < last)
         logit = widened(tl.load(logits + row[:, None] * length + column[None, :], mask, 0.0))
         label = widened(tl.load(x + x_row[:, None] * length + column[None, :], mask, 0.0))
-        size = tl.abs(logit)
-        missed = tl.where(logit > 0, 1 - label, label)
-        # An infinite logit that is right costs nothing; NaN stays in the logarithm.
-        cost = tl.where(missed == 0, 0.0, missed * size) + log1p_unit(tl.exp(-size))
-        total += tl.where(mask, cost, 0.0)
+        total += tl.where(mask, _cost(logit, label), 0.0)
     tl.store(sums + row * parts + part, (0 - tl.sum(total, axis=1)).to(sums.dtype.element_ty), row < rows)
 
 
@@ -75,9 +93,7 @@ def _log_prob_backward(
     logit = widened(tl.load(logits + at, mask, 0.0))
     label = widened(tl.load(x + (row % x_rows)[:, None] * length + column[None, :], mask, 0.0))
     factor = widened(tl.load(g + row, row < rows, 0.0))
-    z = tl.exp(-tl.abs(logit))
-    slope = tl.where(logit > 0, label * z - (1 - label), label - (1 - label) * z) / (1 + z)
-    tl.store(d_logits + at, (factor[:, None] * slope).to(d_logits.dtype.element_ty), mask)
+    tl.store(d_logits + at, (factor[:, None] * _slope(logit, label)).to(d_logits.dtype.element_ty), mask)
 
 
 def _sizes(logits: Any, x: Any) -> tuple[int, int, int, int]:
@@ -125,3 +141,211 @@ def bernoulli_log_prob_backward(inputs: Arrays, outputs: Arrays, workspace: Arra
         {"UNIT": unit, "ROWS": per_program, "COLUMNS": columns},
         warps=choice["warps"],
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Of a linear layer whose output is not stored
+# ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _products(
+    a, b, i, j, m, n, k, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The products of rows i of a (m, k) and rows j of b (n, k)."""
+    inner = tl.arange(0, DEPTH)
+    total = widened(tl.zeros((ROWS, COLUMNS), a.dtype.element_ty))
+    a += i[:, None] * k + inner[None, :]
+    b += j[None, :] * k + inner[:, None]
+    for at in range(0, k, DEPTH):
+        left = k - at
+        p = tl.load(a, (i[:, None] < m) & (inner[None, :] < left), 0.0)
+        q = tl.load(b, (j[None, :] < n) & (inner[:, None] < left), 0.0)
+        total = tl.dot(p, q, total, input_precision=PRECISION, out_dtype=total.dtype)
+        a += DEPTH
+        b += DEPTH
+    return total
+
+
+@triton.jit(do_not_specialize=["rows", "x_rows", "n", "k", "strips"])
+def _linear_log_prob(
+    h, weight, bias, x, sums, rows, x_rows, n, k, strips,
+    N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums[row, strip] = log p of COLUMNS elements of a row; n and k are in units."""
+    n *= N_UNIT
+    k *= K_UNIT
+    program = tl.program_id(0)
+    strip = program % strips
+    row = (program // strips).to(k.dtype) * ROWS + tl.arange(0, ROWS)
+    column = strip * COLUMNS + tl.arange(0, COLUMNS).to(k.dtype)
+    mask = (row[:, None] < rows) & (column[None, :] < n)
+    logit = _products(h, weight, row, column, rows, n, k, ROWS, COLUMNS, DEPTH, PRECISION)
+    logit += widened(tl.load(bias + column, column < n, 0.0))[None, :]
+    label = widened(tl.load(x + (row % x_rows)[:, None] * n + column[None, :], mask, 0.0))
+    total = tl.sum(tl.where(mask, _cost(logit, label), 0.0), axis=1)
+    tl.store(sums + row * strips + strip, (0 - total).to(sums.dtype.element_ty), row < rows)
+
+
+@triton.jit(do_not_specialize=["m", "n", "k", "x_rows", "blocks", "slices"])
+def _linear_gradient(
+    own, other, bias, x, g, out, sums, m, n, k, x_rows, blocks, slices,
+    IS_ROWS: tl.constexpr, X_UNIT: tl.constexpr, K_UNIT: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out[i] = sum_j r_ij other[j], of some rows i and WIDTH columns, with r = g (x - sigmoid(own other^T + bias)).
+
+    `own` (m, k) is h and `other` (n, k) the weight if IS_ROWS; otherwise they are the weight and h, and sums[i] is
+    sum_j r_ij. A part of the sum has `blocks` blocks of OTHER terms. The rows of x, of which there are x_rows, and k
+    are in units.
+    """
+    k *= K_UNIT
+    if IS_ROWS:
+        n *= X_UNIT
+    else:
+        m *= X_UNIT
+    program, part = tl.program_id(0), tl.program_id(1).to(k.dtype)
+    slice = program % slices
+    i = (program // slices).to(k.dtype) * OWN + tl.arange(0, OWN)
+    column = slice * WIDTH + tl.arange(0, WIDTH)
+    if IS_ROWS:
+        own_factor = widened(tl.load(g + i, i < m, 0.0))[:, None]
+    else:
+        own_shift = widened(tl.load(bias + i, i < m, 0.0))[:, None]
+    total = widened(tl.zeros((OWN, WIDTH), out.dtype.element_ty))
+    found = widened(tl.zeros((OWN,), out.dtype.element_ty))
+    first = part * blocks * OTHER
+    for at in range(first, tl.minimum(n, first + blocks * OTHER), OTHER):
+        j = at + tl.arange(0, OTHER)
+        logit = _products(own, other, i, j, m, n, k, OWN, OTHER, DEPTH, PRECISION)
+        mask = (i[:, None] < m) & (j[None, :] < n)
+        if IS_ROWS:
+            logit += widened(tl.load(bias + j, j < n, 0.0))[None, :]
+            label = widened(tl.load(x + (i % x_rows)[:, None] * n + j[None, :], mask, 0.0))
+            factor = own_factor
+        else:
+            logit += own_shift
+            label = widened(tl.load(x + (j % x_rows)[None, :] * m + i[:, None], mask, 0.0))
+            factor = widened(tl.load(g + j, j < n, 0.0))[None, :]
+        r = tl.where(mask, factor * _slope(logit, label), 0.0)
+        y = tl.load(other + j[:, None] * k + column[None, :], (j[:, None] < n) & (column[None, :] < k), 0.0)
+        if y.dtype.primitive_bitwidth == 16:
+            high = r.to(y.dtype)
+            low = (r - high.to(tl.float32)).to(y.dtype)
+            total = tl.dot(high, y, total)
+            total = tl.dot(low, y, total)
+        else:
+            total = tl.dot(r, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+        if not IS_ROWS:
+            found += tl.sum(r, axis=1)
+    mask = (i[:, None] < m) & (column[None, :] < k)
+    to = out + (part * m + i)[:, None] * k + column[None, :]
+    tl.store(to, total.to(out.dtype.element_ty), mask)
+    if not IS_ROWS:
+        if slice == 0:
+            tl.store(sums + part * m + i, found.to(sums.dtype.element_ty), i < m)
+
+
+def _tile(own: int, other: int, depth: int, width: int, warps: int, stages: int) -> dict[str, int]:
+    return {"own": own, "other": other, "depth": depth, "width": width, "warps": warps, "stages": stages}
+
+
+_FORWARD = {
+    itemsize: launch.Choices(
+        f"linear_bernoulli_log_prob.{itemsize}.triton",
+        tuple({"rows": rows, "depth": depth, "warps": 4, "stages": stages} for rows, depth, stages in candidates),
+        (1 << 23,),
+    )
+    for itemsize, candidates in (
+        (2, ((64, 64, 3), (128, 64, 3), (128, 32, 4))),
+        (4, ((64, 32, 3), (128, 32, 3), (64, 64, 2))),
+        (8, ((64, 16, 3), (32, 32, 3))),
+    )
+}
+"""By bytes of an element, and by the number of logits."""
+_BACKWARD = {
+    itemsize: launch.Choices(f"linear_bernoulli_log_prob_backward.{itemsize}.triton", candidates, (1 << 20,))
+    for itemsize, candidates in (
+        (2, (_tile(32, 32, 64, 256, 4, 3), _tile(32, 64, 64, 256, 4, 3), _tile(64, 64, 64, 256, 8, 2))),
+        (4, (_tile(32, 32, 32, 256, 8, 2), _tile(64, 32, 32, 256, 8, 2), _tile(64, 32, 32, 128, 8, 2))),
+        (8, (_tile(32, 32, 16, 128, 8, 2), _tile(32, 32, 16, 128, 4, 2))),
+    )
+}
+"""By bytes of an element, and by the elements of the gradient. The first keep all of their sums in registers."""
+
+
+def linear_bernoulli_log_prob(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    h, weight, bias, x = inputs
+    (log_prob,) = outputs
+    n, k = weight.shape
+    rows = log_prob.size
+    if rows == 0:
+        return
+    if n == 0:
+        log_prob.fill(0)  # sums of nothing
+        return
+    strips, choice, vector = chunks(n, GPU_COLUMNS), _FORWARD[h.itemsize].at(rows * n), 16 // h.itemsize
+    n_unit, k_unit = math.gcd(n, vector), math.gcd(k, vector)
+    launch.triton(
+        _linear_log_prob,
+        (triton.cdiv(rows, choice["rows"]) * strips,),
+        (
+            h, weight, bias, x, workspace[0] if strips > 1 else log_prob,
+            rows, x.size // n, n // n_unit, k // k_unit, strips,
+        ),
+        {
+            "N_UNIT": n_unit, "K_UNIT": k_unit, "ROWS": choice["rows"], "COLUMNS": GPU_COLUMNS,
+            "DEPTH": choice["depth"], "PRECISION": precision(h.itemsize),
+        },
+        warps=choice["warps"],
+        stages=choice["stages"],
+    )  # fmt: skip
+    if strips > 1:
+        add_up(workspace[0], rows, strips, 1, log_prob)
+
+
+def _gradient(
+    own: Any, other: Any, bias: Any, x: Any, g: Any, out: Any, sums: Any, x_rows: int, parts: int, is_rows: bool
+) -> None:
+    (n, k), m = other.shape, len(own)
+    choice, vector = _BACKWARD[own.itemsize].at(m * k), 16 // own.itemsize
+    x_unit, k_unit = math.gcd(n if is_rows else m, vector), math.gcd(k, vector)
+    width = max(16, min(triton.next_power_of_2(k), choice["width"]))
+    slices = max(1, triton.cdiv(k, width))  # of no columns there is the sum of r
+    m, n = (m, n // x_unit) if is_rows else (m // x_unit, n)
+    launch.triton(
+        _linear_gradient,
+        (triton.cdiv(len(own), choice["own"]) * slices, parts),
+        (
+            own, other, bias, x, g, out, sums, m, n, k // k_unit, x_rows,
+            triton.cdiv(triton.cdiv(len(other), choice["other"]), parts), slices,
+        ),
+        {
+            "IS_ROWS": is_rows, "X_UNIT": x_unit, "K_UNIT": k_unit, "OWN": choice["own"], "OTHER": choice["other"],
+            "DEPTH": choice["depth"], "WIDTH": width, "PRECISION": precision(own.itemsize),
+        },
+        warps=choice["warps"],
+        stages=choice["stages"],
+    )  # fmt: skip
+
+
+def linear_bernoulli_log_prob_backward(
+    inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]
+) -> None:
+    """Where the sums over rows are cut into parts, further launches add these."""
+    g, h, weight, bias, x = inputs
+    d_h, d_weight, d_bias = outputs
+    rows, (n, k) = g.size, weight.shape
+    if rows * n == 0:
+        for empty in outputs:
+            empty.fill(0)  # sums of nothing, if there are any
+        return
+    by_row, x_rows, parts = h.reshape(rows, k), x.size // n, gpu_parts(rows, n, k, h.itemsize)
+    if k > 0:
+        _gradient(by_row, weight, bias, x, g, d_h, None, x_rows, 1, True)
+    totals = workspace if parts > 1 else (d_weight, d_bias)
+    _gradient(weight, by_row, bias, x, g, *totals, x_rows, parts, False)
+    if parts > 1:
+        add_up(workspace[0], 1, parts, n * k, d_weight)
+        add_up(workspace[1], 1, parts, n, d_bias)

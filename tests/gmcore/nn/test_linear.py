@@ -38,13 +38,13 @@ def test_bernoulli_log_prob_fuses_a_linear_layer_and_calls_any_other():
     for module in (layer, bare, hooked, doubled):
         found, expected = nn.bernoulli_log_prob(module, h, x), ops.bernoulli_log_prob(module(h), x)
         np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=1e-13)
-        fused = found._node.op.name == "linear_bernoulli_log_prob"
+        fused = found._node.op.name == "linear_bernoulli_residual"
         assert fused == (module in (layer, bare))
         parameters = list(module.parameters())
         for a, b in zip(grad(found.sum(), parameters), grad(expected.sum(), parameters), strict=True):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-13)  # eight terms below 3
     assert len(seen) == 2
-    with pytest.raises(ShapeError, match="linear_bernoulli_log_prob"):
+    with pytest.raises(ShapeError, match="linear_bernoulli"):
         nn.bernoulli_log_prob(layer, h, x[:, :4])
 
 
