@@ -61,7 +61,7 @@ def check(inputs, backend, dtype):
 SHAPES = [  # leading axes, out, in, axes of x
     ((3, 50), 70, 9, 2),  # several tiles of rows and columns, two parts of the sums over rows
     ((131,), 65, 1, 1),
-    ((2, 35), 130, 33, 3),
+    ((2, 35), 130, 33, 3),  # two parts of the sums over the weight
     ((5,), 3, 300, 1),  # two slices of the gradients' columns
     ((33,), 20, 0, 2),  # gradients of the bias alone
 ]
@@ -85,8 +85,9 @@ def test_other_dtypes(half, backend):
 
 
 def test_the_first_shape_has_parts():
-    for itemsize in (4, 8):
-        assert spec.gpu_parts(150, 70, 9, itemsize) > 1
+    for itemsize in (2, 4, 8):
+        assert spec.gpu_parts(150, 70, 9, itemsize) == 1 and spec.gpu_parts(70, 150, 9, itemsize) == 2
+        assert spec.gpu_parts(70, 130, 33, itemsize) == 2  # and the third of the gradient of h
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

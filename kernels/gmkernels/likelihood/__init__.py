@@ -20,27 +20,24 @@ def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
-register(
-    spec.LINEAR_BERNOULLI_LOG_PROB, "cpu", "gmkernels.likelihood.cpu:linear_bernoulli_log_prob",
-    overhead=2e-5, efficiency=0.6, replays=True,
-)  # fmt: skip
-for _spec in (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD):
+_FUSED = (spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD)
+for _spec in (*_FUSED, spec.LINEAR_BERNOULLI_RESIDUAL, spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD):
+    register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
+    _with_blas = _spec is not spec.LINEAR_BERNOULLI_LOG_PROB
+    register(
+        _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}", overhead=3e-5, efficiency=0.6, replays=True,
+        accepts=_needs_blas if _with_blas else None, note=blas.note if _with_blas else None,
+    )  # fmt: skip
+for _spec in _FUSED:
+    # Triton multiplies float32 on tensor cores (see `gmkernels.dense.triton`), which the cost model takes for fma.
+    register(
+        _spec, "cuda", f"gmkernels.likelihood.cuda:{_spec.name}",
+        dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.5,
+    )  # fmt: skip
     register(
         _spec, "triton", f"gmkernels.likelihood.triton:{_spec.name}",
         dtypes=FLOATS + HALVES, overhead=1e-5, efficiency=0.6,
     )  # fmt: skip
-for _spec in (
-    spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, spec.LINEAR_BERNOULLI_RESIDUAL, spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD,
-):  # fmt: skip
-    register(
-        _spec, "cpu", f"gmkernels.likelihood.cpu:{_spec.name}",
-        overhead=3e-5, efficiency=0.6, accepts=_needs_blas, note=blas.note, replays=True,
-    )  # fmt: skip
-for _spec in (
-    spec.LINEAR_BERNOULLI_LOG_PROB, spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD,
-    spec.LINEAR_BERNOULLI_RESIDUAL, spec.LINEAR_BERNOULLI_RESIDUAL_BACKWARD,
-):  # fmt: skip
-    register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
 
 
 def bernoulli_log_prob(logits: Array, x: Array, *, backend: str | None = None) -> Array:

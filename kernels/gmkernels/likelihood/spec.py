@@ -137,8 +137,8 @@ RESIDUAL_BYTES = 1 << 25
 below that stores them (`LINEAR_BERNOULLI_RESIDUAL`), which is cheaper there than to make them again."""
 GPU_COLUMNS = 64
 """Logits of a row that a block adds up on a GPU."""
-_LOGITS_OF_WORKSPACE = 6
-"""Workspaces of the backward pass on a GPU take at most this part of the memory that the logits would."""
+_SHARE, _LEAST_BYTES = 6, 1 << 21
+"""A workspace of the backward pass on a GPU takes a sixth of the memory that the logits would at most, or 2 MB."""
 
 
 def _refuse(op: str, expected: str, **arrays: Array) -> KernelError:
@@ -234,20 +234,30 @@ def rows_at_once(rows: int, n: int, itemsize: int) -> int:
     return max(1, min(rows, RESIDUAL_BYTES // max(1, n * itemsize)))
 
 
-def gpu_parts(rows: int, n: int, k: int, itemsize: int) -> int:
-    """Parts into which GPU kernels cut the sums over the rows of a layer's weight gradient, which are added in order:
-    as many as keep a device busy with tiles of 32 outputs, and as the bound on the workspace allows."""
-    wanted = -(-GPU_TILES // 2 // max(1, -(-n // 32)))
-    return max(1, min(wanted, rows // GPU_COLUMNS, rows * itemsize // (_LOGITS_OF_WORKSPACE * 4 * max(1, k))))
+def gpu_parts(own: int, other: int, k: int, itemsize: int) -> int:
+    """Parts into which GPU kernels cut the sums over `other` rows of a gradient (own, k), which are added in order: as
+    many as keep a device busy with tiles of 32 rows, and as the bound on the workspace allows."""
+    wanted = -(-GPU_TILES // 2 // max(1, -(-own // 32)))
+    room = max(own * other * itemsize // _SHARE, _LEAST_BYTES) // (4 * max(1, own * k))
+    return max(1, min(wanted, other // GPU_COLUMNS, room))
+
+
+def gpu_backward_workspace(h: Array, weight: Array) -> tuple[Layout, Layout]:
+    """Parts of the gradient of h, and of those of weight and bias; none where there is one part."""
+    rows, (n, k) = math.prod(h.shape[:-1]), weight.shape
+    real = np.promote_types(np.float32, h.dtype)
+    of_h, of_weight = gpu_parts(rows, n, k, h.itemsize), gpu_parts(n, rows, k, h.itemsize)
+    return (
+        [((of_h, rows, k), real)] if of_h > 1 else [],
+        [((of_weight, n, k), real), ((of_weight, n), real)] if of_weight > 1 else [],
+    )
 
 
 def _linear_backward_workspace(g: Array, h: Array, weight: Array, bias: Array, x: Array) -> Layout:
-    """On a GPU the parts of the sums over rows; elsewhere what part of the rows takes, and its gradients."""
+    """On a GPU the parts of sums; elsewhere what part of the rows takes, and its gradients."""
     rows, (n, k) = g.size, weight.shape
     if on_gpu(h):
-        parts = gpu_parts(rows, n, k, h.itemsize)
-        real = np.promote_types(np.float32, h.dtype)
-        return [((parts, n, k), real), ((parts, n), real)] if parts > 1 else []
+        return [layout for part in gpu_backward_workspace(h, weight) for layout in part]
     taken = rows_at_once(rows, n, h.itemsize)
     tiles_of_columns = tiles(taken, k, n)[1]
     return [

@@ -23,7 +23,7 @@ import triton.language as tl
 from gmkernels import launch
 from gmkernels.dense.triton import precision
 from gmkernels.elementary_triton import log1p_unit, widened
-from gmkernels.likelihood.spec import GPU_CHUNK, GPU_COLUMNS, chunks, gpu_parts
+from gmkernels.likelihood.spec import GPU_CHUNK, GPU_COLUMNS, chunks, gpu_backward_workspace
 from gmkernels.reduce.triton import add_up
 
 Arrays = Sequence[Any]
@@ -341,11 +341,15 @@ def linear_bernoulli_log_prob_backward(
         for empty in outputs:
             empty.fill(0)  # sums of nothing, if there are any
         return
-    by_row, x_rows, parts = h.reshape(rows, k), x.size // n, gpu_parts(rows, n, k, h.itemsize)
+    by_row, x_rows = h.reshape(rows, k), x.size // n
+    of_h = len(gpu_backward_workspace(h, weight)[0])
+    parts_of_h, parts_of_weight = workspace[:of_h], workspace[of_h:]
     if k > 0:
-        _gradient(by_row, weight, bias, x, g, d_h, None, x_rows, 1, True)
-    totals = workspace if parts > 1 else (d_weight, d_bias)
-    _gradient(weight, by_row, bias, x, g, *totals, x_rows, parts, False)
-    if parts > 1:
-        add_up(workspace[0], 1, parts, n * k, d_weight)
-        add_up(workspace[1], 1, parts, n, d_bias)
+        parts = len(parts_of_h[0]) if parts_of_h else 1
+        _gradient(by_row, weight, bias, x, g, (*parts_of_h, d_h)[0], None, x_rows, parts, True)
+    parts = len(parts_of_weight[0]) if parts_of_weight else 1
+    made, sums = parts_of_weight or (d_weight, d_bias)
+    _gradient(weight, by_row, bias, x, g, made, sums, x_rows, parts, False)
+    for found, totals in ((parts_of_h, (d_h,)), (parts_of_weight, (d_weight, d_bias))):
+        for part, total in zip(found, totals, strict=False):  # none where there is one
+            add_up(part, 1, len(part), total.size, total)
