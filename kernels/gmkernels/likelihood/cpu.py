@@ -24,7 +24,7 @@ from gmkernels.dense.cpu import edge, matmul, operands, product_tile
 from gmkernels.dense.panel import pack, product
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.elementary import exp, log1p_unit, select
-from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles, rows_at_once
+from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
 from gmkernels.reduce.cpu import add_up
 from gmkernels.rows import sum_of
@@ -229,7 +229,7 @@ def linear_bernoulli_log_prob_backward(
     n, k = weight.shape
     rows = g.size
     g, by_row, d_by_row = g.reshape(rows), h.reshape(rows, k), d_h.reshape(rows, k)
-    for first in range(0, max(rows, 1), max(1, rows_at_once(rows, n, h.itemsize))):
+    for first in range(0, max(rows, 1), len(workspace[0])):
         residual, log_prob, sums, scaled, *more = [a[: rows - first] for a in workspace[:4]] + list(workspace[4:])
         last = first + len(residual)
         found = totals if first == 0 else more

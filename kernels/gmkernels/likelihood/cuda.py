@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels import launch, teams
-from gmkernels.dense.cuda import TILES, Copy, Tile, copy_of
+from gmkernels.dense.cuda import ELEMENTS, RUNS, TILES, Copy, Tile, copy_of
 from gmkernels.likelihood.spec import GPU_CHUNK, GPU_COLUMNS, chunks, gpu_backward_workspace
 from gmkernels.registry import Array
 
@@ -97,13 +97,21 @@ def _shared(tile: Tile, own: Copy, other: Copy, itemsize: int) -> int:
     return steps + residuals * (2 if itemsize == 2 else 1) * itemsize
 
 
+def _copy_of_few(own: Array) -> Copy:
+    """How a step of few rows is copied, so that each thread has something of it."""
+    copy = copy_of(own, own.shape[1], 1)
+    if own.itemsize == 8 and copy.way == RUNS:
+        return copy._replace(way=ELEMENTS)
+    return copy._replace(together=min(copy.together, 8)) if own.itemsize == 2 else copy
+
+
 def _gradient(
     name: str, own: Array, other: Array, bias: Array, x: Array, g: Array, x_rows: int, parts: Arrays, *outs: Array
 ) -> None:
     """The sums over rows of `other`, in parts if there are any, which then are added."""
     (n, k), m = other.shape, len(own)
     tile, count = _GRADIENT_TILES[own.itemsize], len(parts[0]) if parts else 1
-    copies = copy_of(own, k, 1), copy_of(other, k, 1), copy_of(other, 1, k)
+    copies = _copy_of_few(own), copy_of(other, k, 1), copy_of(other, 1, k)
     slices = max(1, -(-k // tile.n))  # of no columns there is the sum of the residuals
     out, sums = (*outs, None)[:2]
     partial, partial_sums = (*parts, None, None)[:2]
