@@ -238,7 +238,7 @@ def gpu_parts(own: int, other: int, k: int, itemsize: int) -> int:
     """Parts into which GPU kernels cut the sums over `other` rows of a gradient (own, k), which are added in order: as
     many as keep a device busy with tiles of 32 rows, and as the bound on the workspace allows."""
     wanted = -(-GPU_TILES // 2 // max(1, -(-own // 32)))
-    room = max(own * other * itemsize // _SHARE, _LEAST_BYTES) // (4 * max(1, own * k))
+    room = max(own * other * itemsize // _SHARE, _LEAST_BYTES) // (max(itemsize, 4) * max(1, own * k))
     return max(1, min(wanted, other // GPU_COLUMNS, room))
 
 
