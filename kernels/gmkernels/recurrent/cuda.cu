@@ -1,22 +1,23 @@
 // Recurrent nets over packed sequences: all steps of a direction by one kernel, in one of three ways (SCOPE).
 //
-//   BLOCK   a block takes 8 sequences through all steps. The state lies in its shared memory, and steps are
+//   BLOCK   a block takes 4 or 8 sequences through all steps. The state lies in its shared memory, and steps are
 //           __syncthreads apart.
 //   GRID    blocks share the numbers of the state, and steps are a barrier of the grid apart: a cooperative launch.
 //   LAUNCH  the same blocks, one step (of a GRU with the reset before the product half a step) a launch.
 //
 // A step is a product of the recurrent weight and of what the step before left (`operand`: forward the states, backward
-// the gradients of the gates), and the gates of its rows. A warp makes GROUPS x 8 numbers of the state of 8 NT
-// sequences, all gates of them; PARTS warps share the sums, a part each, and then the numbers among them. So the gates
+// the gradients of the gates), and the gates of its rows. A warp makes GROUPS x 8 numbers of the state of NT
+// tiles of SEQUENCES (8, or 4 so that more blocks share few), all gates of them; PARTS warps share the sums, a part each, and then the numbers among them. So the gates
 // need no other exchange, and what runs along with a sequence (its cell, its state, their gradients) stays in the
 // registers of one thread.
 //
 // Sums. The weight is packed in the order in which lanes read it, 16 bytes each: a step along the sum (K_STEP
 // elements) of 8 columns, one of `halves`, is 32 vectors. Lane 4 g + m has PER elements of column g, from element PER m
-// on; of the operand it reads the same elements of sequence g (tensor cores) or of all 8 (multiply-adds). Which elements
-// a mma multiplies at a time makes no difference, so two halves are the 16 rows of its first matrix, sequences the 8
-// columns of its second, and the operand's vector gives both of its registers twice over. Multiply-adds leave 4 lanes
-// with sums of 8 sequences, which they add and share: 2 sequences each, as mma leaves them.
+// on; of the operand it reads the same elements of sequence g (tensor cores) or of all (multiply-adds). Which elements a
+// mma multiplies at a time makes no difference, so two halves are the 16 rows of its first matrix, sequences the 8
+// columns of its second, and the operand's vector gives both of its registers twice over. It leaves lane m of a group
+// with sums of columns 2 m and 2 m + 1: of two sequences, or of one twice where there are 4. Multiply-adds leave 4 lanes
+// with sums of all sequences, which they add and share in the same way.
 //
 // The weight (WEIGHTS) stays in registers, stays in shared memory, or comes from global memory at each step. What an
 // element adds, and in which order, depends on PARTS alone, which follows from shapes; so all three ways give the same
@@ -130,6 +131,7 @@ enum Places { IN_REGISTERS, IN_SHARED, IN_GLOBAL };
 
 constexpr bool ON_TENSOR_CORES = sizeof(Store) == 2;
 constexpr int PER = 16 / sizeof(Store), K_STEP = 4 * PER;
+constexpr int PER_LANE = SEQUENCES / 4;  // sequences of a tile whose sums a lane has
 constexpr int GATES = CELL == RNN ? 1 : CELL == LSTM ? 4 : 3;
 
 template <bool HALF>
@@ -162,14 +164,14 @@ struct Thread {
         const int warp = threadIdx.x / 32;
         part = warp % PARTS, column_in_block = warp / PARTS;
         column = Index(blockIdx.x) * columns_per_block + column_in_block;
-        first_row = Index(blockIdx.y) * (8 * NT);
+        first_row = Index(blockIdx.y) * (SEQUENCES * NT);
     }
 };
 
-// The sums of a warp, of HALVES columns of 8 for 8 NT sequences.
+// The sums of a warp, of HALVES columns of 8 for NT tiles of sequences.
 template <int HALVES, bool TENSOR_CORES>
 struct Sums {  // by multiply-adds
-    Real sum[NT][HALVES][8];
+    Real sum[NT][HALVES][SEQUENCES];
 
     DEVICE Sums() {
 #pragma unroll
@@ -177,7 +179,7 @@ struct Sums {  // by multiply-adds
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
 #pragma unroll
-                for (int r = 0; r < 8; r++) sum[n][h][r] = Real(0);
+                for (int r = 0; r < SEQUENCES; r++) sum[n][h][r] = Real(0);
             }
         }
     }
@@ -190,9 +192,9 @@ struct Sums {  // by multiply-adds
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
-            for (int r = 0; r < 8; r++) {
+            for (int r = 0; r < SEQUENCES; r++) {
                 Word x[WORDS];
-                load_words(operand + (8 * n + r) * stride, x);
+                load_words(operand + (SEQUENCES * n + r) * stride, x);
 #pragma unroll
                 for (int h = 0; h < HALVES; h++) {
 #pragma unroll
@@ -202,23 +204,24 @@ struct Sums {  // by multiply-adds
         }
     }
 
-    // Adds what the 4 members of a group have; a member keeps 2 of the 8 sequences.
-    DEVICE void finish(Real (&total)[NT][HALVES][2], const Thread& thread) const {
+    // Adds what the 4 members of a group have; a member keeps PER_LANE of the sequences.
+    DEVICE void finish(Real (&total)[NT][HALVES][PER_LANE], const Thread& thread) const {
+        constexpr int HALF = 2 * PER_LANE;
         const bool high = (thread.member & 2) != 0, odd = (thread.member & 1) != 0;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
-                const Real(&x)[8] = sum[n][h];
-                Real four[4];
+                const Real(&x)[SEQUENCES] = sum[n][h];
+                Real y[HALF];
 #pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    four[r] = (high ? x[4 + r] : x[r]) + shuffle_xor(FULL_WARP, high ? x[r] : x[4 + r], 2);
+                for (int r = 0; r < HALF; r++) {
+                    y[r] = (high ? x[HALF + r] : x[r]) + shuffle_xor(FULL_WARP, high ? x[r] : x[HALF + r], 2);
                 }
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    total[n][h][r] =
-                        (odd ? four[2 + r] : four[r]) + shuffle_xor(FULL_WARP, odd ? four[r] : four[2 + r], 1);
+                for (int r = 0; r < PER_LANE; r++) {
+                    total[n][h][r] = (odd ? y[PER_LANE + r] : y[r]) +
+                                     shuffle_xor(FULL_WARP, odd ? y[r] : y[PER_LANE + r], 1);
                 }
             }
         }
@@ -242,14 +245,14 @@ struct Sums<HALVES, true> {
     }
 
     static DEVICE const Store* mine(const Store* operand, Index stride, const Thread& thread) {
-        return operand + thread.group * stride + thread.member * PER;
+        return operand + thread.group * SEQUENCES / 8 * stride + thread.member * PER;
     }
 
     DEVICE void add(const Word (&weight)[HALVES][WORDS], const Store* operand, Index stride) {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             Word x[WORDS];
-            load_words(operand + 8 * n * stride, x);
+            load_words(operand + SEQUENCES * n * stride, x);
 #pragma unroll
             for (int h = 0; h < HALVES / 2; h++) {
                 const Word(&top)[WORDS] = weight[2 * h], (&bottom)[WORDS] = weight[2 * h + 1];
@@ -262,13 +265,13 @@ struct Sums<HALVES, true> {
         }
     }
 
-    DEVICE void finish(Real (&total)[NT][HALVES][2], const Thread&) const {
+    DEVICE void finish(Real (&total)[NT][HALVES][PER_LANE], const Thread&) const {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
 #pragma unroll
-                for (int r = 0; r < 2; r++) total[n][h][r] = sum[n][h / 2][h % 2 * 2 + r];
+                for (int r = 0; r < PER_LANE; r++) total[n][h][r] = sum[n][h / 2][h % 2 * 2 + r];
             }
         }
     }
@@ -313,7 +316,8 @@ struct Weight {
         for (int h = 0; h < HALVES; h++) load_words(mine + Index(k) * VECTORS + h * 32 * PER, x[h]);
     }
 
-    DEVICE void multiply(const Store* operand, Index stride, Real (&total)[NT][HALVES][2], const Thread& thread) const {
+    DEVICE void multiply(const Store* operand, Index stride, Real (&total)[NT][HALVES][PER_LANE],
+                         const Thread& thread) const {
         Sums<HALVES, ON_TENSOR_CORES> sums;
         const Store* x = sums.mine(operand, stride, thread) + first * K_STEP;
         if constexpr (WEIGHTS == IN_REGISTERS) {
@@ -333,17 +337,18 @@ struct Weight {
     }
 };
 
-// The numbers of the state that a thread has: N of the 2 NT GROUPS that a lane has sums of, or what falls to its part.
+// The numbers of the state that a thread has: N of those that a lane has sums of, or what falls to its part.
 template <int GROUPS>
 struct Numbers {
-    static constexpr int ALL = 2 * NT * GROUPS, N = (ALL + PARTS - 1) / PARTS;
+    static constexpr int OF_GROUP = PER_LANE * NT, ALL = OF_GROUP * GROUPS, N = (ALL + PARTS - 1) / PARTS;
 
     static DEVICE int place(int e, const Thread& thread) { return e * PARTS + thread.part; }
     static DEVICE Index row(int e, const Thread& thread) {
-        return thread.first_row + place(e, thread) / 2 % NT * 8 + 2 * thread.member + place(e, thread) % 2;
+        const int at = place(e, thread);
+        return thread.first_row + at / PER_LANE % NT * SEQUENCES + PER_LANE * thread.member + at % PER_LANE;
     }
     static DEVICE Index unit(int e, const Thread& thread) {
-        return (thread.column * GROUPS + place(e, thread) / (2 * NT)) * 8 + thread.group;
+        return (thread.column * GROUPS + place(e, thread) / OF_GROUP) * 8 + thread.group;
     }
     static DEVICE bool exists(int e, Index batch, Index size, const Thread& thread) {
         return place(e, thread) < ALL && row(e, thread) < batch && unit(e, thread) < size;
@@ -351,35 +356,37 @@ struct Numbers {
 
     // The sums of their G gates, by way of `partial` where warps have parts of them.
     template <int G>
-    static DEVICE void sums(const Real (&total)[NT][GROUPS * G][2], Real* partial, Real (&sum)[N][G],
+    static DEVICE void sums(const Real (&total)[NT][GROUPS * G][PER_LANE], Real* partial, Real (&sum)[N][G],
                             const Thread& thread) {
         if constexpr (PARTS == 1) {
 #pragma unroll
             for (int e = 0; e < N; e++) {
 #pragma unroll
-                for (int g = 0; g < G; g++) sum[e][g] = total[e / 2 % NT][e / (2 * NT) * G + g][e % 2];
+                for (int g = 0; g < G; g++) {
+                    sum[e][g] = total[e / PER_LANE % NT][e / OF_GROUP * G + g][e % PER_LANE];
+                }
             }
         } else {
-            constexpr int OF_WARP = GROUPS * G * NT * 2 * 32;
+            constexpr int OF_WARP = GROUPS * G * OF_GROUP * 32;
             Real* const of_column = partial + thread.column_in_block * PARTS * OF_WARP + thread.lane;
 #pragma unroll
             for (int h = 0; h < GROUPS * G; h++) {
 #pragma unroll
                 for (int n = 0; n < NT; n++) {
 #pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        of_column[thread.part * OF_WARP + ((h * NT + n) * 2 + r) * 32] = total[n][h][r];
+                    for (int r = 0; r < PER_LANE; r++) {
+                        of_column[thread.part * OF_WARP + ((h * NT + n) * PER_LANE + r) * 32] = total[n][h][r];
                     }
                 }
             }
             __syncthreads();
 #pragma unroll
             for (int e = 0; e < N; e++) {
-                const int at = place(e, thread), group = at / (2 * NT), rest = at % (2 * NT);
+                const int at = place(e, thread), group = at / OF_GROUP, rest = at % OF_GROUP;
                 if (at >= ALL) continue;
 #pragma unroll
                 for (int g = 0; g < G; g++) {
-                    const Real* x = of_column + ((group * G + g) * NT * 2 + rest) * 32;
+                    const Real* x = of_column + ((group * G + g) * OF_GROUP + rest) * 32;
                     sum[e][g] = x[0];
 #pragma unroll
                     for (int p = 1; p < PARTS; p++) sum[e][g] += x[p * OF_WARP];
@@ -397,18 +404,18 @@ struct Operand {
     Store* base;
     Index stride;
 
-    // In shared memory if the block has all of it: `room` for 8 NT rows, filled with what `global` has.
+    // In shared memory if the block has all of it: `room` for the block's rows, filled with what `global` has.
     DEVICE Operand(Store* global, Store*& room, Index padded, const Thread& thread) {
         base = global + thread.first_row * padded, stride = padded;
         if constexpr (SCOPE == BLOCK) {
-            const Index wide = shared_stride(padded), count = 8 * NT * padded;
+            const Index wide = shared_stride(padded), count = SEQUENCES * NT * padded;
             for (Index i = threadIdx.x * PER; i < count; i += blockDim.x * PER) {
                 copy_async<16>(room + i / padded * wide + i % padded, base + i);
             }
             copy_commit();
             copy_wait<0>();
             base = room, stride = wide;
-            room += 8 * NT * wide;
+            room += SEQUENCES * NT * wide;
         }
     }
 
@@ -514,7 +521,7 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
         const Operand from = CELL == GRU_BEFORE || step % 2 == 0 ? even : odd;
         const Operand to = CELL == GRU_BEFORE || step % 2 == 1 ? even : odd;
         if (CELL != GRU_BEFORE || SCOPE != LAUNCH || half == 0) {
-            Real total[NT][GROUPS * G][2], sum[N][G];
+            Real total[NT][GROUPS * G][PER_LANE], sum[N][G];
             weight.multiply(from.base, from.stride, total, thread);
             Mine::template sums<G>(total, partial, sum, thread);
 #pragma unroll
@@ -549,7 +556,7 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
         if constexpr (CELL == GRU_BEFORE) {
             wait_for_all(barrier);
             if (SCOPE != LAUNCH || half == 1) {
-                Real total[NT][GROUPS][2], sum[N][1];
+                Real total[NT][GROUPS][PER_LANE], sum[N][1];
                 candidate_weight.multiply(odd.base, odd.stride, total, thread);
                 Mine::template sums<1>(total, partial, sum, thread);
 #pragma unroll
@@ -689,7 +696,7 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
         const Operand to = CELL == GRU_BEFORE || step % 2 == 1 ? even : odd;
         if (step > 0 && (SCOPE != LAUNCH || half == 0)) {
             const Rows rows(offsets, reverse ? step - 1 : steps - step);
-            Real total[NT][GROUPS][2], sum[N][1];
+            Real total[NT][GROUPS][PER_LANE], sum[N][1];
             weight.multiply(from.base, from.stride, total, thread);
             Mine::template sums<1>(total, partial, sum, thread);
 #pragma unroll
@@ -742,7 +749,7 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
         if constexpr (CELL == GRU_BEFORE) {
             wait_for_all(barrier);
             if (SCOPE != LAUNCH || half == 1) {
-                Real total[NT][GROUPS][2], sum[N][1];
+                Real total[NT][GROUPS][PER_LANE], sum[N][1];
                 candidate_weight.multiply(odd.base, odd.stride, total, thread);
                 Mine::template sums<1>(total, partial, sum, thread);
 #pragma unroll

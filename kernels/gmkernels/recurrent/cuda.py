@@ -21,6 +21,7 @@ Attrs = Mapping[str, Any]
 
 _THREADS = 512  # of a block of the kernels that go through the steps, at most
 _VECTORS = 512  # bytes that a warp reads of 8 columns at a step along the sum
+_BLOCK_WEIGHTS = 192 << 10  # bytes of weights that a block of an H200 holds beside all else
 
 
 class Device(NamedTuple):
@@ -100,39 +101,44 @@ class Work(NamedTuple):
         return self.padded(length) * self.itemsize // GPU_BYTES
 
     @property
-    def parts(self) -> int:
-        """Warps that share the sums of a column: 4 steps along them each, or 3 where there are many columns anyway.
+    def most_warps(self) -> int:
+        """Of a block: sums in float64 need the registers of twice the threads."""
+        return 8 if self.itemsize == 8 else 16
 
-        Multiply-adds need the registers of twice the threads.
+    @property
+    def parts(self) -> int:
+        """Warps that share the sums of a column: a power of 2, so that each has 3 steps along them or more, or 4 in a
+        block that has all columns. Whether a block can have them follows from shapes alone here: bits depend on it.
         """
         longest = self.k_steps(self.products[0][1])
-        most = min(longest // 3, 16 if self.itemsize == 2 else 8)
-        if self.columns <= 16:
-            most = min(longest // 4, 16 // self.columns)
-        return 1 << (max(1, min(most, 16)).bit_length() - 1)
+        if self.columns <= self.most_warps and self.weight_bytes(self.columns) <= _BLOCK_WEIGHTS:
+            most = min(longest // 4, self.most_warps // self.columns)
+        else:  # multiply-adds need the registers of twice the threads
+            most = min(longest // 3, 16 if self.itemsize == 2 else 8)
+        return 1 << (max(1, most).bit_length() - 1)
 
     def weight_bytes(self, columns: int) -> int:
         """Of the packed weight for so many columns of warps."""
         return columns * sum(self.groups * gates * self.k_steps(n) * _VECTORS for gates, n in self.products)
 
-    def partial_bytes(self, columns: int, tiles: int) -> int:
-        """Of shared memory for the parts of sums of so many columns of warps."""
+    def partial_bytes(self, columns: int, tiles: int, sequences: int) -> int:
+        """Of shared memory for the parts of sums of so many columns of warps and tiles of sequences."""
         if self.parts == 1:
             return 0
-        numbers = self.groups * max(gates for gates, _ in self.products) * tiles * 2 * 32
+        numbers = self.groups * max(gates for gates, _ in self.products) * tiles * sequences * 8
         return columns * self.parts * numbers * max(self.itemsize, 4)
 
-    def operand_bytes(self) -> int:
-        """Of shared memory for 8 rows of the operands, each of them twice, an odd number of 64 bytes apart."""
+    def operand_bytes(self, sequences: int) -> int:
+        """Of shared memory for rows of the operands, each of them twice, an odd number of 64 bytes apart."""
         rows = [GPU_BYTES * (self.k_steps(n) + (self.k_steps(n) + 1) % 2) for _, n in self.products]
-        return 8 * (sum(rows) if len(rows) == 2 else 2 * rows[0])
+        return sequences * (sum(rows) if len(rows) == 2 else 2 * rows[0])
 
-    def registers(self, kept: int, tiles: int) -> int:
+    def registers(self, kept: int, tiles: int, sequences: int) -> int:
         """About so many a thread needs that keeps so many steps of its weight."""
         gates = self.products[0][0]
         halves = self.groups * gates
-        sums = tiles * halves * (2 if self.itemsize == 2 else 8) * max(1, self.itemsize // 4)
-        numbers = -(-2 * tiles * self.groups // self.parts)
+        sums = tiles * halves * (2 if self.itemsize == 2 else sequences) * max(1, self.itemsize // 4)
+        numbers = -(-tiles * sequences // 4 * self.groups // self.parts)
         return 4 * halves * kept + sums + numbers * (12 if self.backward else 3 * gates) + 32
 
 
@@ -142,7 +148,7 @@ class Plan(NamedTuple):
     Parameters
     ----------
     scope, weights : SCOPE and WEIGHTS of ``cuda.cu``.
-    tiles : NT, blocks of 8 sequences that a warp has.
+    tiles, sequences : NT and SEQUENCES, how many sequences a warp has.
     columns : of warps in a block.
     kept : steps along the sum whose weight a warp keeps in registers.
     why : for `explain`.
@@ -151,20 +157,21 @@ class Plan(NamedTuple):
     scope: str
     weights: str
     tiles: int
+    sequences: int
     columns: int
     kept: int
     why: str
 
     def grid(self, work: Work) -> tuple[int, int]:
-        return -(-work.columns // self.columns), -(-work.batch // (8 * self.tiles))
+        return -(-work.columns // self.columns), -(-work.batch // (self.sequences * self.tiles))
 
     def threads(self, work: Work) -> int:
         return 32 * self.columns * work.parts
 
     def shared(self, work: Work) -> int:
         weight = work.weight_bytes(self.columns) if self.weights == "IN_SHARED" else 0
-        operand = work.operand_bytes() if self.scope == "BLOCK" else 0
-        return weight + operand + work.partial_bytes(self.columns, self.tiles)
+        operand = work.operand_bytes(self.sequences) if self.scope == "BLOCK" else 0
+        return weight + operand + work.partial_bytes(self.columns, self.tiles, self.sequences)
 
     def defines(self, work: Work) -> tuple[str, ...]:
         values = {
@@ -172,6 +179,7 @@ class Plan(NamedTuple):
             "SCOPE": self.scope,
             "WEIGHTS": self.weights,
             "NT": self.tiles,
+            "SEQUENCES": self.sequences,
             "PARTS": work.parts,
             "KEPT": self.kept,
             "THREADS": 256 if self.threads(work) <= 256 else _THREADS,
@@ -179,31 +187,31 @@ class Plan(NamedTuple):
         return tuple(f"{name}={value}" for name, value in values.items())
 
 
-def _kept(work: Work, columns: int, tiles: int) -> int:
+def _kept(work: Work, plan: Plan) -> int:
     """Steps of its weight that each warp can keep in registers; 0 if not all of them, or if they are hardly any."""
-    threads = 32 * columns * work.parts
     kept = -(-work.k_steps(work.products[0][1]) // work.parts)
-    room = 255 if threads <= 256 else 128
-    fits = len(work.products) == 1 and work.size > 32 and work.registers(kept, tiles) <= room
+    room = 255 if plan.threads(work) <= 256 else 128
+    fits = len(work.products) == 1 and work.size > 32 and work.registers(kept, plan.tiles, plan.sequences) <= room
     return kept if fits else 0
 
 
 def _on_chip(work: Work, device: Device, plan: Plan) -> Plan | None:
     """The plan with the weight in registers, or in shared memory; None where it does not fit."""
-    kept = _kept(work, plan.columns, plan.tiles)
+    kept = _kept(work, plan)
     plan = plan._replace(weights="IN_REGISTERS" if kept else "IN_SHARED", kept=kept)
     return plan if plan.shared(work) <= device.shared else None
 
 
 def _block(work: Work, device: Device) -> Plan | str:
-    """By one block for 8 sequences, or why not."""
-    if work.columns * work.parts > _THREADS // 32:
-        return f"a block's {_THREADS // 32} warps make no {work.size} hidden units"
-    plan = _on_chip(work, device, Plan("BLOCK", "", 1, work.columns, 0, ""))
+    """By one block for 4 sequences, or 8 where there are many; or why not."""
+    if work.columns * work.parts > work.most_warps:
+        return f"{work.most_warps} warps of a block make less than {work.size} hidden units"
+    sequences = 4 if work.batch <= 4 * device.multiprocessors else 8
+    plan = _on_chip(work, device, Plan("BLOCK", "", 1, sequences, work.columns, 0, ""))
     if plan is None:
-        return f"a block holds no {work.weight_bytes(work.columns) >> 10} KiB of weights"
+        return f"a block holds less than {work.weight_bytes(work.columns) >> 10} KiB of weights"
     where = "registers" if plan.kept else "shared memory"
-    return plan._replace(why=f"one kernel for all steps, a block for 8 sequences, the weights in its {where}")
+    return plan._replace(why=f"one kernel for all steps, a block for {sequences} sequences, weights in its {where}")
 
 
 def _tiles(work: Work, most: int) -> int:
@@ -219,23 +227,23 @@ def _tiles(work: Work, most: int) -> int:
 def _grid(work: Work, device: Device) -> Plan | str:
     """By blocks that share the weights and wait for each other, or why not."""
     tiles = _tiles(work, 4)
-    for columns in range(1, _THREADS // 32 // work.parts + 1):
-        plan = _on_chip(work, device, Plan("GRID", "", tiles, columns, 0, ""))
+    for columns in range(1, work.most_warps // work.parts + 1):
+        plan = _on_chip(work, device, Plan("GRID", "", tiles, 8, columns, 0, ""))
         if plan is None:
             break
         across, down = plan.grid(work)
         if across * down <= device.multiprocessors:
             where = "registers" if plan.kept else "shared memory"
             how = f"one kernel for all steps, {across * down} blocks that wait for each other"
-            return plan._replace(why=f"{how}, the weights in their {where}")
+            return plan._replace(why=f"{how}, weights in their {where}")
     total = (work.weight_bytes(work.columns) >> 10) * -(-work.batch // (8 * tiles))
-    return f"{device.multiprocessors} multiprocessors hold no {total} KiB of weights for {work.batch} sequences at once"
+    return f"{device.multiprocessors} multiprocessors hold less than {total} KiB of weights"
 
 
 def _launch(work: Work, device: Device) -> Plan:
     """By a launch for each step."""
     columns = max(1, min(work.columns, 8 // work.parts))
-    return Plan("LAUNCH", "IN_GLOBAL", _tiles(work, 8), columns, 0, "a launch for each step")
+    return Plan("LAUNCH", "IN_GLOBAL", _tiles(work, 8), 8, columns, 0, "a launch for each step")
 
 
 WAYS = (_block, _grid, _launch)
