@@ -88,23 +88,19 @@ pack_weight(const Store* __restrict__ weight, Index first, Store* __restrict__ p
     packed[first_packed + i] = unit < size && k < length ? weight[at] : Store{};
 }
 
-// The row of sequence b at the step that it reads before step t; -1 where t is its first.
-DEVICE Index row_before(const long long* offsets, Index t, Index steps, Index b, Index reverse) {
-    const Index other = reverse ? t + 1 : t - 1;
-    if (other < 0 || other >= steps) return -1;
-    const Index start = static_cast<Index>(offsets[other]), rows = static_cast<Index>(offsets[other + 1]) - start;
-    return b < rows ? start + b : Index(-1);
-}
-
 // The state that each row began with; block t takes the rows of step t.
 extern "C" __global__ void __launch_bounds__(256)
 gather_before(const Store* __restrict__ h, const Store* __restrict__ h0, const long long* __restrict__ offsets,
               Store* __restrict__ before, Index steps, Index size, Index reverse) {
-    const Index t = blockIdx.x, start = static_cast<Index>(offsets[t]);
+    const Index t = blockIdx.x, start = static_cast<Index>(offsets[t]), earlier = reverse ? t + 1 : t - 1;
     const Index count = (static_cast<Index>(offsets[t + 1]) - start) * size;
+    Index earlier_start = 0, earlier_count = 0;
+    if (earlier >= 0 && earlier < steps) {
+        earlier_start = static_cast<Index>(offsets[earlier]) * size;
+        earlier_count = static_cast<Index>(offsets[earlier + 1]) * size - earlier_start;
+    }
     for (Index i = threadIdx.x; i < count; i += 256) {
-        const Index b = i / size, row = row_before(offsets, t, steps, b, reverse);
-        before[start * size + i] = row < 0 ? h0[i] : h[row * size + i % size];
+        before[start * size + i] = i < earlier_count ? h[earlier_start + i] : h0[i];
     }
 }
 
@@ -429,13 +425,27 @@ DEVICE void wait_for_all(uint32* barrier) {
     if constexpr (SCOPE == BLOCK) __syncthreads();
 }
 
-// Numbers of rows of a step: where they begin, and how many they are.
+// The rows of a step: where they begin, and how many they are; none of a step that there is not. They are loaded two
+// steps before they are needed, since a load behind a barrier of the grid goes to the L2 cache.
 struct Rows {
     Index start, count;
-    DEVICE Rows(const long long* offsets, Index t) {
+    DEVICE Rows(const long long* offsets, Index step, Index steps, bool from_the_end) {
+        start = count = 0;
+        if (step < 0 || step >= steps) return;
+        const Index t = from_the_end ? steps - 1 - step : step;
         start = static_cast<Index>(offsets[t]), count = static_cast<Index>(offsets[t + 1]) - start;
     }
 };
+
+// Copies the numbers that were read ahead, where a step is shorter than a load.
+template <int N, int G>
+DEVICE void take_over(const Real (&ahead)[N][G], Real (&given)[N][G]) {
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+#pragma unroll
+        for (int g = 0; g < G; g++) given[e][g] = ahead[e][g];
+    }
+}
 
 DEVICE Real sigmoid(Real x) { return Real(1) / (Real(1) + exp(-x)); }
 
@@ -491,23 +501,24 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
         }
         if (CELL == GRU_AFTER || CELL == GRU_BEFORE) bias[e] = load<Real>(bias_n + unit[e]);
     }
-    Real given[N][GATES];
-    const auto read = [&](Index step) {
-        const Rows rows(offsets, reverse ? steps - 1 - step : step);
+    Real given[N][GATES], ahead[N][GATES];
+    const auto read = [&](const Rows& of, Real(&to)[N][GATES]) {
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            if (!exists[e] || row[e] >= rows.count) continue;
+            if (!exists[e] || row[e] >= of.count) continue;
 #pragma unroll
             for (int g = 0; g < GATES; g++) {
-                given[e][g] = load<Real>(x + ((rows.start + row[e]) * GATES + g) * size + unit[e]);
+                to[e][g] = load<Real>(x + ((of.start + row[e]) * GATES + g) * size + unit[e]);
             }
         }
     };
-    if (begin < end) read(begin);
+    Rows rows(offsets, begin, steps, reverse), next(offsets, begin + 1, steps, reverse);
+    read(rows, given);
     if (SCOPE == BLOCK || WEIGHTS == IN_SHARED) __syncthreads();
 
     for (Index step = begin; step < end; step++) {
-        const Rows rows(offsets, reverse ? steps - 1 - step : step);
+        const Rows later(offsets, step + 2, SCOPE == LAUNCH ? 0 : steps, reverse);
+        if (SCOPE == BLOCK) read(next, ahead);
         bool active[N];
         Real value[N][GATES], other[N];  // the gates, and what a GRU's reset gate makes
 #pragma unroll
@@ -569,8 +580,9 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
                 }
             }
         }
-        if (step + 1 < end) read(step + 1);
+        if (SCOPE == GRID) read(next, given);
         wait_for_all(barrier);
+        if (SCOPE == BLOCK) take_over(ahead, given);
         // Results are stored behind the barrier, which need not wait for them then.
 #pragma unroll
         for (int e = 0; e < N; e++) {
@@ -590,6 +602,7 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
                 }
             }
         }
+        rows = next, next = later;
     }
 
 #pragma unroll
@@ -660,52 +673,51 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
     }
     // The gradient of h first; then of an LSTM the gates, its cell and the one before, of a GRU the gates, `reset` and
     // the state before, of others h.
-    Real given[N][GIVEN];
-    const auto read = [&](Index step) {
-        const Index t = reverse ? step : steps - 1 - step;
-        const Rows rows(offsets, t);
+    Real given[N][GIVEN], ahead[N][GIVEN];
+    const auto read = [&](const Rows& of, const Rows& earlier, Real(&to)[N][GIVEN]) {
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            if (!exists[e] || row[e] >= rows.count) continue;
-            const Index at = (rows.start + row[e]) * size + unit[e];
-            given[e][0] = load<Real>(g_h + at);
-            if constexpr (CELL == RNN) given[e][1] = load<Real>(h + at);
+            if (!exists[e] || row[e] >= of.count) continue;
+            const Index at = (of.start + row[e]) * size + unit[e];
+            to[e][0] = load<Real>(g_h + at);
+            if constexpr (CELL == RNN) to[e][1] = load<Real>(h + at);
             if constexpr (CELL != RNN) {
 #pragma unroll
                 for (int g = 0; g < GATES; g++) {
-                    given[e][1 + g] = load<Real>(gates + ((rows.start + row[e]) * GATES + g) * size + unit[e]);
+                    to[e][1 + g] = load<Real>(gates + ((of.start + row[e]) * GATES + g) * size + unit[e]);
                 }
             }
             if constexpr (CELL == LSTM) {
-                const Index earlier = row_before(offsets, t, steps, row[e], reverse);
-                given[e][5] = load<Real>(c + at);
-                given[e][6] = load<Real>(earlier < 0 ? c0 + row[e] * size + unit[e] : c + earlier * size + unit[e]);
+                const bool is_first = row[e] >= earlier.count;  // of the steps that the sequence has
+                to[e][5] = load<Real>(c + at);
+                to[e][6] = load<Real>((is_first ? c0 + row[e] * size : c + (earlier.start + row[e]) * size) + unit[e]);
             }
             if constexpr (IS_GRU) {
-                given[e][4] = load<Real>(reset + at);
-                given[e][5] = load<Real>(before + at);
+                to[e][4] = load<Real>(reset + at);
+                to[e][5] = load<Real>(before + at);
             }
         }
     };
-    if (begin < steps) read(begin);
+    Rows done(offsets, begin - 1, steps, !reverse), rows(offsets, begin, steps, !reverse);
+    Rows next(offsets, begin + 1, steps, !reverse), later(offsets, begin + 2, steps, !reverse);
+    read(rows, next, given);
     if (SCOPE == BLOCK || WEIGHTS == IN_SHARED) __syncthreads();
 
     for (Index step = begin; step < end; step++) {
-        const bool last = step == steps;
+        const Rows latest(offsets, step + 3, SCOPE == LAUNCH ? 0 : steps, !reverse);
+        if (SCOPE == BLOCK) read(next, later, ahead);
         const Operand from = CELL == GRU_BEFORE || step % 2 == 0 ? even : odd;
         const Operand to = CELL == GRU_BEFORE || step % 2 == 1 ? even : odd;
         if (step > 0 && (SCOPE != LAUNCH || half == 0)) {
-            const Rows rows(offsets, reverse ? step - 1 : steps - step);
             Real total[NT][GROUPS][PER_LANE], sum[N][1];
             weight.multiply(from.base, from.stride, total, thread);
             Mine::template sums<1>(total, partial, sum, thread);
 #pragma unroll
             for (int e = 0; e < N; e++) {
-                if (exists[e] && row[e] < rows.count) d_state[e] = IS_GRU ? d_cell[e] + sum[e][0] : sum[e][0];
+                if (exists[e] && row[e] < done.count) d_state[e] = IS_GRU ? d_cell[e] + sum[e][0] : sum[e][0];
             }
         }
-        if (last) break;
-        const Rows rows(offsets, reverse ? step : steps - 1 - step);
+        if (step == steps) break;
         bool active[N];
         Real value[N][GATES], factor[N];  // gradients of the gates' arguments, and of a GRU's product
 #pragma unroll
@@ -764,8 +776,9 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
                 }
             }
         }
-        if (step + 1 < end && step + 1 < steps) read(step + 1);
+        if (SCOPE == GRID) read(next, later, given);
         wait_for_all(barrier);
+        if (SCOPE == BLOCK) take_over(ahead, given);
 #pragma unroll
         for (int e = 0; e < N; e++) {
             if (!active[e]) continue;
@@ -778,6 +791,7 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
             }
             if (IS_GRU && first_half) store(factors + (rows.start + row[e]) * size + unit[e], factor[e]);
         }
+        done = rows, rows = next, next = later, later = latest;
     }
 
 #pragma unroll

@@ -107,14 +107,14 @@ class Work(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Warps that share the sums of a column: a power of 2, so that each has 3 steps along them or more, or 4 in a
+        """Warps that share the sums of a column: a power of 2, so that each has some steps along them, 4 or more in a
         block that has all columns. Whether a block can have them follows from shapes alone here: bits depend on it.
         """
         longest = self.k_steps(self.products[0][1])
         if self.columns <= self.most_warps and self.weight_bytes(self.columns) <= _BLOCK_WEIGHTS:
             most = min(longest // 4, self.most_warps // self.columns)
         else:  # multiply-adds need the registers of twice the threads
-            most = min(longest // 3, 16 if self.itemsize == 2 else 8)
+            most = min(longest // 3, 16) if self.itemsize == 2 else min(longest // 2, 8)
         return 1 << (max(1, most).bit_length() - 1)
 
     def weight_bytes(self, columns: int) -> int:
@@ -216,7 +216,7 @@ def _block(work: Work, device: Device) -> Plan | str:
 
 def _tiles(work: Work, most: int) -> int:
     """Blocks of 8 sequences of a warp: as many as there are, up to those that there are registers for."""
-    most = min(most, 2 if work.itemsize == 4 else 1 if work.itemsize == 8 else 8)
+    most = min(most, {2: 8 if work.parts <= 8 else 4, 4: 2, 8: 1}[work.itemsize])
     most = min(most, max(1, 2 * work.parts // work.groups))  # 4 numbers of a thread
     tiles = 1
     while tiles < most and 8 * tiles < work.batch:
