@@ -82,6 +82,7 @@ RAGGED = (9, 7, 7, 2, 1)
 def test_ways_agree_to_the_last_bit(monkeypatch):
     plans = check_ways(monkeypatch, "lstm", RAGGED, 19, np.float32)
     assert [p.scope for p in plans] == ["BLOCK", "GRID", "LAUNCH"] * 2
+    assert {p.tiles for p in plans} == {1, 2}
 
 
 SLOW = [
@@ -105,12 +106,18 @@ def test_weights_in_registers(dtype, monkeypatch):
 
 
 @pytest.mark.slow
-def test_parts_of_sums_and_columns_of_a_block(monkeypatch):
-    """Sums of 4 warps, blocks of two columns of warps of which the last has one, two tiles of sequences."""
+def test_columns_of_a_block(monkeypatch):
+    """Blocks of three columns of warps, of which the last has two."""
     work = cuda.Work("RNN", False, 4, 70, 11)
-    assert work.parts > 1 and work.columns % 2 == 1
     plans = check_ways(monkeypatch, "tanh", (11, 11, 3), 70, np.float32)
-    assert max(p.columns for p in plans if p.scope == "GRID") == 2 and max(p.tiles for p in plans) == 2
+    assert {(p.columns, p.grid(work)) for p in plans if p.scope == "GRID"} == {(3, (2, 2))} and work.columns == 5
+
+
+@pytest.mark.slow
+def test_sums_in_more_parts_than_a_lane_has_numbers(monkeypatch):
+    monkeypatch.setattr(cuda, "_BLOCK_WEIGHTS", 0)
+    assert cuda.Work("LSTM", True, 4, 64, 3).parts == 8
+    check_ways(monkeypatch, "lstm", (3, 2), 64, np.float32, ways=(GRID, LAUNCH))
 
 
 def test_lengths_are_read_when_the_kernel_runs():
