@@ -698,6 +698,14 @@ a sum: a step takes as long as its longest chain of instructions."""
 _ROWS = 8
 """Sequences of a program that takes them through all steps: columns of the tensor cores' smallest tile, so that few
 sequences keep many multiprocessors busy."""
+
+
+def _whole_warps(units: int, itemsize: int) -> tuple[int, int]:
+    """Warps and stages where all steps are one launch: a warp for each tile of 16 units. float64 needs more registers,
+    and has no room for tiles on their way."""
+    return (min(8, units // 8), 1) if itemsize == 8 else (min(8, units // 16), 3)
+
+
 _GATHERED = (16, 128)
 """Rows and units of a program that finds the states before rows: units at a time."""
 _SUMMED = 128
@@ -732,16 +740,16 @@ class _Launches:
         launch.triton(_find_starts, (1,), (batch_sizes, starts, self.steps, self.batch, rows), {"BLOCK": 1024})
 
     def whole(self, kernel: Any, *arrays: Any) -> None:
-        """All steps in one launch: a warp for each tile of 16 units. float64 needs more registers, and has no room for
-        tiles on their way."""
-        units, wide = _units(self.size), self.itemsize == 8
+        """All steps in one launch."""
+        units = _units(self.size)
+        warps, stages = _whole_warps(units, self.itemsize)
         launch.triton(
             kernel,
             (triton.cdiv(self.batch, _ROWS),),
             (*arrays, self.steps, self.batch, self.in_units),
             self.cell | self.constants | {"ROWS": _ROWS, "UNITS": units},
-            warps=min(8, units // (8 if wide else 16)),
-            stages=1 if wide else 3,
+            warps=warps,
+            stages=stages,
         )
 
     def step(self, kernel: Any, constants: Mapping[str, Any], *arguments: Any) -> None:
