@@ -91,7 +91,8 @@ def check_both(cell, batch_sizes, size, reverse, dtype=np.float32):
     attrs = attrs | {"reverse": reverse}
     inputs = forward_inputs(forward, batch_sizes, size, dtype)
     check(forward, inputs, attrs)
-    check(backward, backward_inputs(forward, inputs, run(forward, inputs, attrs, "reference")), attrs)
+    outputs = [a.astype(dtype) for a in run(forward, wide(inputs), attrs, "reference")]
+    check(backward, backward_inputs(forward, inputs, outputs), attrs)
 
 
 @pytest.mark.parametrize(
