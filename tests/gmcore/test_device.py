@@ -20,8 +20,11 @@ from gmcore import Generator, Tensor, cli, data, functional, io, models, nn, ops
 from gmcore.device import put_all
 from gmcore.errors import ArgumentError, DeviceError, GmcoreError, GraphError, MissingPackageError
 from gmcore.evaluation import evaluate
+from gmcore.models import language
+from gmcore.models.boltzmann import boltzmann_machine, rbm
 from gmcore.models.latent.iwae import IWAE
 from gmcore.models.latent.vae import VAE
+from gmcore.models.recurrent import char_rnn
 from gmcore.op import OPS
 from gmcore.optim import EMA, LBFGS, SGD, Adadelta, Adagrad, Adam, RMSprop, clip_grad_norm_, clip_grad_value_
 from gmkernels import registry
@@ -579,6 +582,40 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert np.load(tmp_path / "samples.npy").shape == (3, 12)
     run("train", "--resume", tmp_path / "cuda", "--epochs", 3, "--device", "cpu")
     assert json.loads((tmp_path / "cuda" / "config.json").read_text())["device"] == "cpu"
+
+
+COMMANDS = {
+    "rbm": ("rbm", "rows.npy", "hidden_size=5", "chains=4"),
+    "rbm, annealed": ("rbm", "rows.npy", "hidden_size=21", "units=gaussian", "temperatures=30", "eval_samples=6"),
+    "boltzmann": ("boltzmann", "rows.npy", "chains=4"),
+    "char_rnn": ("char_rnn", "text.txt", "hidden_size=6", "num_layers=1", "sequence_length=5"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, file, settings", [(a, b, c) for a, b, *c in COMMANDS.values()], ids=COMMANDS)
+def test_other_models_on_the_command_line(
+    name: str, file: str, settings: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They train captured, are evaluated and pictured on a GPU, with the figures of the CPU."""
+    np.save(tmp_path / "rows.npy", ROWS)
+    (tmp_path / "text.txt").write_text("so it goes, and so it went; " * 14)
+    monkeypatch.setattr(language, "SAMPLE_LENGTH", 5)
+    monkeypatch.setattr(char_rnn, "FLOW_STEPS", 3)
+    monkeypatch.setattr(rbm, "_SAMPLE_STEPS", 3)
+    monkeypatch.setattr(rbm, "_PICTURED_STEPS", (0, 1, 3))
+    monkeypatch.setattr(boltzmann_machine, "_SAMPLE_SWEEPS", 3)
+    bounds = {}
+    for device in ("cpu", "cuda"):
+        words = ["train", name, "--data", tmp_path / file, "--device", device, "--out", tmp_path / device]
+        words += ["--epochs", 1, "--batch-size", 8, *[word for each in settings for word in ("--set", each)]]
+        cli.main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert "captured" in told.err and "eager" not in told.err
+        cli.main(["evaluate", str(tmp_path / device), "--device", device, "--json"])
+        bounds[device] = json.loads(capsys.readouterr().out)["bound"]
+        assert (tmp_path / device / models.get(name).samples_file).stat().st_size
+    assert bounds["cuda"] == pytest.approx(bounds["cpu"], rel=1e-3)
 
 
 @pytest.mark.slow
