@@ -16,6 +16,8 @@
 // the way would not let it do.
 //
 // What `make_operands` makes has rows of a whole number of 16 bytes: what stands behind a row's elements is never used.
+//
+// A module has one kernel for a tile, `half_steps` or, with STATISTICS, `statistics`; or without a tile all others.
 
 #include "rng/stream.cuh"
 
@@ -38,51 +40,6 @@ DEVICE Real rest_of(Real x) {
 }
 
 DEVICE Real sigmoid(Real x) { return Real(1) / (Real(1) + exp(-x)); }
-
-// =====================================================================================================================
-// Operands in memory
-// =====================================================================================================================
-
-// Matrices (rows, columns), of uint8 or of Out, and the operands (parts, rows, pitch) that become of them.
-struct Matrices {
-    const void* source[3];
-    Store* target[3];
-    long long row_stride[3], column_stride[3], pitch[3];  // in elements
-    int rows[3], columns[3], parts[3], bytes[3];          // bytes: whether it is of uint8
-};
-
-// Grid: (blocks, matrices). It also sets the counter of `grid_sync`, for the kernel that follows.
-extern "C" __global__ void __launch_bounds__(256) make_operands(Matrices matrices, uint32* arrived) {
-    if (arrived != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *arrived = 0;
-    const int m = blockIdx.y, rows = matrices.rows[m], columns = matrices.columns[m];
-    const long long pitch = matrices.pitch[m], row_stride = matrices.row_stride[m];
-    const long long column_stride = matrices.column_stride[m], chunks = pitch / CHUNK;
-    const unsigned char* const bytes = static_cast<const unsigned char*>(matrices.source[m]);
-    const Out* const numbers = static_cast<const Out*>(matrices.source[m]);
-    const bool aligned = !matrices.bytes[m] && column_stride == 1 && is_aligned<CHUNK>(numbers) &&
-                         row_stride * static_cast<int>(sizeof(Out)) % 16 == 0;
-    for (long long i = blockIdx.x * 256LL + threadIdx.x; i < rows * chunks; i += gridDim.x * 256LL) {
-        const long long row = i / chunks, column = i % chunks * CHUNK, at = row * row_stride + column * column_stride;
-        Real x[CHUNK];
-        if (aligned && column + CHUNK <= columns) {
-            load_vector(numbers + at, x);
-        } else {
-#pragma unroll
-            for (int e = 0; e < CHUNK; e++) {
-                x[e] = 0;
-                if (column + e >= columns) continue;
-                const long long there = at + e * column_stride;
-                x[e] = matrices.bytes[m] ? Real(bytes[there]) : load<Real>(numbers + there);
-            }
-        }
-        Store* to = matrices.target[m] + row * pitch + column;
-        for (int part = 0; part < matrices.parts[m]; part++, to += rows * pitch) {
-            store_vector(to, x);
-#pragma unroll
-            for (int e = 0; e < CHUNK; e++) x[e] = rest_of(x[e]);
-        }
-    }
-}
 
 #ifdef BM
 #include "dense/product.cuh"
@@ -533,7 +490,52 @@ statistics(Phase data, Phase end, const Out* visible_bias, Out* d_weight, Out* d
 }
 
 #endif
-#endif
+
+#else
+// =====================================================================================================================
+// Operands in memory
+// =====================================================================================================================
+
+// Matrices (rows, columns), of uint8 or of Out, and the operands (parts, rows, pitch) that become of them.
+struct Matrices {
+    const void* source[3];
+    Store* target[3];
+    long long row_stride[3], column_stride[3], pitch[3];  // in elements
+    int rows[3], columns[3], parts[3], bytes[3];          // bytes: whether it is of uint8
+};
+
+// Grid: (blocks, matrices). It also sets the counter of `grid_sync`, for the kernel that follows.
+extern "C" __global__ void __launch_bounds__(256) make_operands(Matrices matrices, uint32* arrived) {
+    if (arrived != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *arrived = 0;
+    const int m = blockIdx.y, rows = matrices.rows[m], columns = matrices.columns[m];
+    const long long pitch = matrices.pitch[m], row_stride = matrices.row_stride[m];
+    const long long column_stride = matrices.column_stride[m], chunks = pitch / CHUNK;
+    const unsigned char* const bytes = static_cast<const unsigned char*>(matrices.source[m]);
+    const Out* const numbers = static_cast<const Out*>(matrices.source[m]);
+    const bool aligned = !matrices.bytes[m] && column_stride == 1 && is_aligned<CHUNK>(numbers) &&
+                         row_stride * static_cast<int>(sizeof(Out)) % 16 == 0;
+    for (long long i = blockIdx.x * 256LL + threadIdx.x; i < rows * chunks; i += gridDim.x * 256LL) {
+        const long long row = i / chunks, column = i % chunks * CHUNK, at = row * row_stride + column * column_stride;
+        Real x[CHUNK];
+        if (aligned && column + CHUNK <= columns) {
+            load_vector(numbers + at, x);
+        } else {
+#pragma unroll
+            for (int e = 0; e < CHUNK; e++) {
+                x[e] = 0;
+                if (column + e >= columns) continue;
+                const long long there = at + e * column_stride;
+                x[e] = matrices.bytes[m] ? Real(bytes[there]) : load<Real>(numbers + there);
+            }
+        }
+        Store* to = matrices.target[m] + row * pitch + column;
+        for (int part = 0; part < matrices.parts[m]; part++, to += rows * pitch) {
+            store_vector(to, x);
+#pragma unroll
+            for (int e = 0; e < CHUNK; e++) x[e] = rest_of(x[e]);
+        }
+    }
+}
 
 // =====================================================================================================================
 // Energies: a warp for each row of states, (rows, units) with rows `pitch` apart
@@ -694,3 +696,5 @@ sweep(const Store* start, const unsigned char* start_bits, const Store* __restri
         for (Index j = thread; j < units; j += SWEEPING) field[j] = next[j];
     }
 }
+
+#endif
