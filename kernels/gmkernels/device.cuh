@@ -186,10 +186,11 @@ DEVICE void grid_sync(uint32* arrived) {
 
 DEVICE void expect_aligned(const void*, int) {}
 
-// The same address, of which the compiler does not know how it was made: it keeps it in registers.
+// The same address of global memory, of which the compiler does not know how it was made: it keeps it in registers.
 template <class T>
 DEVICE T* kept(T* p) {
     asm("" : "+l"(p));
+    __builtin_assume(__isGlobal(p));
     return p;
 }
 

@@ -49,8 +49,8 @@ FUSION = os.environ.get("GMKERNELS_FUSION", "") == "1"
 LARGEST_INT = 2**31 - 1
 LARGEST_SIZE = 2**31 - 2**20
 """Most elements of an array with indices of 32 bits: less than would fit, since a loop's last step goes further."""
-USUAL_SHARED = 48 << 10
-"""Bytes of shared memory that a block has without asking."""
+USUAL_SHARED = 32 << 10
+"""Bytes of dynamic shared memory that a block has without asking: there are 48 KiB, but a kernel's own arrays count."""
 
 _TYPES = {
     "float32": ("float", "float"),

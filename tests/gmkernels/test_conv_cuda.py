@@ -74,7 +74,7 @@ WINDOWS = [
 
 def test_strides_and_dilations():
     """In one of which not every element of x meets one of the kernel."""
-    check_all(2, 1, 3, 5, (8, 7), (3, 2), "float32", stride=(2, 3), dilation=(2, 1), padding=((2, 1), (0, 2)))
+    check_all(2, 1, 3, 5, (8, 7), (3, 3), "float32", stride=(2, 3), dilation=(2, 2), padding=((2, 1), (0, 2)))
 
 
 @pytest.mark.slow
@@ -107,15 +107,23 @@ def test_channels_last(dtype, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [*DTYPES[:3], "channels last"])
-def test_tiles_make_no_difference(dtype, monkeypatch):
+@pytest.mark.parametrize(
+    "dtype, sizes",
+    [
+        ("float32", [(16, 64), (32, 128), (128, 128)]),
+        ("float64", [(16, 64), (64, 64)]),
+        ("float16", [(16, 128), (64, 128)]),
+        ("channels last", [(16, 128), (128, 128)]),
+    ],
+)
+def test_tiles_make_no_difference(dtype, sizes, monkeypatch):
     """Not even to the last bit: what an element adds follows from its dtype and the parts of its sum."""
     last = dtype == "channels last"
     channels, filters = (8, 24) if last else (9, 20)
-    dtype = "float16" if last else dtype
+    tiles, dtype = (cuda._LAST, "float16") if last else (cuda._TILES[dtype], dtype)
     made = calls(*arrays(2, 1, channels, filters, (9, 9), (3, 3), dtype, padding=((1, 1), (1, 1))))
     expected = None
-    for tile in (cuda._LAST if last else cuda._TILES[dtype]).values():
+    for tile in (tiles[size] for size in sizes):
         monkeypatch.setattr(cuda, "_tile", lambda *shape, tile=tile: tile)
         if expected is None:
             expected = [check(*call) for call in made]
@@ -236,3 +244,14 @@ def test_machine_code_of_sums_of_few_filters(kernel):
     # A product is a load, with its address and whether it exists; the places come from shared memory.
     step = reports[kernel].hottest
     assert step.instructions / step.loads[32] <= 15
+
+
+def test_explain_says_how_a_call_is_cut():
+    def why(op, *shapes, dtype="float32", **options):
+        inputs = [cupy.empty(shape, dtype) for shape in shapes]
+        return registry.explain(op, *inputs, backend="cuda", **options).why
+
+    assert "tiles of 64 by 128" in why("conv2d", (64, 64, 28, 28), (64, 64, 3, 3), padding=((1, 1), (1, 1)))
+    assert "channels last" in why("conv2d_backward_input", (1, 8, 3, 3), (8, 8, 1, 1), dtype="float16", size=(3, 3))
+    assert "few filters" in why("conv2d_backward_weight", (1, 4, 3, 3), (1, 4, 3, 3), size=(1, 1), groups=4)
+    assert "parts" in why("conv2d_backward_weight", (64, 32, 9, 9), (64, 8, 9, 9), size=(1, 1))

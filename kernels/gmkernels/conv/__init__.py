@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from gmkernels import blas
 from gmkernels.conv import reference, spec
 from gmkernels.conv.spec import Padding, Pair
-from gmkernels.registry import FLOATS, HALVES, Array, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, KernelSpec, Signature, register, run
 
 __all__ = ["conv2d", "conv2d_backward_input", "conv2d_backward_weight"]
 
@@ -14,11 +17,18 @@ def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
+def _cuda_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    from gmkernels.conv import cuda
+
+    return cuda.note(op, *inputs, **attrs)
+
+
 for _spec in (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-4, efficiency=0.05)
     register(_spec, "cpu", f"gmkernels.conv.cpu:{_spec.name}", overhead=1e-5, efficiency=0.5, accepts=_needs_blas)
     register(
         _spec, "cuda", f"gmkernels.conv.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.2e-5, efficiency=0.6,
+        note=functools.partial(_cuda_note, _spec),
     )  # fmt: skip
     register(
         _spec, "triton", f"gmkernels.conv.triton:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.5e-5, efficiency=0.4,

@@ -14,6 +14,7 @@ from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Pair, Plan
 from gmkernels.dense.cuda import ACROSS, ALONG, ELEMENTS, Copy, Tile, copy_of
 from gmkernels.dense.spec import GPU_TILES
+from gmkernels.registry import KernelSpec
 
 Arrays = Sequence[Any]
 Options = Mapping[str, Any]
@@ -47,7 +48,7 @@ _SINGLE = {
     (128, 128): Tile(128, 128, 16, 32, 64, 2, 2),
 }
 _DOUBLE = {
-    (16, 64): Tile(16, 64, 16, 16, 32, 3, 8),
+    (16, 64): Tile(16, 64, 16, 16, 32, 3, 6),
     (32, 64): Tile(32, 64, 16, 16, 32, 3, 4),
     (64, 64): Tile(64, 64, 16, 32, 32, 3, 3),
 }
@@ -61,8 +62,8 @@ _HALF = {
 }
 _TILES = {"float32": _SINGLE, "float64": _DOUBLE, "float16": _HALF, "bfloat16": _HALF}
 _LAST = {  # of half types with the channels last
-    (16, 64): Tile(16, 64, 32, 16, 32, 4, 8),
-    (16, 128): Tile(16, 128, 32, 16, 64, 4, 8),
+    (16, 64): Tile(16, 64, 32, 16, 32, 4, 7),
+    (16, 128): Tile(16, 128, 32, 16, 64, 3, 6),
     (32, 64): Tile(32, 64, 32, 16, 32, 4, 5),
     (32, 128): Tile(32, 128, 32, 32, 32, 4, 4),
     (64, 64): Tile(64, 64, 32, 32, 32, 4, 4),
@@ -229,3 +230,19 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     )  # fmt: skip
     _sums("backward_weight", cut, Copy(ELEMENTS, g.itemsize), p.groups, arguments, g)
     _add_parts(partial, None, d_weight)
+
+
+def note(op: KernelSpec, a: Array, b: Array, bias: Array | None = None, *, size: Pair = (0, 0), **options: Any) -> str:
+    """How a call is cut, for `explain`."""
+    attrs = Attrs(**options)
+    if op is spec.CONV2D:
+        cut = _forward_cut(spec.forward_plan(a, b, attrs), a.dtype)
+    elif op is spec.CONV2D_BACKWARD_INPUT:
+        cut = _input_cut(spec.input_plan(a, b, size, attrs), a.dtype)
+    else:
+        cut = _weight_cut(spec.weight_plan(a, b, size, attrs), a.dtype)
+    way = "no tiles, as groups have few filters or channels"
+    if cut.tile is not None:
+        way = f"tiles of {cut.tile.m} by {cut.tile.n}"
+    parts = f", sums in {cut.parts} parts" if cut.parts > 1 else ""
+    return way + parts + (", from copies with the channels last" if cut.last else "")
