@@ -323,31 +323,37 @@ def _product(
 
 
 @triton.jit
-def _kept(h, c, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr, GATES: tl.constexpr):
-    """What `_cell_backward` wants of what was kept of a step."""
-    kept = _load_gates(h if GATES == 1 else gates, gates_at, size, mask, GATES)
+def _kept(h, c, gates, reset, at, gates_at, size, mask, CELL: tl.constexpr):
+    """What `_cell_backward` wants of what was kept of a step: the gates, or the state without such; then the cell, or
+    what r multiplies. One by one: where they come through shared memory on their way, that gives the layout, too."""
     if CELL == "lstm":
-        return kept, _load(c, at, mask)
-    elif CELL == "gru":
-        return kept, _load(reset, at, mask)
+        a, b = _load(gates, gates_at, mask), _load(gates, gates_at + size, mask)
+        p, q = _load(gates, gates_at + 2 * size, mask), _load(gates, gates_at + 3 * size, mask)
+        more = _load(c, at, mask)
+    elif CELL == "gru" or CELL == "gru_before":
+        a, b = _load(gates, gates_at, mask), _load(gates, gates_at + size, mask)
+        p = _load(gates, gates_at + 2 * size, mask)
+        q, more = p, p
+        if CELL == "gru":
+            more = _load(reset, at, mask)
     else:
-        return kept, kept
+        a = _load(h, at, mask)
+        b, p, q, more = a, a, a, a
+    return a, b, p, q, more
 
 
 @triton.jit
 def _cell_backward(
-    d_h, state, before, kept, more, d_x, d_product, at, gates_at, size, mask, CELL: tl.constexpr
+    d_h, state, before, i, f, g, o, more, d_x, d_product, at, gates_at, size, mask, CELL: tl.constexpr
 ):  # fmt: skip
     """From the gradient of a state that of the arguments of its gates, which it writes and gives, and what is left of
     the running gradient `state`: of the cell before, or in a GRU of the state before but through no product.
 
-    `before` is the cell before, or the state before; `kept` are the gates, or the state without such; `more` are the
-    cells of an LSTM, or what r multiplies. If the reset of a GRU comes before the product, its gate is left:
-    r is given in place of the gradient of its argument.
+    `before` is the cell before, or the state before; i to `more` are `_kept`. If the reset of a GRU comes before the
+    product, its gate is left: r is given in place of the gradient of its argument.
     """
     a, b, p, q = d_h, d_h, d_h, d_h
     if CELL == "lstm":
-        i, f, g, o = _apart(kept, 4)
         tanh_c = tanh(more)
         state += d_h * o * (1 - tanh_c * tanh_c)
         a = state * g * _slope_of_sigmoid(i)
@@ -355,27 +361,28 @@ def _cell_backward(
         p = state * i * (1 - g * g)
         q = d_h * tanh_c * _slope_of_sigmoid(o)
         state *= f
-        _store_gates(d_x, gates_at, size, a, b, p, q, mask, 4)
+        _store(d_x, gates_at, a, mask)
+        _store(d_x, gates_at + size, b, mask)
+        _store(d_x, gates_at + 2 * size, p, mask)
+        _store(d_x, gates_at + 3 * size, q, mask)
     elif CELL == "gru" or CELL == "gru_before":
-        r, z, n, _ = _apart(kept, 3)
+        r, z, n = i, f, g
         p = d_h * (1 - z) * (1 - n * n)
         b = d_h * (before - n) * _slope_of_sigmoid(z)
         state = d_h * z
+        a = r
+        _store(d_x, gates_at + size, b, mask)
+        _store(d_x, gates_at + 2 * size, p, mask)
         if CELL == "gru":
             a = p * more * _slope_of_sigmoid(r)
-            _store_gates(d_x, gates_at, size, a, b, p, p, mask, 3)
             p = p * r
-        else:
-            a = r
-            _store(d_x, gates_at + size, b, mask)
-            _store(d_x, gates_at + 2 * size, p, mask)
+            _store(d_x, gates_at, a, mask)
         _store(d_product, at, p, mask)
     else:
-        y, _, _, _ = _apart(kept, 1)
         if CELL == "tanh":
-            a = d_h * (1 - y * y)
+            a = d_h * (1 - i * i)
         else:
-            a = d_h * tl.where(y <= 0, 0.0, 1.0).to(y.dtype)
+            a = d_h * tl.where(i <= 0, 0.0, 1.0).to(i.dtype)
         _store(d_x, gates_at, a, mask)
     return a, b, p, q, state
 
@@ -407,7 +414,7 @@ def _step_backward(
     within = j < size
     mask = live & within
     at, gates_at, state_at = row * size + j, row * (GATES * size) + j, i * size + j
-    kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
+    k_a, k_b, k_p, k_q, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
     given = _load(g_h, at, mask) + _load(g_hn, state_at, mask & ~goes_on)
     if CELL == "lstm":
         first_before, rows_before = _rows_of(starts, t + 1 if REVERSE else t - 1, steps, WIDE)
@@ -439,7 +446,7 @@ def _step_backward(
     if CELL == "lstm":
         _store(d_c0, state_at, running, begins)
     _, _, _, _, running = _cell_backward(
-        given + total, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
+        given + total, running, previous, k_a, k_b, k_p, k_q, more, d_x, d_product, at, gates_at, size, mask, CELL
     )  # fmt: skip
     if GATES > 1:
         _store(state, state_at, running, mask)
@@ -582,6 +589,8 @@ def _sequence_backward(
     running = total
     if CELL == "lstm":
         running = _load(g_cn, state_at, known)
+    # What a step reads leads to the operands of its products, so the compiler has it copied into shared memory a step
+    # ahead: as long as the addresses follow from the number of the step.
     for number in range(0, steps):
         t = number if REVERSE else steps - 1 - number
         first, now = _rows_of(starts, t, steps, WIDE)
@@ -594,10 +603,10 @@ def _sequence_backward(
             previous = _load_before(c, (first_before + i) * size + j, c0, state_at, mask, i < rows_before)
         elif GATES == 3:
             previous = _load(before, at, mask)
-        kept, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL, GATES)
+        k_a, k_b, k_p, k_q, more = _kept(h, c, gates, reset, at, gates_at, size, mask, CELL)
         d_h = _load(g_h, at, mask) + total
         a, b, p, q, left = _cell_backward(
-            d_h, running, previous, kept, more, d_x, d_product, at, gates_at, size, mask, CELL
+            d_h, running, previous, k_a, k_b, k_p, k_q, more, d_x, d_product, at, gates_at, size, mask, CELL
         )  # fmt: skip
         found = widened(tl.zeros((UNITS, ROWS), d_x.dtype.element_ty))
         if GATES == 3:
@@ -703,7 +712,7 @@ sequences keep many multiprocessors busy."""
 def _whole_warps(units: int, itemsize: int) -> tuple[int, int]:
     """Warps and stages where all steps are one launch: a warp for each tile of 16 units. float64 needs more registers,
     and has no room for tiles on their way."""
-    return (min(8, units // 8), 1) if itemsize == 8 else (min(8, units // 16), 3)
+    return (min(8, units // 8), 1) if itemsize == 8 else (min(8, units // 16), 2)
 
 
 _GATHERED = (16, 128)
