@@ -107,6 +107,11 @@ class _Recurrence(Module):
         return given
 
 
+def _sequences(h: Tensor, order: Tensor) -> Tensor:
+    """The states (layers, B, H) of sequences in another order, read as rows, for which there are kernels."""
+    return ops.swapaxes(ops.getitem(ops.swapaxes(h, 0, 1), order), 0, 1)
+
+
 def _check_symbols(x: np.ndarray, name: str, symbols: int) -> None:
     if x.size and not (x.min() >= 0 and x.max() < symbols):
         raise ArgumentError(
@@ -225,12 +230,12 @@ class _Layers(_Recurrence):
         self._check_input(input.data)
         order, back = input.sorted_indices, input.unsorted_indices
         if order is not None:
-            hx = self._map(lambda h: h[:, order], hx)
+            hx = self._map(lambda h: _sequences(h, order), hx)
         # By its shape where that tells: Python would wait for a number on a GPU, and not see one that is to change.
         batch = int(input.batch_sizes[0]) if order is None else len(order)
         h, last = self._stack(input.data, hx, input.batch_sizes, batch)
         if back is not None:
-            last = self._map(lambda h: h[:, back], last)
+            last = self._map(lambda h: _sequences(h, back), last)
         return input._replace(data=h), last
 
     def _map(self, function: Any, hx: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gmcore.device import put_beside
+from gmcore.device import device_of, put, put_beside
 from gmcore.errors import ArgumentError, DtypeError, ShapeError, shown, user_function
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import cast, real, where
@@ -178,7 +178,7 @@ def _plain_index(index: Any, like: Array) -> Any:
                 f"(called at {user_line()})"
             )
         if type(like) is not np.ndarray and not on_gpu(index):
-            index = put_beside(index, like)
+            index = computed(put, index, device=device_of(like))
     return index
 
 

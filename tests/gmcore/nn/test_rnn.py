@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import gmcore
+import gmkernels
 from gmcore import Generator, grad, manual_seed, nn, ops, tensor
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from tests.support.cupy_stand_in import has_gpu
 
 LAYERS = {
     "RNN": lambda *a, **k: nn.RNN(*a, **k, dtype="float64"),
@@ -17,6 +19,7 @@ LAYERS = {
 }
 each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 X = np.random.default_rng(0).standard_normal((5, 2, 3))
+trains = pytest.mark.gpu if has_gpu() else pytest.mark.slow
 
 
 def states(h):
@@ -239,3 +242,59 @@ def test_inputs_that_do_not_fit_are_named():
         layer(X > 0)
     with pytest.raises(gmcore.errors.GmcoreError, match="float32.*float64"):
         layer(X.astype("f"))
+
+
+# -- on a GPU --------------------------------------------------------------------------------------------------------
+PACKINGS = ([4, 2, 2], [3, 1, 4], [2, 4, 2], [4, 3, 1], [1, 4, 3], [4, 2, 2])
+"""Lengths of three sequences of 8 rows in all, and 4 steps."""
+
+
+@trains
+@pytest.mark.parametrize("make, where", [(nn.RNN, "cuda"), (nn.GRU, "cpu"), (nn.LSTM, "cuda")])
+def test_a_graph_serves_sequences_of_any_lengths(make, where):
+    """Rows and batch sizes come to a step as arguments, the latter from the CPU or on the device; nothing is waited for
+    on a device, and what the CPU gives is checked before the graph is launched."""
+    gmcore.manual_seed(1)
+    layer = make(2, 3, bidirectional=True).to("cuda")
+    hx = gmcore.tensor(np.full((2, 3, 3), 0.1, np.float32), device="cuda", requires_grad=True)
+    states = (hx, 2.0 * hx.detach()) if make is nn.LSTM else hx
+
+    def step(packed):
+        layer.zero_grad()
+        hx.grad = None
+        h, last = layer(packed, states)
+        loss = ops.sum(ops.square(h.data)) + ops.sum(last[1] if make is nn.LSTM else last)
+        loss.backward()
+        return loss.detach(), h.data.detach(), *[p.grad for p in (hx, *layer.parameters())]
+
+    def packed(lengths):
+        x = np.random.default_rng(sum(lengths[:2])).standard_normal((4, 3, 2)).astype(np.float32)
+        found = pack_padded_sequence(gmcore.tensor(x, device="cuda"), lengths, enforce_sorted=False)
+        return found._replace(batch_sizes=found.batch_sizes.to(where))
+
+    graph = gmcore.capture(step)
+    for lengths in PACKINGS:
+        found, expected = graph(packed(lengths)), step(packed(lengths))
+        assert [a.cpu().numpy().tobytes() for a in found] == [a.cpu().numpy().tobytes() for a in expected]
+    assert len(graph.programs) == 1 and len(PACKINGS) > 4
+    if where == "cpu":
+        wrong = packed(PACKINGS[0])._replace(batch_sizes=gmcore.tensor(np.array([3, 3, 3, 3])))
+        with pytest.raises(ShapeError, match="do not describe 8 rows of 3 sequences"):
+            graph(wrong)
+
+
+@pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
+def test_derivatives_of_any_order_on_a_gpu():
+    """By the formulas in tensors, which look at the batch sizes, also at those in the memory of a GPU."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in ((5, 8), (2, 2), (2, 2), (8, 2))]
+
+    def second(device):
+        x, *rest = [gmcore.tensor(a, device=device, requires_grad=True) for a in arrays]
+        with gmkernels.use("reference"):
+            h = ops.lstm(x, *rest, gmcore.tensor(np.array([2, 2, 1]), device=device))[0]
+            first = gmcore.grad(ops.sum(h * h), x, create_graph=True)
+            return [g.cpu().numpy() for g in gmcore.grad(ops.sum(first * first), [x, *rest])]
+
+    for found, expected in zip(second("cuda"), second("cpu"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
