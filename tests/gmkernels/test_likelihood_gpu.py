@@ -1,10 +1,15 @@
 """The last layer of a decoder on GPUs: several tiles, slices and parts, ragged edges, shared rows of x, half types."""
 
+import subprocess
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from gmkernels import registry
-from gmkernels.likelihood import spec
+from gmkernels.likelihood import cuda, spec
+from tests.support import ahead
 
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -100,3 +105,49 @@ def test_residuals_beyond_the_edges_are_not_added(backend):
     assert np.isfinite(log_p).all()
     for gradient in run(spec.LINEAR_BERNOULLI_LOG_PROB_BACKWARD, (g, h, weight, bias, x), backend):
         assert np.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Machine code
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, multiplies, share", [("float32", "FFMA", 0.75), ("float16", "HMMA.16816.F32", 0)])
+def test_machine_code_of_cuda(dtype, multiplies, share, monkeypatch):
+    """At the size of an IWAE: on tensor cores, or almost nothing but multiply-adds in the loops; as many blocks on a
+    multiprocessor as intended; copies of 16 bytes, but for float's, which are transposed on the way."""
+    kept, read = [], ahead.read
+    monkeypatch.setattr(ahead, "read", lambda cubin, capability: (kept.append(cubin), read(cubin, capability))[1])
+    ahead._cuda_reports.cache_clear()
+    shapes = (50, 100, 200), (784, 200), (784,), (100, 784)
+    forward = ahead.launches(ahead.Case("linear_bernoulli_log_prob", shapes, {}), "cuda", dtype)
+    inputs = ((50, 100), *shapes)
+    backward = ahead.launches(ahead.Case("linear_bernoulli_log_prob_backward", inputs, {}), "cuda", dtype)
+    names = "linear_log_prob", "gradient_of_rows", "gradient_of_weight"
+    reports = {one.report.name: one.report for one in (*forward, *backward)}
+    tiles = cuda.TILES[dtype][spec.GPU_COLUMNS], *[cuda._GRADIENT_TILES[np.dtype(dtype).itemsize]] * 2
+    for name, tile in zip(names, tiles, strict=True):
+        report = reports[name]
+        assert report.spills == 0
+        assert report.registers * tile.threads * tile.blocks <= 65536
+        widths = {32} if dtype == "float32" else {128, 64} if name != "linear_log_prob" else {128}
+        assert set(report.loops[0].loads) <= widths
+        if share:  # the first loop is that of the logits
+            multiply_adds = tile.warp_m // 4 * tile.warp_n // 8 * tile.k
+            assert multiply_adds / report.hottest.instructions >= share
+    for cubin in kept:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(cubin)
+            code = subprocess.run([ahead._tool("cuobjdump"), "-sass", file.name], check=True, capture_output=True)
+        text = code.stdout.decode()
+        for name in names:
+            body = text.partition(f"Function : {name}\n")[2].partition("Function :")[0]
+            assert not body or multiplies in body
+
+
+def test_shared_memory_fits_the_smaller_devices():
+    for itemsize, tile in cuda._GRADIENT_TILES.items():
+        ways = [cuda.Copy(way, itemsize) for way in range(4)]
+        fixed = tile.m * (16 + 8 * tile.n // 32)  # what the kernel declares
+        assert max(cuda._shared(tile, a, b, itemsize) for a in ways for b in ways) + fixed <= 99 << 10
