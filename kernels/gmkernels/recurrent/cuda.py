@@ -134,12 +134,12 @@ class Work(NamedTuple):
         return sequences * (sum(rows) if len(rows) == 2 else 2 * rows[0])
 
     def registers(self, kept: int, tiles: int, sequences: int) -> int:
-        """About so many a thread needs that keeps so many steps of its weight."""
+        """About so many a thread needs that keeps so many steps of its weight, or loads 2 at a time."""
         gates = self.products[0][0]
         halves = self.groups * gates
         sums = tiles * halves * (2 if self.itemsize == 2 else sequences) * max(1, self.itemsize // 4)
         numbers = -(-tiles * sequences // 4 * self.groups // self.parts)
-        return 4 * halves * kept + sums + numbers * (12 if self.backward else 3 * gates) + 32
+        return 4 * halves * (kept or 2) + sums + numbers * (12 if self.backward else 3 * gates) + 32
 
 
 class Plan(NamedTuple):
@@ -187,19 +187,15 @@ class Plan(NamedTuple):
         return tuple(f"{name}={value}" for name, value in values.items())
 
 
-def _kept(work: Work, plan: Plan) -> int:
-    """Steps of its weight that each warp can keep in registers; 0 if not all of them, or if they are hardly any."""
-    kept = -(-work.k_steps(work.products[0][1]) // work.parts)
-    room = 255 if plan.threads(work) <= 256 else 128
-    fits = len(work.products) == 1 and work.size > 32 and work.registers(kept, plan.tiles, plan.sequences) <= room
-    return kept if fits else 0
-
-
 def _on_chip(work: Work, device: Device, plan: Plan) -> Plan | None:
     """The plan with the weight in registers, or in shared memory; None where it does not fit."""
-    kept = _kept(work, plan)
-    plan = plan._replace(weights="IN_REGISTERS" if kept else "IN_SHARED", kept=kept)
-    return plan if plan.shared(work) <= device.shared else None
+    room = 255 if plan.threads(work) <= 256 else 128
+    kept = -(-work.k_steps(work.products[0][1]) // work.parts)
+    if len(work.products) == 1 and work.size > 32 and work.registers(kept, plan.tiles, plan.sequences) <= room:
+        return plan._replace(weights="IN_REGISTERS", kept=kept)
+    plan = plan._replace(weights="IN_SHARED")
+    fits = plan.shared(work) <= device.shared and work.registers(0, plan.tiles, plan.sequences) <= room
+    return plan if fits else None
 
 
 def _block(work: Work, device: Device) -> Plan | str:
