@@ -134,12 +134,13 @@ class Work(NamedTuple):
         return sequences * (sum(rows) if len(rows) == 2 else 2 * rows[0])
 
     def registers(self, kept: int, tiles: int, sequences: int) -> int:
-        """About so many a thread needs that keeps so many steps of its weight, or loads 2 at a time."""
+        """About so many a thread needs that keeps so many steps of its weight, or loads 2 of it and the operand."""
         gates = self.products[0][0]
         halves = self.groups * gates
         sums = tiles * halves * (2 if self.itemsize == 2 else sequences) * max(1, self.itemsize // 4)
         numbers = -(-tiles * sequences // 4 * self.groups // self.parts)
-        return 4 * halves * (kept or 2) + sums + numbers * (12 if self.backward else 3 * gates) + 32
+        words = 4 * halves * kept if kept else 8 * (halves + tiles)
+        return words + sums + numbers * (12 if self.backward else 3 * gates) + 40
 
 
 class Plan(NamedTuple):
@@ -200,29 +201,29 @@ def _on_chip(work: Work, device: Device, plan: Plan) -> Plan | None:
 
 def _block(work: Work, device: Device) -> Plan | str:
     """By one block for 4 sequences, or 8 where there are many; or why not."""
-    if work.columns * work.parts > work.most_warps:
+    if work.columns > work.most_warps:
         return f"{work.most_warps} warps of a block make less than {work.size} hidden units"
     sequences = 4 if work.batch <= 4 * device.multiprocessors else 8
     plan = _on_chip(work, device, Plan("BLOCK", "", 1, sequences, work.columns, 0, ""))
-    if plan is None:
+    if plan is None or work.columns * work.parts > work.most_warps:
         return f"a block holds less than {work.weight_bytes(work.columns) >> 10} KiB of weights"
     where = "registers" if plan.kept else "shared memory"
     return plan._replace(why=f"one kernel for all steps, a block for {sequences} sequences, weights in its {where}")
 
 
-def _tiles(work: Work, most: int) -> int:
-    """Blocks of 8 sequences of a warp: as many as there are, up to those that there are registers for."""
-    most = min(most, {2: 8 if work.parts <= 8 else 4, 4: 2, 8: 1}[work.itemsize])
-    most = min(most, max(1, 2 * work.parts // work.groups))  # 4 numbers of a thread
+def _tiles(work: Work) -> int:
+    """Tiles of 8 sequences of a warp: as many as there are, up to those that there are registers for."""
+    room = 255 if work.parts <= 8 else 128
+    most = min({2: 8, 4: 2, 8: 1}[work.itemsize], max(1, 2 * work.parts // work.groups))  # 4 numbers of a thread
     tiles = 1
-    while tiles < most and 8 * tiles < work.batch:
+    while tiles < most and 8 * tiles < work.batch and work.registers(0, 2 * tiles, 8) <= room:
         tiles *= 2
     return tiles
 
 
 def _grid(work: Work, device: Device) -> Plan | str:
     """By blocks that share the weights and wait for each other, or why not."""
-    tiles = _tiles(work, 4)
+    tiles = _tiles(work)
     for columns in range(1, work.most_warps // work.parts + 1):
         plan = _on_chip(work, device, Plan("GRID", "", tiles, 8, columns, 0, ""))
         if plan is None:
@@ -239,7 +240,7 @@ def _grid(work: Work, device: Device) -> Plan | str:
 def _launch(work: Work, device: Device) -> Plan:
     """By a launch for each step."""
     columns = max(1, min(work.columns, 8 // work.parts))
-    return Plan("LAUNCH", "IN_GLOBAL", _tiles(work, 8), 8, columns, 0, "a launch for each step")
+    return Plan("LAUNCH", "IN_GLOBAL", _tiles(work), 8, columns, 0, "a launch for each step")
 
 
 WAYS = (_block, _grid, _launch)
