@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import instructions, kernels
 from benchmarks.compare import OURS, WARM_UP, contenders
-from benchmarks.workloads import STEPS
+from benchmarks.workloads import CPU_STEPS, STEPS
 from gmcore.errors import GmcoreError, unknown_name
 from gmcore.io import write_atomically
 from gmkernels import blas, pool
@@ -104,7 +104,9 @@ def _least(call: Call, seconds: float) -> float:
 
 def steps() -> list[str]:
     """Each step in each form that gmcore has for it: ``"vae-step eager"``."""
-    return [f"{name} {form.removeprefix(OURS_PREFIX)}" for name in STEPS for form in OURS if form in contenders(name)]
+    return [
+        f"{name} {form.removeprefix(OURS_PREFIX)}" for name in CPU_STEPS for form in OURS if form in contenders(name)
+    ]
 
 
 def _step(name: str) -> Call:
@@ -205,9 +207,9 @@ def main(argv: Sequence[str] | None = None, file: Path = BASELINE) -> None:
     parser.add_argument("--update", action="store_true", help="make what is measured now the baseline")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
-        if name not in kernels.CASES and name not in STEPS:
-            raise unknown_name("kernel or step", name, [*kernels.CASES, *STEPS])
-    named = set(arguments.names or [*kernels.CASES, *STEPS])
+        if name not in kernels.CASES and name not in CPU_STEPS:
+            raise unknown_name("kernel or step", name, [*kernels.CASES, *CPU_STEPS])
+    named = set(arguments.names or [*kernels.CASES, *CPU_STEPS])
     chosen_kernels = [name for name in kernels.CASES if name in named]
     chosen_steps = [name for name in steps() if name.partition(" ")[0] in named]
     kept = json.loads(file.read_text()) if file.exists() else {"instructions": {}, "steps": {}}

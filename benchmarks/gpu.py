@@ -20,7 +20,7 @@ import math
 import os
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,19 @@ RESULTS = Path(__file__).parent / "results"
 OURS = ("triton", "cuda")
 CUPY, TORCH, COMPILED, JAX = "CuPy", "PyTorch", "torch.compile", "JAX"
 TIMING: dict[str, Any] = {"blocks": 5, "seconds": 0.03, "pause": 0.0, "burst": 10}
-STEPS = ("mlp-step", "vae-step", "iwae-step", "gaussian-sample", "iwae-bound")
+STEPS: dict[str, tuple[str, dict[str, int]]] = {
+    **{
+        name: (name, {})
+        for name in ("mlp-step", "vae-step", "iwae-step", "gaussian-sample", "iwae-bound", "last-layer")
+    },
+    **{
+        f"cd-{k}, batch {n}": ("cd-step", {"steps": k, "batch": n})
+        for k, n in ((1, 100), (1, 512), (25, 100), (25, 512))
+    },
+    **{f"lstm-sequence, {n}": ("lstm-sequence", {"units": n}) for n in (64, 128, 768)},
+    **{name: (name, {}) for name in ("language-step", "discriminator-step")},
+}
+"""By name: the step of `workloads`, and its sizes where they are not the usual ones."""
 HYPER = (1e-3, 0.9, 0.999, 1e-8, 0.0, 0, 0, 0, 1)  # of Adam
 
 
@@ -114,6 +126,12 @@ def _likelihood(share: float) -> tuple[Any, Any]:
     return _normal(50, n, 784), _bits(n, 784)
 
 
+def _last_layer(share: float) -> tuple[Any, ...]:
+    """h, weight, bias and x of k = 50, hidden layers of 200 and images of 784."""
+    h, weight = _normal(50, _rows(share, 2000), 200), _normal(784, 200) / math.sqrt(200)
+    return h, weight, _normal(784), _bits(h.shape[1], 784)
+
+
 def _classes(share: float, make: Callable[[Any, Any], tuple[Any, ...]]) -> Example:
     logits = _normal(_rows(share, 1e5), 1000)
     return Example(make(logits, cupy().arange(len(logits)) % 1000), {})
@@ -141,6 +159,74 @@ def _layer(share: float, m: int, k: int, n: int) -> Example:
     return Example((_normal(m, k), _normal(n, k) / math.sqrt(k), _normal(n)), {"activation": "tanh"})
 
 
+def _machine(share: float, visible: int, hidden: int, dtype: str = "float32") -> tuple[Any, ...]:
+    """The weight and the biases of a restricted Boltzmann machine."""
+    visible, hidden = _size(share, visible), _size(share, hidden)
+    weight = _normal(hidden, visible) / math.sqrt(visible)
+    return tuple(a.astype(_dtype(dtype)) for a in (weight, _normal(visible), _normal(hidden)))
+
+
+def _half_step(share: float, size: int, dtype: str) -> Example:
+    weight, _, bias = _machine(share, size, size, dtype)
+    states = _bits(*weight.shape).astype(np.uint8)
+    return Example((states, weight, bias, _key()), {"units": "bernoulli", "dtype": "uint8"})
+
+
+def _divergence(share: float, rows: int, steps: int) -> Example:
+    machine = _machine(share, 784, 500)
+    data = _bits(_rows(share, rows), machine[0].shape[1])
+    return Example((data, data, *machine, _key()), {"steps": steps, "units": "bernoulli"})
+
+
+def _free_energy(share: float) -> Example:
+    machine = _machine(share, 784, 500)
+    return Example((_bits(_rows(share, 1e5), machine[0].shape[1]), *machine), {"units": "bernoulli"})
+
+
+def _annealing(share: float) -> Example:
+    machine = _machine(share, 784, 500)
+    states, betas = _bits(_rows(share, 5000), machine[0].shape[1]), cupy().linspace(0.0, 1.0, 101)
+    return Example((states, *machine, machine[1], betas, _key()), {"units": "bernoulli"})
+
+
+def _sequence(share: float, units: int, dtype: str) -> tuple[Any, ...]:
+    """What an LSTM reads, 16 sequences of 1024 steps: x, h0, c0, weight, batch_sizes."""
+    steps, streams, units = _rows(share, 1024), 16, _size(share, units)
+    weight = (_normal(4 * units, units) / math.sqrt(units)).astype(_dtype(dtype))
+    states = (_normal(streams, units, dtype=dtype) for _ in range(2))
+    x = _normal(steps * streams, 4 * units, dtype=dtype)
+    return x, *states, weight, cupy().full(steps, streams, np.int64)
+
+
+def _lstm(share: float, units: int, dtype: str) -> Example:
+    return Example(_sequence(share, units, dtype), {"reverse": False})
+
+
+def _lstm_backward(share: float, units: int, dtype: str) -> Example:
+    x, h0, c0, weight, batch_sizes = inputs = _sequence(share, units, dtype)
+    h, h_n, c_n, c, gates = registry.run(registry.specs()["lstm"], inputs, {"reverse": False})
+    return Example((h, h_n, c_n, weight, h0, c0, h, c, gates, batch_sizes), {"reverse": False})
+
+
+_CONVOLUTION = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
+"""Of kernels of 3 x 3, as the expressions have it."""
+
+
+def _planes(share: float, dtype: str = "float32") -> tuple[Any, Any]:
+    """256 images of 64 channels, 28 x 28, and 64 filters of 3 x 3."""
+    weight = (_normal(64, 64, 3, 3) / 24.0).astype(_dtype(dtype))
+    return _normal(_rows(share, 256), 64, 28, 28, dtype=dtype), weight
+
+
+def _convolution(share: float, which: str, dtype: str = "float32") -> Example:
+    x, weight = _planes(share, dtype)
+    if which == "input":  # the planes of y are as those of x here
+        return Example((x, weight), _CONVOLUTION | {"size": (28, 28)})
+    if which == "weight":
+        return Example((_planes(share, dtype)[0], x), _CONVOLUTION | {"size": (3, 3)})
+    return Example((x, weight), _CONVOLUTION)
+
+
 KERNELS: dict[str, Case] = {
     "uniform": Case("uniform", lambda s: Example((_key(),), {"shape": (_rows(s), 100), "dtype": "float32"}), True),
     "normal": Case("normal", lambda s: Example((_key(),), {"shape": (_rows(s), 100), "dtype": "float32"}), True),
@@ -155,6 +241,10 @@ KERNELS: dict[str, Case] = {
     "bernoulli_log_prob": Case("bernoulli_log_prob", lambda s: Example(_likelihood(s), {})),
     "bernoulli_log_prob_backward": Case(
         "bernoulli_log_prob_backward", lambda s: Example((_normal(50, _rows(s, 2552)), *_likelihood(s)), {})
+    ),
+    "linear_bernoulli_log_prob": Case("linear_bernoulli_log_prob", lambda s: Example(_last_layer(s), {})),
+    "linear_bernoulli_log_prob_backward": Case(
+        "linear_bernoulli_log_prob_backward", lambda s: Example((_normal(50, _rows(s, 2000)), *_last_layer(s)), {})
     ),
     "softmax_cross_entropy": Case("softmax_cross_entropy", lambda s: _classes(s, lambda *both: both)),
     "softmax_cross_entropy_backward": Case(
@@ -174,6 +264,30 @@ KERNELS: dict[str, Case] = {
     "matmul 4096, bfloat16": Case("matmul", lambda s: _product(s, 4096, 4096, 4096, "bfloat16")),
     "linear 1000 x 200 x 784, tanh": Case("linear", lambda s: _layer(s, 1000, 200, 784)),
     "linear 4096, tanh": Case("linear", lambda s: _layer(s, 4096, 4096, 4096)),
+    "gibbs_half_step 4096, bfloat16": Case("gibbs_half_step", lambda s: _half_step(s, 4096, "bfloat16"), True),
+    "gibbs_half_step 4096": Case("gibbs_half_step", lambda s: _half_step(s, 4096, "float32"), True),
+    "CD-1, 784 x 500, batch 100": Case("contrastive_divergence", lambda s: _divergence(s, 100, 1), True),
+    "CD-25, 784 x 500, batch 512": Case("contrastive_divergence", lambda s: _divergence(s, 512, 25), True),
+    "free_energy": Case("free_energy", _free_energy),
+    "AIS, 5000 runs, 100 temperatures": Case("annealed_importance_sampling", _annealing, True),
+    **{
+        f"lstm{backward} {units}, {dtype}": Case(
+            f"lstm{backward}",
+            functools.partial(_lstm_backward, units=units, dtype=dtype)
+            if backward
+            else functools.partial(_lstm, units=units, dtype=dtype),
+        )
+        for units, dtype in ((64, "float32"), (128, "float32"), (768, "float32"), (768, "bfloat16"))
+        for backward in ("", "_backward")
+    },
+    **{
+        f"conv2d{'_backward_' * bool(which)}{which}{', ' * bool(half)}{half}": Case(
+            f"conv2d{'_backward_' * bool(which)}{which}",
+            functools.partial(_convolution, which=which, dtype=half or "float32"),
+        )
+        for half in ("", "bfloat16")
+        for which in ("", "input", "weight")
+    },
 }
 
 
@@ -292,13 +406,36 @@ def _compare(name: str, backend: str, own: np.ndarray, rival: str, other: np.nda
 # ---------------------------------------------------------------------------------------------------------
 
 
-def measure_step(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+def measure_step(name: str, small: bool) -> dict[str, Any]:
     """Time a step, captured and eager, and the peers'; print the table and return the figures."""
-    case = compare.Case(name, device="cuda", **sizes)
+    step, sizes = STEPS[name]
+    workload = compare.STEPS[step]
+    case = compare.Case(step, device="cuda", **(workload.small | sizes if small else sizes))
     case.run(synchronize=cupy().cuda.Device().synchronize, **TIMING)
     result = case.result()
-    print(f"\n{name}: {compare.STEPS[name].title}\n{result}", flush=True)
-    return result.as_json() | {"absent": case.absent}
+    title = ", ".join([workload.title, *(f"{key} {value}" for key, value in sizes.items())])
+    print(f"\n{name}: {title}\n{result}", flush=True)
+    peaks = {contender: _peak(contender, call) for contender, call in case.steps.items()}
+    print(", ".join(f"{who} {peak / 2**20:.1f} MiB" for who, peak in peaks.items() if peak), flush=True)
+    return result.as_json() | {"title": title, "absent": case.absent, "peak": peaks}
+
+
+def _peak(contender: str, call: Callable[[], Any]) -> int | None:
+    """Bytes of the GPU that a step takes beyond what there is before it: of a captured step, whose buffers are there
+    before, and of JAX none are told."""
+    if contender == compare.EAGER:
+        pool = cupy().cuda.MemoryPool()  # what a new pool has taken from the device is the peak
+        with cupy().cuda.using_allocator(pool.malloc):
+            call()
+        return pool.total_bytes()
+    if contender in (TORCH, COMPILED):
+        import torch
+
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    return None
 
 
 def measure(share: float = 1.0, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -309,11 +446,7 @@ def measure(share: float = 1.0, names: Sequence[str] = ()) -> dict[str, Any]:
     print(f"{device.name}: copies {device.copy_rate / 1e12:.2f} TB/s, float32 products "
           f"{device.product_rate / 1e12:.1f} Tflop/s, 16-bit {device.half_factor:.1f} times that\n")  # fmt: skip
     found = {name: measure_kernel(name, share, device) for name in KERNELS if not names or name in names}
-    steps = {
-        name: measure_step(name, compare.STEPS[name].small if share < 1.0 else {})
-        for name in STEPS
-        if not names or name in names
-    }
+    steps = {name: measure_step(name, share < 1.0) for name in STEPS if not names or name in names}
     print(f"\nmeasured in {time.monotonic() - started:.0f} s")
     return {"gpu": dataclasses.asdict(device), "kernels": found, "steps": steps, "versions": _versions()}
 

@@ -15,6 +15,7 @@ import numpy as np
 import gmcore
 import gmkernels
 from gmcore import nn, ops, optim
+from gmcore.device import put_all
 from gmcore.models.boltzmann.rbm import RBM
 from gmcore.models.language import Excerpt
 from gmcore.models.latent.iwae import IWAE
@@ -181,51 +182,57 @@ def iwae_step(
     )
 
 
-def cd_step(batch: int = 100, visible: int = 784, hidden: int = 500) -> Workload:
-    """CD-1 by plain SGD on a machine with the spread-out weights of one that has learned something."""
+def cd_step(batch: int = 100, visible: int = 784, hidden: int = 500, steps: int = 1, device: str = "cpu") -> Workload:
+    """CD-k by plain SGD on a machine with the spread-out weights of one that has learned something."""
     v, rate = images(batch, visible), 1e-2
-    model = RBM(visible, hidden, chains=0, generator=Generator(0))
+    model = RBM(visible, hidden, steps=steps, chains=0, generator=Generator(0))
     model.weight.copy_(5.0 * model.weight.detach().numpy())
     weights = _weights(model)
+    model.to(device)
     generator = Generator(NOISE_SEED)
     optimizer = optim.SGD(model.parameters(), lr=rate)
 
-    def step(v: np.ndarray) -> None:
+    def step(v: Any) -> None:
         model.compute_gradients(v, generator=generator)
         optimizer.step()
 
-    noise = tuple(_uniforms(gmkernels.key_array(NOISE_SEED, draw), batch, hidden, visible) for draw in range(2))
-    config = {"learning_rate": rate}
-    return Workload(step, (v,), (v,), config, weights, (noise[0], noise[1]), dict(model.named_parameters()))
+    units = (hidden, visible) * steps
+    noise = tuple(_uniforms(gmkernels.key_array(NOISE_SEED, draw), batch, units) for draw in range(2))
+    config = {"learning_rate": rate, "steps": steps}
+    parameters = dict(model.named_parameters())
+    return Workload(step, (put_all(v, device),), (v,), config, weights, (noise[0], noise[1]), parameters)
 
 
-def _uniforms(key: np.ndarray, rows: int, hidden: int, visible: int) -> Noise:
-    """What hidden and visible units are compared with in the one step of a chain, by the rule of `gibbs.spec`."""
+def _uniforms(key: np.ndarray, rows: int, sizes: tuple[int, ...]) -> Noise:
+    """What the units of these layers in turn are compared with in a chain, by the rule of `gibbs.spec`."""
     return tuple(
         (rng.words(step_key(key, step, units), rows * units) / 2.0**32).astype(np.float32).reshape(rows, units)
-        for step, units in enumerate((hidden, visible))
+        for step, units in enumerate(sizes)
     )
 
 
-def language_step(steps: int = 64, streams: int = 32, units: int = 256, symbols: int = 65) -> Workload:
+def language_step(
+    steps: int = 64, streams: int = 32, units: int = 256, symbols: int = 65, device: str = "cpu"
+) -> Workload:
     """Adam on an LSTM language model and a piece of a text of random characters."""
     model = CharRNN("".join(chr(33 + i) for i in range(symbols)), "lstm", units, 1, generator=Generator(0))
     codes = np.random.default_rng(0).integers(symbols, size=(steps + 1, streams))
     inputs, targets = codes[:-1].copy(), codes[1:].copy()
     config, weights = {"symbols": symbols, "hidden_size": units}, _weights(model)
+    model.to(device)
     generator = Generator(NOISE_SEED)
     optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
-    def step(inputs: np.ndarray, targets: np.ndarray) -> gmcore.Tensor:
+    def step(inputs: Any, targets: Any) -> gmcore.Tensor:
         optimizer.zero_grad()
         loss = model.compute_gradients(Excerpt(inputs, targets, first=True), generator=generator).loss
         optimizer.step()
         return loss
 
-    return Workload(step, (inputs, targets), (inputs, targets), config, weights)
+    return Workload(step, put_all((inputs, targets), device), (inputs, targets), config, weights)
 
 
-def discriminator_step(batch: int = 64, channels: int = 32) -> Workload:
+def discriminator_step(batch: int = 64, channels: int = 32, device: str = "cpu") -> Workload:
     """Adam on 28 x 28 images and their labels, half of them real."""
     x = images(batch).reshape(batch, 1, 28, 28)
     labels = (np.arange(batch) % 2).astype(np.float32)[:, None]
@@ -240,20 +247,63 @@ def discriminator_step(batch: int = 64, channels: int = 32) -> Workload:
         nn.Linear(2 * channels * 7 * 7, 1),
     )
     config, weights = {"channels": channels}, _weights(model)
+    model.to(device)
     optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
     def step(x: gmcore.Tensor, labels: gmcore.Tensor) -> gmcore.Tensor:
         return _descend(optimizer, ops.binary_cross_entropy_with_logits(model(x), labels))
 
-    return Workload(step, (gmcore.tensor(x), gmcore.tensor(labels)), (x, labels), config, weights)
+    return Workload(step, _placed(device, x, labels), (x, labels), config, weights)
+
+
+# -- layers --------------------------------------------------------------------------------------------------
+def lstm_sequence(steps: int = 1024, streams: int = 16, units: int = 64, device: str = "cpu") -> Workload:
+    """An LSTM over long sequences of as many inputs as units: the states, and all gradients from theirs."""
+    model = nn.LSTM(units, units)
+    model.reset_parameters(Generator(0))
+    weights = _weights(model)
+    model.to(device)
+    draw = np.random.default_rng(0).standard_normal
+    x, d_h = (draw((steps, streams, units), np.float32) for _ in range(2))
+    leaves = (gmcore.tensor(x, device=device, requires_grad=True), *model.parameters())
+    (incoming,) = _placed(device, d_h)
+
+    def step(x: gmcore.Tensor) -> None:
+        h, _ = model(x)
+        _leave_gradients(h, leaves, incoming)
+
+    return Workload(step, leaves[:1], (x, d_h), {"units": units}, weights, leaves=leaves)
+
+
+def last_layer(
+    samples: int = 50, batch: int = 100, data: int = 784, hidden: int = 200, device: str = "cpu"
+) -> Workload:
+    """The last layer of a decoder with the log-likelihood of binary images, of many samples each, and its gradients."""
+    draw = np.random.default_rng(0).standard_normal
+    h, bias = draw((samples, batch, hidden), np.float32), draw(data, np.float32)
+    weight = draw((data, hidden), np.float32) / np.float32(np.sqrt(hidden))
+    x, g = images(batch, data), draw((samples, batch), np.float32)
+    leaves = tuple(gmcore.tensor(a, device=device, requires_grad=True) for a in (h, weight, bias))
+    target, incoming = _placed(device, x, g)
+
+    def step(h: gmcore.Tensor, weight: gmcore.Tensor, bias: gmcore.Tensor) -> None:
+        _leave_gradients(ops.linear_bernoulli_log_prob(h, weight, bias, target), leaves, incoming)
+
+    return Workload(step, leaves, (h, weight, bias, x, g), leaves=leaves)
+
+
+def _leave_gradients(y: gmcore.Tensor, leaves: tuple[gmcore.Tensor, ...], incoming: gmcore.Tensor) -> None:
+    for leaf, gradient in zip(leaves, gmcore.grad(y, leaves, incoming), strict=True):
+        leaf.grad = gradient
 
 
 class Step(NamedTuple):
     """What is compared with the peers."""
 
     title: str
-    aim: float
-    """Time of our captured step over that of the best peer: no more than this is wanted."""
+    aim: float | None
+    """Time of our captured step over that of the best peer: no more than this is wanted. None of what is measured on a
+    GPU alone."""
     make: Callable[..., Workload]
     small: Mapping[str, int] = {}
     """Sizes at which a step takes no time: for tests, and for what a library does once."""
@@ -295,5 +345,16 @@ STEPS = {
     "discriminator-step": Step(
         "Conv discriminator 28 x 28, batch 64, Adam", 0.85, discriminator_step, {"batch": 4, "channels": 2}
     ),
+    "lstm-sequence": Step(
+        "LSTM, 1024 steps x 16, with gradients", None, lstm_sequence, {"steps": 4, "streams": 3, "units": 5}
+    ),
+    "last-layer": Step(
+        "Last layer 200-784 and log-likelihood, k 50, batch 100, with gradients",
+        None,
+        last_layer,
+        {"samples": 4, "batch": 3, "data": 12, "hidden": 5},
+    ),
 }
 """The steps of `compare` by name."""
+CPU_STEPS = tuple(name for name, step in STEPS.items() if step.aim is not None)
+"""Those that are measured on the CPU."""

@@ -33,6 +33,11 @@ def of_arrays(m: Any, draw: Callable[[Sequence[int]], Any], uniform: Callable[[S
     def log_prob(logits: Any, x: Any) -> Any:
         return (x * logits - m.maximum(logits, 0.0) - m.log1p(m.exp(-m.abs(logits)))).sum(-1)
 
+    def linear_log_prob_backward(g: Any, h: Any, weight: Any, bias: Any, x: Any) -> Any:
+        residual = g[..., None] * (x - 1.0 / (1.0 + m.exp(-(h @ weight.T + bias))))
+        rows = residual.reshape(-1, len(weight))
+        return residual @ weight, rows.T @ h.reshape(-1, h.shape[-1]), rows.sum(0)
+
     def cross_entropy(logits: Any, target: Any) -> Any:
         shifted = logits - logits.max(-1, keepdims=True)
         probabilities = m.exp(shifted)
@@ -54,12 +59,17 @@ def of_arrays(m: Any, draw: Callable[[Sequence[int]], Any], uniform: Callable[[S
         "iwae_bound_backward": lambda g, log_w, highest, scale: g * scale * m.exp(log_w - highest),
         "bernoulli_log_prob": log_prob,
         "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - 1.0 / (1.0 + m.exp(-logits))),
+        "linear_bernoulli_log_prob": lambda h, weight, bias, x: log_prob(h @ weight.T + bias, x),
+        "linear_bernoulli_log_prob_backward": linear_log_prob_backward,
         "softmax_cross_entropy": cross_entropy,
         "softmax_cross_entropy_backward": cross_entropy_backward,
         "matmul": lambda a, b: a @ b,
         "linear": lambda x, weight, bias: m.tanh(x @ weight.T + bias),
         "activation_backward": lambda g, y: (g * (1.0 - y * y), (g * (1.0 - y * y)).sum(0)),
         "sum": lambda x: x.sum(0),
+        "free_energy": lambda v, weight, visible_bias, hidden_bias: (
+            -(v @ visible_bias) - m.logaddexp(0.0, v @ weight.T + hidden_bias).sum(-1)
+        ),
     }
 
 
@@ -89,12 +99,21 @@ def of_torch() -> dict[str, Expression]:
     def log_prob(logits: Any, x: Any) -> Any:
         return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
+    def linear_log_prob_backward(g: Any, h: Any, weight: Any, bias: Any, x: Any) -> Any:
+        residual = g[..., None] * (x - torch.sigmoid(F.linear(h, weight, bias)))
+        rows = residual.flatten(0, -2)
+        return residual @ weight, rows.T @ h.flatten(0, -2), rows.sum(0)
+
     def cross_entropy_backward(g: Any, probabilities: Any, target: Any) -> Any:
         return g[:, None] * (probabilities - F.one_hot(target, probabilities.shape[-1]))
 
     def activation_backward(g: Any, y: Any) -> Any:
         d_pre = g * (1.0 - y * y)
         return d_pre, d_pre.sum(0)
+
+    def gibbs_half_step(states: Any, weight: Any, bias: Any) -> Any:
+        mean = torch.sigmoid(F.linear(states.to(weight.dtype), weight, bias))
+        return mean, torch.bernoulli(mean).to(torch.uint8)
 
     return {
         "uniform": lambda shape: torch.rand(shape),
@@ -107,6 +126,8 @@ def of_torch() -> dict[str, Expression]:
         "iwae_bound_backward": lambda g, log_w, highest, scale: g * torch.softmax(log_w, 0),
         "bernoulli_log_prob": log_prob,
         "bernoulli_log_prob_backward": lambda g, logits, x: g[..., None] * (x - torch.sigmoid(logits)),
+        "linear_bernoulli_log_prob": lambda h, weight, bias, x: log_prob(F.linear(h, weight, bias), x),
+        "linear_bernoulli_log_prob_backward": linear_log_prob_backward,
         "softmax_cross_entropy": lambda logits, target: (
             F.cross_entropy(logits, target, reduction="none"),
             torch.softmax(logits, -1),
@@ -117,6 +138,15 @@ def of_torch() -> dict[str, Expression]:
         "activation_backward": activation_backward,
         "sum": lambda x: x.sum(0),
         "adam": _torch_adam,
+        "gibbs_half_step": gibbs_half_step,
+        "free_energy": lambda v, weight, visible_bias, hidden_bias: (
+            -(v @ visible_bias) - F.softplus(F.linear(v, weight, hidden_bias)).sum(-1)
+        ),
+        "conv2d": lambda x, weight: F.conv2d(x, weight, padding=1),
+        "conv2d_backward_input": lambda g, weight: F.conv_transpose2d(g, weight, padding=1),
+        "conv2d_backward_weight": lambda g, x: torch.nn.grad.conv2d_weight(
+            x, (g.shape[1], x.shape[1], 3, 3), g, padding=1
+        ),
     }
 
 
@@ -139,4 +169,5 @@ def of_jax() -> dict[str, Expression]:
     key = jax.random.key(0, impl="rbg")
     found = of_arrays(jnp, lambda shape: jax.random.normal(key, shape), lambda shape: jax.random.uniform(key, shape))
     found["iwae_bound"] = lambda log_w: jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
+    found["conv2d"] = lambda x, weight: jax.lax.conv(x, weight, (1, 1), "SAME")
     return found

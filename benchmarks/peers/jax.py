@@ -192,12 +192,13 @@ def cd_step(w: Workload) -> Step:
         key, p = state
         weight, visible_bias, hidden_bias = p["weight"], p["visible_bias"], p["hidden_bias"]
         (v,) = data
-        key, *own = jax.random.split(key, 3)
-        shapes = ((len(v), len(hidden_bias)), v.shape)
-        hidden, visible = noise or (jax.random.uniform(k, s) for k, s in zip(own, shapes, strict=True))
-        h = jax.nn.sigmoid(v @ weight.T + hidden_bias)
-        v1 = (visible < jax.nn.sigmoid((hidden < h).astype(v.dtype) @ weight + visible_bias)).astype(v.dtype)
-        h1 = jax.nn.sigmoid(v1 @ weight.T + hidden_bias)
+        shapes = ((len(v), len(hidden_bias)), v.shape) * w.config["steps"]
+        key, *own = jax.random.split(key, 1 + len(shapes))
+        uniforms = noise or [jax.random.uniform(k, s) for k, s in zip(own, shapes, strict=True)]
+        h = h1 = jax.nn.sigmoid(v @ weight.T + hidden_bias)
+        for hidden, visible in zip(uniforms[::2], uniforms[1::2], strict=True):
+            v1 = (visible < jax.nn.sigmoid((hidden < h1).astype(v.dtype) @ weight + visible_bias)).astype(v.dtype)
+            h1 = jax.nn.sigmoid(v1 @ weight.T + hidden_bias)
         changed = {
             "weight": weight + rate * (h.T @ v - h1.T @ v1),
             "visible_bias": visible_bias + rate * (v - v1).sum(0),
@@ -208,22 +209,26 @@ def cd_step(w: Workload) -> Step:
     return _stepping(update, ({name: jnp.array(value) for name, value in w.weights.items()},), w.data)
 
 
+def _lstm(p: Parameters, x: Array) -> Array:
+    """The states of all steps, from zeros; x (steps, streams, inputs)."""
+
+    def cell(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
+        h, c = carry
+        i, f, g, o = jnp.split(x + h @ p["weight_hh_l0"], 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    start = jnp.zeros((x.shape[1], len(p["weight_hh_l0"])))
+    _, h = lax.scan(cell, (start, start), x @ p["weight_ih_l0"] + p["bias_ih_l0"] + p["bias_hh_l0"])
+    return h
+
+
 def language_step(w: Workload) -> Step:
     symbols = w.config["symbols"]
 
     def loss(p: Parameters, inputs: Array, targets: Array) -> Array:
-        bias = p["rnn.bias_ih_l0"] + p["rnn.bias_hh_l0"]
-        from_input = jax.nn.one_hot(inputs, symbols) @ p["rnn.weight_ih_l0"] + bias
-
-        def cell(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
-            h, c = carry
-            i, f, g, o = jnp.split(x + h @ p["rnn.weight_hh_l0"], 4, axis=-1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        start = jnp.zeros((inputs.shape[1], w.config["hidden_size"]))
-        _, h = lax.scan(cell, (start, start), from_input)
+        h = _lstm({name.removeprefix("rnn."): a for name, a in p.items()}, jax.nn.one_hot(inputs, symbols))
         log_p = jax.nn.log_softmax(_linear(p, "output", h))
         return -jnp.take_along_axis(log_p, targets[..., None], axis=-1).mean()
 
@@ -257,6 +262,36 @@ def discriminator_step(w: Workload) -> Step:
     return _training(loss, parameters, w._replace(data=(x.transpose(0, 2, 3, 1), labels)))
 
 
+# -- layers --------------------------------------------------------------------------------------------------
+def _gradients(y: Callable[..., Array], leaves: tuple[Any, ...], incoming: np.ndarray) -> Step:
+    """A step that gives the gradients of y by its arguments, from those by y."""
+
+    def update(state: Any, data: tuple[Any, ...], noise: tuple[Array, ...]) -> Any:
+        *leaves, incoming = data
+        return jax.vjp(y, *leaves)[1](incoming), state
+
+    return _stepping(update, (), (*leaves, incoming))
+
+
+def lstm_sequence(w: Workload) -> Step:
+    """With the weights as they are: their gradients are compared."""
+    x, d_h = w.data
+
+    def states(x: Array, *weights: Array) -> Array:
+        return _lstm(dict(zip(w.weights, (a.T for a in weights), strict=True)), x)
+
+    return _gradients(states, (x, *w.weights.values()), d_h)
+
+
+def last_layer(w: Workload) -> Step:
+    h, weight, bias, x, g = w.data
+
+    def log_prob(h: Array, weight: Array, bias: Array) -> Array:
+        return -_cross_entropy(h @ weight.T + bias, x).sum(-1)
+
+    return _gradients(log_prob, (h, weight, bias), g)
+
+
 STEPS: dict[str, Callable[[Workload], Step]] = {
     "mlp-step": mlp_step,
     "vae-step": vae_step,
@@ -266,6 +301,8 @@ STEPS: dict[str, Callable[[Workload], Step]] = {
     "gaussian-sample": gaussian_sample,
     "iwae-bound": iwae_bound,
     "discriminator-step": discriminator_step,
+    "lstm-sequence": lstm_sequence,
+    "last-layer": last_layer,
 }
 
 

@@ -224,10 +224,12 @@ def cd_step(w: Workload, compiled: bool) -> Step:
         return torch.bernoulli(mean) if uniform is None else (uniform < mean).float()
 
     @torch.no_grad()
-    def step(hidden: Tensor | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
-        h = torch.sigmoid(torch.addmm(hidden_bias, v, weight.T))
-        v1 = sample(torch.sigmoid(torch.addmm(visible_bias, sample(h, hidden), weight)), visible)
-        h1 = torch.sigmoid(torch.addmm(hidden_bias, v1, weight.T))
+    def step(*noise: Tensor) -> dict[str, Tensor]:
+        uniforms = noise or (None,) * (2 * w.config["steps"])
+        h = h1 = torch.sigmoid(torch.addmm(hidden_bias, v, weight.T))
+        for hidden, visible in zip(uniforms[::2], uniforms[1::2], strict=True):
+            v1 = sample(torch.sigmoid(torch.addmm(visible_bias, sample(h1, hidden), weight)), visible)
+            h1 = torch.sigmoid(torch.addmm(hidden_bias, v1, weight.T))
         weight.addmm_(h.T, v, alpha=rate).addmm_(h1.T, v1, alpha=-rate)
         visible_bias.add_((v - v1).sum(0), alpha=rate)
         hidden_bias.add_((h - h1).sum(0), alpha=rate)
@@ -270,6 +272,36 @@ def discriminator_step(w: Workload, compiled: bool) -> Step:
     return _training(model, lambda: F.binary_cross_entropy_with_logits(model(x), labels), w, compiled)
 
 
+# -- layers --------------------------------------------------------------------------------------------------
+def _gradients(y: Callable[[], Tensor], leaves: Sequence[Tensor], incoming: Tensor, compiled: bool) -> Step:
+    """A step that gives the gradients of y by the leaves, from those by y."""
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y(), leaves, incoming)
+
+    return _compiled(step) if compiled else step
+
+
+def lstm_sequence(w: Workload, compiled: bool) -> Step:
+    """On a GPU by cuDNN."""
+    x, d_h = _tensors(w)
+    x.requires_grad_()
+    model = nn.LSTM(w.config["units"], w.config["units"])
+    model.load_state_dict({name: torch.tensor(value) for name, value in w.weights.items()})
+    return _gradients(lambda: model(x)[0], [x, *model.parameters()], d_h, compiled)
+
+
+def last_layer(w: Workload, compiled: bool) -> Step:
+    h, weight, bias, x, g = _tensors(w)
+    leaves = [a.requires_grad_() for a in (h, weight, bias)]
+
+    def log_prob() -> Tensor:
+        logits = F.linear(h, weight, bias)
+        return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+    return _gradients(log_prob, leaves, g, compiled)
+
+
 STEPS: dict[str, Callable[[Workload, bool], Step]] = {
     "small-op": small_op,
     "mlp-step": mlp_step,
@@ -280,12 +312,15 @@ STEPS: dict[str, Callable[[Workload, bool], Step]] = {
     "gaussian-sample": gaussian_sample,
     "iwae-bound": iwae_bound,
     "discriminator-step": discriminator_step,
+    "lstm-sequence": lstm_sequence,
+    "last-layer": last_layer,
 }
 
 
 def configure(device: str) -> None:
     torch.set_default_device(device)
     torch.set_num_threads(pool.get_num_threads())
+    torch.backends.cudnn.allow_tf32 = False  # as in products: float32 means float32 on both sides
     torch.set_flush_denormal(True)  # as gmcore's kernels do. PyTorch's threads, not yet started, inherit it
 
 

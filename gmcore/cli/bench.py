@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.names:
         if name not in compare.STEPS:
             raise unknown_name("step", name, compare.STEPS)
-    names = arguments.names or list(compare.STEPS)
+    names = arguments.names or list(_benchmarks("workloads").CPU_STEPS)
     if arguments.memory:
         figures = {"memory": _benchmarks("memory").measure(names)}
     else:

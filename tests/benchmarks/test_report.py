@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from benchmarks import report
-from benchmarks.workloads import STEPS
+from benchmarks.workloads import CPU_STEPS, STEPS
 
 RESULTS = "benchmarks/results/cpu-2core.json"
 
@@ -38,7 +38,7 @@ def test_the_readme_is_in_step_with_the_results():
 
 def test_every_step_is_shown():
     readme = (report.ROOT / "README.md").read_text()
-    assert all(f"\n| {step.title} | " in readme for step in STEPS.values())
+    assert all(f"\n| {step.title} | " in readme for step in map(STEPS.get, CPU_STEPS))
 
 
 def test_a_row_has_our_ratios_the_best_peer_the_aim_and_whether_it_is_met():
