@@ -14,7 +14,6 @@ from tests.support import ahead
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 EPSILON = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative error of one rounding."""
 
@@ -87,22 +86,21 @@ def test_every_class(stride, dilation, padding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_groups(dtype):
     check_all(3, 2, 3, 18, (5, 6), (3, 3), dtype, padding=((1, 1), (1, 1)))
     check_all(2, 3, 1, 1, (9, 17), (4, 3), dtype, stride=(1, 2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES[2:])
-def test_channels_last(dtype, monkeypatch):
+def test_channels_last(monkeypatch):
     used, defines = [], launch.cuda_source
     monkeypatch.setattr(launch, "cuda_source", lambda *a, **o: used.append(o["defines"]) or defines(*a, **o))
     monkeypatch.setattr(launch, "_cuda_kernels", {})
     monkeypatch.setattr(launch, "_cuda_modules", {})
-    check_all(3, 1, 8, 16, (7, 9), (3, 2), dtype, stride=(1, 2), padding=((1, 0), (2, 1)))
-    check_all(2, 2, 24, 8, (6, 5), (3, 3), dtype, stride=(2, 3), dilation=(1, 2), padding=((2, 2), (1, 3)))
-    check_all(2, 1, 8, 40, (6, 7), (1, 1), dtype)
+    check_all(3, 1, 8, 16, (7, 9), (3, 2), "bfloat16", stride=(1, 2), padding=((1, 0), (2, 1)))
+    check_all(2, 2, 24, 8, (6, 5), (3, 3), "bfloat16", stride=(2, 3), dilation=(1, 2), padding=((2, 2), (1, 3)))
+    check_all(2, 1, 8, 40, (6, 7), (1, 1), "bfloat16")
     assert {d[0] for d in used if "LAST=1" in d} == {"FORWARD=1", "BACKWARD_INPUT=1", "BACKWARD_WEIGHT=1"}
 
 
@@ -110,7 +108,7 @@ def test_channels_last(dtype, monkeypatch):
 @pytest.mark.parametrize(
     "dtype, sizes",
     [
-        ("float32", [(16, 64), (32, 128), (128, 128)]),
+        ("float32", [(32, 128), (128, 128)]),
         ("float64", [(16, 64), (64, 64)]),
         ("float16", [(16, 128), (64, 128)]),
         ("channels last", [(16, 128), (128, 128)]),
@@ -190,6 +188,8 @@ def test_tiles_fit_devices_and_filters():
             longest = max(tile.shared(Copy(way, itemsize), Copy(ELEMENTS, itemsize), itemsize) for way in range(4))
             places = 16 * (tile.m + tile.n + 2 * tile.stages * tile.k)
             assert longest + places <= 99 << 10
+            # What is not asked for must fit beside the places.
+            assert longest > launch.USUAL_SHARED or longest + places <= 48 << 10
     assert isinstance(cuda._tile(cuda._SINGLE, 1, 1, 1), Tile)
     assert cuda._tile(cuda._SINGLE, 16, 10**6, 1).m == 16
     assert (cuda._tile(cuda._SINGLE, 256, 10**6, 1).m, cuda._tile(cuda._SINGLE, 192, 10**6, 1).m) == (128, 64)
@@ -204,9 +204,7 @@ COMPILED = [  # some tiles of each dtype; in float32 the least share of multiply
     ("forward", "float32", (32, 128), 80, 0.65),
     ("backward_input", "float32", (64, 128), 90, 0.75),
     ("backward_weight", "float32", (64, 64), 90, 0.65),
-    ("forward", "bfloat16", (64, 128), 90, None),
     ("backward_input", "float16", (64, 64), 80, None),
-    ("backward_weight", "bfloat16", (64, 64), 90, None),
     ("forward", "channels last", (128, 128), 80, None),
     ("backward_input", "channels last", (128, 128), 90, None),
     ("backward_weight", "channels last", (64, 128), 90, None),
