@@ -2,10 +2,19 @@
 
 Weights, biases and states are multiples of 1/16 where samples are compared: then means and samples do not depend on the
 order of sums.
+
+Run as a program, this file compiles large half-steps and prints what the test of their machine code reads: a process in
+which Triton interprets cannot compile.
 """
 
 import contextlib
 import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +69,11 @@ def check(op, inputs, **attrs):
 
 @contextlib.contextmanager
 def small_tiles():
-    """Tiles of 16 x 16, in groups of two rows of them."""
+    """Tiles of 32 x 64, in groups of two rows of them, each finished in two parts."""
     with contextlib.ExitStack() as stack:
         for (_, many), choices in gibbs.CHOICES.items():
             if not many:
-                stack.enter_context(choices.trying(tile(16, 16, 16, 4, 2, group=2)))
+                stack.enter_context(choices.trying(tile(32, 64, 16, 1, 2, group=2)))
         yield
 
 
@@ -72,7 +81,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    "rows, outputs, dtype", [(35, 21, "uint8"), slow(35, 20, "uint8"), slow(19, 21, "float32"), slow(19, 20, "float32")]
+    "rows, outputs, dtype", [(5, 69, "uint8"), slow(67, 69, "uint8"), slow(67, 68, "float32"), slow(5, 68, "float32")]
 )
 def test_tiles_of_a_half_step(rows, outputs, dtype):
     """Ragged along all three axes, and with rows that begin in the middle of a group of words."""
@@ -83,11 +92,11 @@ def test_tiles_of_a_half_step(rows, outputs, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("outputs", [20, 21])
+@pytest.mark.parametrize("outputs", [68, 69])
 def test_gaussian_units_of_a_half_step(outputs):
     """Normals have the bits of the reference in float32: added to the same mean they are the same sample."""
     rng = np.random.default_rng(0)
-    inputs = (binary(19, 37), dyadic(rng, outputs, 37), dyadic(rng, outputs), KEY)
+    inputs = (binary(5, 37), dyadic(rng, outputs, 37), dyadic(rng, outputs), KEY)
     with small_tiles():
         mean, sample = run(spec.GIBBS_HALF_STEP, inputs, units="gaussian", dtype="float32")
     expected = registry.run(
@@ -123,9 +132,9 @@ def test_the_means_of_nan_and_of_certain_units():
 
 # 70 units are two tiles of a chain's program, and two steps of its sums.
 @pytest.mark.parametrize("units", ["bernoulli", slow("gaussian")])
-@pytest.mark.parametrize("in_one_launch", [True, slow(False)])
-def test_a_chain_in_one_launch_or_many(monkeypatch, units, in_one_launch):
-    start = binary(18, 9) if units == "bernoulli" else dyadic(np.random.default_rng(2), 18, 9)
+@pytest.mark.parametrize("rows, in_one_launch", [(5, True), slow(18, True), slow(18, False)])
+def test_a_chain_in_one_launch_or_many(monkeypatch, units, rows, in_one_launch):
+    start = binary(rows, 9) if units == "bernoulli" else dyadic(np.random.default_rng(2), rows, 9)
     if not in_one_launch:
         monkeypatch.setattr(gibbs, "SMALL_WEIGHT", 0)
     steps = 2 if units == "bernoulli" else 1  # of one, as the examples
@@ -151,9 +160,9 @@ def test_free_energies_of_several_tiles(units):
 
 @pytest.mark.parametrize("from_data", [True, slow(False)])
 def test_statistics_of_several_tiles(from_data):
-    data = binary(5, 70)
-    chain = data if from_data else binary(9, 70)
-    check(spec.CONTRASTIVE_DIVERGENCE, (data, chain, *machine(70, 33), KEY), steps=1, units="bernoulli")
+    data = binary(5, 66)
+    chain = data if from_data else binary(9, 66)
+    check(spec.CONTRASTIVE_DIVERGENCE, (data, chain, *machine(66, 33), KEY), steps=1, units="bernoulli")
 
 
 @pytest.mark.slow
@@ -169,14 +178,15 @@ def test_statistics_after_several_steps(monkeypatch, from_data, in_one_launch):
 
 def test_annealing_over_several_tiles():
     betas = np.array([0, 0.25, 1])
-    inputs = (binary(3, 36), *machine(36, 40), dyadic(np.random.default_rng(3), 36), betas, KEY)
+    inputs = (binary(3, 36), *machine(36, 20), dyadic(np.random.default_rng(3), 36), betas, KEY)
     check(spec.ANNEALED_IMPORTANCE_SAMPLING, inputs, units="bernoulli")
 
 
-def test_a_sweep_over_several_blocks():
+@pytest.mark.parametrize("rows", [5, slow(17)])
+def test_a_sweep_over_several_blocks(rows):
     rng = np.random.default_rng(0)
     upper = np.triu(dyadic(rng, 67, 67), 1)
-    inputs = (binary(17, 67), upper + upper.T, dyadic(rng, 67), rng.random(67) < 0.8, KEY)
+    inputs = (binary(rows, 67), upper + upper.T, dyadic(rng, 67), rng.random(67) < 0.8, KEY)
     check(spec.BOLTZMANN_SWEEP, inputs, sweeps=1)
 
 
@@ -187,3 +197,50 @@ def test_explain_says_how_chains_run():
 
     assert "all steps in one launch" in why(512)
     assert "a launch for each half-step" in why(513)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Machine code
+# ---------------------------------------------------------------------------------------------------------
+
+
+def main():
+    """What the code of a large half-step has, of float32 (in two parts) and bfloat16 weights with states of uint8."""
+    from tests.support import ahead
+
+    (case,) = (c for c in importlib.import_module("tests.gmkernels.ahead.gibbs").CASES if c.op == "gibbs_half_step")
+    outputs = case.inputs[0].shape[0] * case.inputs[1][0]
+    found = []
+    for dtype, capability in (("float32", 80), ("float32", 90), ("bfloat16", 90)):
+        (launched,) = ahead.launches(case, "triton", dtype, capability)
+        instructions = launched.threads * launched.report.path.instructions / outputs
+        found.append((dtype, capability, launched.report.tensor, instructions))
+    json.dump(found, sys.stdout)
+
+
+@pytest.mark.slow
+def test_half_steps_run_on_the_tensor_cores_of_bfloat16():
+    """A weight in two parts takes two products of each block, one in bfloat16 one; and what all else of a unit takes.
+
+    The H200 issues 307 instructions for a unit in the time of its 4096 multiply-adds in bfloat16.
+    """
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # An instruction of Hopper's multiplies 64 rows of a group of four warps, along 16 of a block of 32 or 64.
+    expected = {
+        ("float32", 90): {"HGMMA.64x128x16.F32.BF16": 2 * 2},
+        ("bfloat16", 90): {"HGMMA.64x256x16.F32.BF16": 4},
+    }
+    for dtype, capability, tensor, instructions in json.loads(done.stdout):
+        if capability == 80:
+            assert list(tensor) == ["HMMA.16816.F32.BF16"]
+        else:
+            assert tensor == expected[dtype, capability]
+        assert instructions <= 70
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ denormal numbers. `Report.loops` are the innermost loops; one iteration is a pat
 from __future__ import annotations
 
 import argparse
+import collections
 import ctypes
 import functools
 import glob
@@ -76,6 +77,7 @@ class Report(NamedTuple):
     spills : loads and stores of local memory (and the bytes of it, if no instruction uses them).
     shared : bytes of static shared memory; of all that a Triton kernel needs.
     path : from the entry to the exit, each loop once.
+    tensor : how many instructions of tensor cores the code has, by their names.
     loops : the innermost loops, those that move the most bytes first, and of these the ones with wide accesses.
     """
 
@@ -85,6 +87,7 @@ class Report(NamedTuple):
     spills: int
     shared: int
     path: Work
+    tensor: dict[str, int]
     loops: tuple[Work, ...]
 
     @property
@@ -292,9 +295,10 @@ def read(cubin: bytes, capability: int) -> dict[str, Report]:
     for name, registers, stack, shared, local in _RESOURCES.findall(usage):
         path, loops = _analysed(sections[name])
         spills = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in sections[name])
+        tensor = collections.Counter(re.findall(r"\b[HD]G?MMA\.[A-Z0-9_.x]+", "\n".join(sections[name])))
         spills = spills or int(stack) + int(local)
         reserved = 1024 if capability >= 90 and int(shared) else 0  # by the system, where a block has any
-        reports[name] = Report(name, capability, int(registers), spills, int(shared) - reserved, path, loops)
+        reports[name] = Report(name, capability, int(registers), spills, int(shared) - reserved, path, tensor, loops)
     return reports
 
 
@@ -517,7 +521,7 @@ def _virtual(what: Any, dtype: Any) -> Any:
 
 
 def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list[Launch]:
-    """The kernels that the launcher of a case launches, compiled: with the first of its configurations.
+    """The kernels that the launcher of a case launches, compiled: in the configurations that ship.
 
     Parameters
     ----------
@@ -538,7 +542,10 @@ def launches(case: Case, backend: str, dtype: str, capability: int = 90) -> list
     at = configurations.Choices.at
     try:
         vars(launch).update(replaced)
-        configurations.Choices.at = lambda self, size: self.candidates[0]  # type: ignore[method-assign]
+        shipped = configurations.measured().get(str(capability), {})
+        configurations.Choices.at = (  # type: ignore[method-assign]
+            lambda self, size: self.candidates[shipped[self.name][self.class_of(size)] if self.name in shipped else 0]
+        )
         outputs = [Virtual(shape, d) for shape, d in spec.infer(*inputs, **case.attrs)]
         outputs = [_virtual(shape, dtype) for shape in case.updated] or outputs
         workspace = [Virtual(shape, d) for shape, d in spec.workspace(*inputs, **case.attrs)]

@@ -66,7 +66,7 @@ for _spec in (
     _has_chain = _spec in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE)
     register(
         _spec, "triton", f"gmkernels.gibbs.triton:{_spec.name}", dtypes=FLOATS + HALVES,
-        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5,
+        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2.5e-5, efficiency=0.6,
         note=functools.partial(_triton_note, _spec) if _has_chain else None,
     )  # fmt: skip
 

@@ -106,6 +106,44 @@ def _mean_of(x, GAUSSIAN: tl.constexpr):
 # ---------------------------------------------------------------------------------------------------------
 
 
+@triton.jit
+def _halved(x):
+    """The left and the right half of a tile: what its units do takes fewer registers for one after the other."""
+    pairs = tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2))
+    return tl.split(tl.permute(pairs, (0, 2, 1)))
+
+
+@triton.jit
+def _finish(
+    x, bias, bias_step, mean, sample, seed, draw, offset, row, left, m, n, PARTS: tl.constexpr, WITH_SUMS: tl.constexpr,
+    GAUSSIAN: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Means and sample of the units of a tile from its product x, and sums of softplus by row; in so many PARTS."""
+    if PARTS > 1:
+        x, right = _halved(x)
+        of_left = _finish(
+            x, bias, bias_step, mean, sample, seed, draw, offset, row, left, m, n, PARTS // 2, WITH_SUMS, GAUSSIAN,
+            ALIGNED,
+        )  # fmt: skip
+        return of_left + _finish(
+            right, bias, bias_step, mean, sample, seed, draw, offset, row, left + x.shape[1], m, n, PARTS // 2,
+            WITH_SUMS, GAUSSIAN, ALIGNED,
+        )  # fmt: skip
+    column = left + tl.arange(0, x.shape[1])
+    x += widened(tl.load(bias + column * bias_step, column < n, 0.0))[None, :]
+    mask = (row[:, None] < m) & (column[None, :] < n)
+    at = row.to(m.dtype)[:, None] * n + column[None, :]
+    p = _mean_of(x, GAUSSIAN)
+    if mean is not None:
+        tl.store(mean + at, p.to(mean.dtype.element_ty), mask)
+    if sample is not None:
+        _store_states(sample + at, _sample(p, seed, draw, offset, row, left, n, GAUSSIAN, ALIGNED), mask)
+    if WITH_SUMS:
+        return tl.sum(tl.where(mask, softplus(x), 0.0), axis=1).to(tl.float64)
+    else:
+        return tl.zeros((x.shape[0],), tl.float64)
+
+
 @triton.jit(
     do_not_specialize=[
         "m", "n", "k", "a_row", "a_column", "b_row", "b_column", "bias_step", "key_step", "units", "step",
@@ -116,11 +154,12 @@ def _half_step(
     m, n, k, a_row, a_column, b_row, b_column, bias_step, key_step, units, step,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr, GAUSSIAN: tl.constexpr, BY_ROW: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, GAUSSIAN: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """A tile of the means, of the sample, and sums of softplus, each unless it is None; sizes are in units.
 
-    The sums are (m, tiles of a row) if BY_ROW; otherwise there is one for each tile.
+    The tile is finished in so many PARTS, 1, 2 or 4. The sums are (m, tiles of a row) if BY_ROW; otherwise there is one
+    for each tile.
     """
     m *= M_UNIT
     n *= N_UNIT
@@ -132,17 +171,14 @@ def _half_step(
         widened(tl.zeros((BLOCK_M, BLOCK_N), weight.dtype.element_ty)), states, weight, row, column, m, n, 0, k, k,
         a_row, a_column, b_row, b_column, A_UNIT, B_UNIT, A, B, BLOCK_K, PRECISION,
     )  # fmt: skip
-    x += widened(tl.load(bias + column * bias_step, column < n, 0.0))[None, :]
-    mask = (row[:, None] < m) & (column[None, :] < n)
-    at = row.to(m.dtype)[:, None] * n + column[None, :]
-    p = _mean_of(x, GAUSSIAN)
-    if mean is not None:
-        tl.store(mean + at, p.to(mean.dtype.element_ty), mask)
+    seed, draw, offset = None, None, None
     if sample is not None:
         seed, draw, offset = _key_of_step(key, key_step, units, step)
-        _store_states(sample + at, _sample(p, seed, draw, offset, row, left, n, GAUSSIAN, N_UNIT % 4 == 0), mask)
+    of_rows = _finish(
+        x, bias, bias_step, mean, sample, seed, draw, offset, row, left, m, n, PARTS, sums is not None, GAUSSIAN,
+        N_UNIT % 4 == 0,
+    )  # fmt: skip
     if sums is not None:
-        of_rows = tl.sum(tl.where(mask, softplus(x), 0.0), axis=1).to(tl.float64)
         if BY_ROW:
             tl.store(sums + row.to(m.dtype) * tl.cdiv(n, BLOCK_N) + left // BLOCK_N, of_rows, row < m)
         else:
@@ -155,7 +191,7 @@ CHOICES = {
         (
             "half",
             (tile(32, 32, 128, 4, 4), tile(64, 64, 64, 4, 4), tile(16, 32, 128, 4, 4)),
-            (tile(128, 128, 64, 8, 3), tile(128, 128, 64, 8, 4), tile(128, 64, 64, 4, 3)),
+            (tile(128, 128, 64, 8, 3), tile(128, 256, 64, 8, 3), tile(128, 128, 64, 8, 4)),
         ),
         (
             "split",
@@ -170,12 +206,19 @@ CHOICES = {
         (
             "float64",
             (tile(32, 32, 32, 4, 3), tile(64, 32, 16, 4, 3), tile(32, 32, 16, 4, 4)),
-            (tile(64, 64, 16, 8, 4), tile(64, 32, 16, 4, 3), tile(32, 64, 16, 4, 3)),
+            (tile(64, 32, 16, 4, 3), tile(64, 64, 16, 8, 4), tile(32, 64, 16, 4, 3)),
         ),
     )
     for many, candidates, classes in ((False, few_candidates, (1 << 16,)), (True, many_candidates, (1 << 23,)))
 }  # fmt: skip
-"""Tiles by how operands are multiplied, and whether there are many units in all."""
+"""Tiles by how operands are multiplied, and whether there are many units in all. configurations.json has the large tile
+of half types for the most units on Hopper, where one of 128 x 256 reads a third less, and a smaller one of float32 on
+Ampere, where the tensor cores take operands from registers and the large one spills."""
+
+
+def _parts(choice: Mapping[str, int]) -> int:
+    """In how many parts a tile is finished: 32 elements of a thread, or all of a smaller tile."""
+    return max(1, choice["m"] * choice["n"] // (32 * 32 * choice["warps"]))
 
 
 def _choice(states: Any, weight: Any, units: int) -> Mapping[str, int]:
@@ -230,7 +273,9 @@ def _launch_half_step(
         _half_step,
         (tiles,),
         (*strided, mean, sample, sums, *sizes, *steps, 1 if step is None else n, step or 0),
-        constants | tile_constants(choice, weight.itemsize) | {"GAUSSIAN": units == "gaussian", "BY_ROW": by_row},
+        constants
+        | tile_constants(choice, weight.itemsize)
+        | {"GAUSSIAN": units == "gaussian", "BY_ROW": by_row, "PARTS": _parts(choice)},
         warps=choice["warps"],
         stages=choice["stages"],
     )
@@ -583,6 +628,39 @@ def _rise(x, before, beta):
     return tl.where(x < 0, 0.0, (beta - before) * x) + rest
 
 
+@triton.jit
+def _finish_annealed(
+    x, bias, base_bias, before, beta, after, sample, seed, draw, offset, row, left, m, n, PARTS: tl.constexpr,
+    GAUSSIAN: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The sample of a tile from its product x, and by row what it adds to the log weight; in so many PARTS."""
+    if PARTS > 1:
+        x, right = _halved(x)
+        of_left = _finish_annealed(
+            x, bias, base_bias, before, beta, after, sample, seed, draw, offset, row, left, m, n, PARTS // 2, GAUSSIAN,
+            ALIGNED,
+        )  # fmt: skip
+        return of_left + _finish_annealed(
+            right, bias, base_bias, before, beta, after, sample, seed, draw, offset, row, left + x.shape[1], m, n,
+            PARTS // 2, GAUSSIAN, ALIGNED,
+        )  # fmt: skip
+    column = left + tl.arange(0, x.shape[1])
+    b = widened(tl.load(bias + column, column < n, 0.0))[None, :]
+    x += b
+    inputs = beta * x
+    if base_bias is not None:
+        base = widened(tl.load(base_bias + column, column < n, 0.0))[None, :]
+        inputs += (1 - beta) * base
+    states = _sample(_mean_of(inputs, GAUSSIAN), seed, draw, offset, row, left, n, GAUSSIAN, ALIGNED)
+    mask = (row[:, None] < m) & (column[None, :] < n)
+    _store_states(sample + row.to(m.dtype)[:, None] * n + column[None, :], states, mask)
+    if base_bias is None:
+        terms = _rise(x, before, beta)
+    else:
+        terms = (after - beta) * ((b - base) * states)
+    return tl.sum(tl.where(mask, terms, 0.0), axis=1).to(tl.float64)
+
+
 @triton.jit(
     do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "temperature", "temperatures"]
 )  # fmt: skip
@@ -591,7 +669,7 @@ def _annealed_half_step(
     m, n, k, a_row, a_column, b_row, b_column, temperature, temperatures,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr, GAUSSIAN: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, GAUSSIAN: tl.constexpr,
 ):  # fmt: skip
     """A tile of a sample at the temperature after number `temperature`, and what it adds to the log weight of each row.
 
@@ -610,23 +688,14 @@ def _annealed_half_step(
         b_column, A_UNIT, B_UNIT, A, B, BLOCK_K, PRECISION,
     )  # fmt: skip
     before, beta = _beta(betas, temperature, real), _beta(betas, temperature + 1, real)
-    b = widened(tl.load(bias + column, column < n, 0.0))[None, :]
-    mask = (row[:, None] < m) & (column[None, :] < n)
-    inputs = beta * (x + b)
-    if base_bias is not None:
-        base = widened(tl.load(base_bias + column, column < n, 0.0))[None, :]
-        inputs += (1 - beta) * base
+    after = _beta(betas, tl.minimum(temperature + 2, temperatures - 1), real)
     seed, draw, offset = _key_of_step(key, 1, n, 2 * temperature + (0 if base_bias is None else 1))
-    states = _sample(_mean_of(inputs, GAUSSIAN), seed, draw, offset, row, left, n, GAUSSIAN, N_UNIT % 4 == 0)
-    _store_states(sample + row.to(m.dtype)[:, None] * n + column[None, :], states, mask)
-    if base_bias is None:
-        terms = _rise(x + b, before, beta)
-    else:
-        after = _beta(betas, tl.minimum(temperature + 2, temperatures - 1), real)
-        terms = (after - beta) * ((b - base) * states)
+    added = _finish_annealed(
+        x, bias, base_bias, before, beta, after, sample, seed, draw, offset, row, left, m, n, PARTS, GAUSSIAN,
+        N_UNIT % 4 == 0,
+    )  # fmt: skip
     part = sums + row.to(m.dtype) * tl.cdiv(n, BLOCK_N) + left // BLOCK_N
-    total = tl.load(part, (row < m) & (temperature > 0), 0.0)
-    tl.store(part, total + tl.sum(tl.where(mask, terms, 0.0), axis=1).to(tl.float64), row < m)
+    tl.store(part, tl.load(part, (row < m) & (temperature > 0), 0.0) + added, row < m)
 
 
 @triton.jit(do_not_specialize=["rows", "units", "count", "visible_count", "temperatures"])
@@ -677,7 +746,9 @@ def _launch_annealed(
             states, launch.Strided(weight), bias, base_bias, betas, key, sample, sums, *sizes,
             temperature, len(betas),
         ),
-        constants | tile_constants(choice, weight.itemsize) | {"GAUSSIAN": units == "gaussian"},
+        constants
+        | tile_constants(choice, weight.itemsize)
+        | {"GAUSSIAN": units == "gaussian", "PARTS": _parts(choice)},
         warps=choice["warps"],
         stages=choice["stages"],
     )  # fmt: skip
