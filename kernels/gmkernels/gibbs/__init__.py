@@ -102,7 +102,8 @@ def gibbs_half_step(
 
     Notes
     -----
-    The gradient of the mean is that of `linear` with the activation "sigmoid" or "identity".
+    The gradient of the mean is that of `linear` with the activation "sigmoid" or "identity". On a GPU states of uint8
+    go through tensor cores, also with a float32 weight, of which about 16 bits count then: see `spec`.
 
     Raises
     ------

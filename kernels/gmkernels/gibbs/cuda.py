@@ -7,7 +7,11 @@ keep a device busy, and where a device cannot hold a block on each multiprocesso
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +49,27 @@ _PHASE = np.dtype(
 )  # fmt: skip
 
 
+_CODES = {"u8": "Q", "i8": "q", "i4": "i"}
+
+
+@functools.cache
+def _packer(kind: np.dtype[Any]) -> Callable[..., bytes]:
+    """Packs the numbers of a struct: in a fifth of the time in which NumPy sets its fields."""
+    assert kind.names is not None
+    fields = [kind[name] for name in kind.names]
+    codes = [math.prod(field.shape) * _CODES[field.base.str[1:]] for field in fields]
+    return struct.Struct("@" + "".join(codes) + "0Q").pack
+
+
+def _packed(kind: np.dtype[Any], *numbers: int) -> Any:
+    return np.frombuffer(_packer(kind)(*numbers), kind)[0]
+
+
 def _struct(kind: np.dtype[Any], **fields: Any) -> Any:
-    """A struct of some numbers, and of the addresses of arrays; what is not given or None is 0."""
-    made = np.zeros((), kind)
-    for name, value in fields.items():
-        if value is not None:
-            made[name] = value if isinstance(value, int) else address(value)
-    return made[()]
+    """A struct of numbers, and of the addresses of arrays; what is not given or None is 0."""
+    assert kind.names is not None and fields.keys() <= set(kind.names)
+    found = map(fields.get, kind.names)
+    return _packed(kind, *[0 if x is None else x if isinstance(x, int) else address(x) for x in found])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -90,21 +108,16 @@ class _Operands:
 
     def __init__(self, kind: _Kind, operand: np.dtype[Any]) -> None:
         self.kind, self.dtype = kind, operand
-        self._matrices = np.zeros((), _MATRICES)
-        self._count = self._largest = 0
+        self._matrices: list[tuple[int, ...]] = []
+        self._largest = 0
 
     def _copied(self, source: Array, room: Array, parts: int) -> _Operand:
         rows, columns = source.shape
         pitch = spec.pitch(columns)
         if source.size:
             row_stride, column_stride = (stride // source.itemsize for stride in source.strides)
-            for name, value in {
-                "source": address(source), "target": address(room), "row_stride": row_stride,
-                "column_stride": column_stride, "pitch": pitch, "rows": rows, "columns": columns, "parts": parts,
-                "bytes": source.dtype == np.uint8,
-            }.items():  # fmt: skip
-                self._matrices[name][self._count] = value
-            self._count += 1
+            addresses, is_bytes = (address(source), address(room)), int(source.dtype == np.uint8)
+            self._matrices.append((*addresses, row_stride, column_stride, pitch, rows, columns, parts, is_bytes))
             self._largest = max(self._largest, rows * pitch // 8)
         return _Operand(room, pitch, 1, rows * pitch if parts > 1 else 0, parts)
 
@@ -130,9 +143,11 @@ class _Operands:
 
     def launch(self, counter: Array | None = None) -> None:
         """What must be copied, and the counter of a barrier set to 0."""
-        if self._count or counter is not None:
-            grid = max(1, min(_COPYING, -(-self._largest // _THREADS))), max(1, self._count)
-            self.kind.launch("make_operands", grid, _THREADS, (self._matrices[()], counter))
+        if self._matrices or counter is not None:
+            grid = max(1, min(_COPYING, -(-self._largest // _THREADS))), max(1, len(self._matrices))
+            of_three = [*self._matrices, *[(0,) * 9] * (3 - len(self._matrices))]
+            matrices = _packed(_MATRICES, *itertools.chain(*zip(*of_three, strict=True)))
+            self.kind.launch("make_operands", grid, _THREADS, (matrices, counter))
 
 
 # ---------------------------------------------------------------------------------------------------------
