@@ -140,7 +140,8 @@ class Work(NamedTuple):
         sums = tiles * halves * (2 if self.itemsize == 2 else sequences) * max(1, self.itemsize // 4)
         numbers = -(-tiles * sequences // 4 * self.groups // self.parts)
         words = 4 * halves * kept if kept else 8 * (halves + tiles)
-        return words + sums + numbers * (12 if self.backward else 3 * gates) + 40
+        rest = 40 if self.itemsize == 2 else 48  # multiply-adds load an operand while they multiply the one before
+        return words + sums + numbers * (12 if self.backward else 3 * gates) + rest
 
 
 class Plan(NamedTuple):
