@@ -185,7 +185,7 @@ ABSENT = {"lstm": ("bias_n", "reset", "d_product"), "gru": ("c0", "c_n", "c", "g
 SHARED = {80: 163 << 10, 90: 227 << 10}
 COMPILED = [
     ("_sequence", "bf16", "lstm", 128, 80), ("_sequence", "bf16", "lstm", 128, 90),
-    ("_sequence", "fp32", "gru", 64, 90),
+    ("_sequence", "fp32", "gru", 64, 90), ("_step", "fp32", "lstm", 768, 90),
     ("_sequence_backward", "bf16", "lstm", 128, 80), ("_sequence_backward", "bf16", "lstm", 128, 90),
     ("_sequence_backward", "fp32", "lstm", 64, 90), ("_step", "bf16", "lstm", 768, 90),
     ("_step_backward", "bf16", "lstm", 768, 90),
@@ -215,7 +215,8 @@ def compiled(name, kind, cell, size, capability):
         warps, stages = recurrent._whole_warps(units, itemsize)
     else:
         direction = "backward" if name.endswith("backward") else "forward"
-        tile = recurrent.CHOICES[itemsize, direction, False].candidates[0]
+        many = kind == "fp32"  # the larger tile takes more registers
+        tile = recurrent.CHOICES[itemsize, direction, many].candidates[0]
         warps, stages = tile["warps"], tile["stages"]
         constants |= {key.upper(): tile[key] for key in ("rows", "units", "depth", "parts")}
     constants |= dict.fromkeys(ABSENT[cell])

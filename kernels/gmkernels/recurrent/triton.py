@@ -695,8 +695,8 @@ CHOICES = {
     for itemsize, name, direction, few, more in (
         (2, "half", "forward", _tile(16, 8, 64, 4, 4, 4), _tile(64, 32, 64, 1, 4, 3)),
         (2, "half", "backward", _tile(16, 16, 64, 4, 4, 4), _tile(64, 32, 64, 1, 4, 3)),
-        (4, "float32", "forward", _tile(16, 8, 32, 4, 4, 3), _tile(64, 32, 32, 1, 4, 3)),
-        (4, "float32", "backward", _tile(16, 16, 32, 4, 4, 4), _tile(64, 32, 32, 1, 4, 3)),
+        (4, "float32", "forward", _tile(16, 8, 32, 4, 4, 3), _tile(64, 32, 32, 1, 8, 3)),
+        (4, "float32", "backward", _tile(16, 16, 32, 4, 4, 4), _tile(64, 32, 32, 1, 8, 3)),
         (8, "float64", "forward", _tile(16, 8, 16, 4, 4, 3), _tile(32, 16, 16, 1, 4, 3)),
         (8, "float64", "backward", _tile(16, 16, 16, 4, 4, 4), _tile(32, 16, 16, 1, 4, 3)),
     )
