@@ -25,10 +25,11 @@ SMALL = {"positions": 16, "elements": 16, "filters": 16, "k": 16, "warps": 4, "s
 
 
 @pytest.fixture(autouse=True)
-def small_tiles():
+def small_tiles(monkeypatch):
     pytest.importorskip("triton")
     from gmkernels.conv import triton as conv
 
+    monkeypatch.setattr(conv, "_THIN", {**conv._THIN, "positions": 16})
     with contextlib.ExitStack() as stack:
         for choices in (*conv.CHOICES.values(), *conv.WEIGHT_CHOICES.values()):
             stack.enter_context(choices.trying(SMALL))
@@ -71,7 +72,7 @@ def check(x_shape, w_shape, attrs, dtype=np.float64, ops=OPS):
         # Channels and filters that fill no tile, and two blocks of them.
         pytest.param((2, 19, 4, 5), (17, 19, 2, 1), spec.Attrs(padding=((1, 0), (0, 0))), marks=pytest.mark.slow),
         # Few channels; along one axis half of the classes meet no element, along the other all; groups.
-        ((1, 4, 5, 5), (2, 2, 2, 3), spec.Attrs((2, 2), ((1, 0), (2, 1)), (2, 1), 2)),
+        ((1, 10, 5, 5), (12, 5, 2, 3), spec.Attrs((2, 2), ((1, 0), (2, 1)), (2, 1), 2)),
     ],
 )
 def test_tiles_blocks_and_classes(x_shape, w_shape, attrs):
@@ -82,20 +83,20 @@ def test_tiles_blocks_and_classes(x_shape, w_shape, attrs):
 @pytest.mark.parametrize("stride, dilation", list(itertools.product((1, 2, 3, 4), repeat=2)))
 def test_every_stride_meets_every_dilation(stride, dilation):
     """Of elements left out, padding on one side or the other, and planes shorter than the stride."""
-    channels = 16 if (stride + dilation) % 3 == 0 else 1
+    channels = 16 if (stride + dilation) % 3 == 0 else 5
     for padding, kernel, rest in (((0, 2), 3, 2), ((3, 0), 2, 0)):
         length = max(1, dilation * (kernel - 1) + 1 - sum(padding)) + rest
         attrs = spec.Attrs((1, stride), ((0, 0), padding), (1, dilation))
-        check((2, channels, 1, length), (3, channels, 1, kernel), attrs)
+        check((2, channels, 1, length), (5, channels, 1, kernel), attrs)
     attrs = spec.Attrs((stride, 1), (padding, (0, 0)), (dilation, 1))
-    check((2, channels, length, 1), (3, channels, kernel, 1), attrs, ops=OPS[1:2])
+    check((2, channels, length, 1), (5, channels, kernel, 1), attrs, ops=OPS[1:2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 5])
 def test_groups(groups):
-    """Of one channel and filter too, and of more filters than a tile has."""
-    filters = {1: 20, 2: 17, 5: 1}[groups]
+    """Of one channel each: d_x has one filter for each group, and y has too in the last."""
+    filters = {1: 5, 2: 6, 5: 1}[groups]
     check((2, groups, 4, 5), (filters * groups, 1, 3, 2), spec.Attrs((1, 2), ((1, 1), (0, 1)), groups=groups))
 
 
@@ -121,7 +122,7 @@ def test_parts_of_a_sum(x_shape, w_shape, of):
 
 
 def test_indices_of_64_bits_make_no_difference(monkeypatch):
-    shapes = (1, 2, 3, 4), (3, 2, 2, 2), spec.Attrs((1, 2), ((0, 1), (1, 0)))
+    shapes = (1, 5, 3, 4), (3, 5, 2, 2), spec.Attrs((1, 2), ((0, 1), (1, 0)))
     expected = [run(*call) for call in calls(*shapes)]
     monkeypatch.setattr(launch, "wide", lambda *arrays: True)
     for call, before in zip(calls(*shapes), expected, strict=True):

@@ -4,7 +4,8 @@
 positions by filters. Its sum goes over blocks of channels and, for each, over the elements of the kernel: which element
 of x a product takes is the sum of an offset of the position and one of the channel, and whether it lies in the planes
 is two comparisons for a position. Few channels would leave the tensor cores empty: then a block holds several channels
-with all of their elements (FLAT), with two comparisons for each product's operand.
+with all of their elements (FLAT), with two comparisons for each product's operand. Few filters would, too: then a block
+is one channel, whose products are multiply-adds.
 
 Where x has gone into y with a stride s, the positions of d_x fall into s classes along each axis, those of one
 remainder by s. All of a class meet the same elements of the kernel, every (s / gcd(s, dilation))th of them, and their
@@ -165,7 +166,10 @@ def _convolve(
             weight_mask = (c < channels)[:, None] & (f < filters)[None, :]
         a = tl.load(x + (at_position[:, None] + at_x[None, :]), mask, 0.0)
         b = tl.load(weight + (at_weight[:, None] + at_filter[None, :]), weight_mask, 0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+        if BLOCK_K == 1:
+            total = tl.fma(widened(a), widened(b), total)
+        else:
+            total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
         if FLAT:
             c, i, j = _advanced(c, i, j, c_step, i_step, j_step, taps_h, taps_w)
         else:
@@ -212,6 +216,8 @@ CHOICES = {
 spills on Ampere if the filters fill it: there configurations.json has the second candidate."""
 _NARROWEST = 16
 """What tensor cores take along each axis."""
+_THIN = _tile(512, 4, 1, 4, 1)
+"""For so few filters, such as those of a group of one channel, tensor cores would mostly multiply zeros."""
 
 
 def _block(length: int, most: int) -> int:
@@ -234,10 +240,11 @@ def _launch(x: Any, weight: Any, bias: Any, y: Any, workspace: Arrays, attrs: At
     # A remainder that is larger than the planes has no positions.
     classes = tuple(min(s, n) for s, n in zip(attrs.stride, (out_h, out_w))) if transposed else (1, 1)
     positions = batch * math.prod(-(-n // s) for n, s in zip((out_h, out_w), attrs.stride if transposed else (1, 1)))
-    choice = CHOICES[x.itemsize, y.size >= _MANY].at(y.size)
-    flat = channels < _NARROWEST
-    block_f = _block(filters, choice["filters"])
-    block_k = _block(channels * kernel_h * kernel_w if flat else channels, choice["k"])
+    thin = filters <= _THIN["filters"]
+    choice = _THIN if thin else CHOICES[x.itemsize, y.size >= _MANY].at(y.size)
+    flat = channels < _NARROWEST and not thin
+    block_f = triton.next_power_of_2(filters) if thin else _block(filters, choice["filters"])
+    block_k = 1 if thin else _block(channels * kernel_h * kernel_w if flat else channels, choice["k"])
     programs = triton.cdiv(positions, choice["positions"]) * math.prod(classes) * attrs.groups
     launch.triton(
         _convolve,
