@@ -254,13 +254,13 @@ def _tile(own: int, other: int, depth: int, width: int, warps: int, stages: int)
 _FORWARD = {
     itemsize: launch.Choices(
         f"linear_bernoulli_log_prob.{itemsize}.triton",
-        tuple({"rows": rows, "depth": depth, "warps": 4, "stages": stages} for rows, depth, stages in candidates),
+        tuple(dict(zip(("rows", "depth", "warps", "stages"), values, strict=True)) for values in candidates),
         (1 << 23,),
     )
     for itemsize, candidates in (
-        (2, ((64, 64, 3), (128, 64, 3), (128, 32, 4))),
-        (4, ((64, 32, 3), (128, 32, 3), (64, 64, 2))),
-        (8, ((64, 16, 3), (32, 32, 3))),
+        (2, ((64, 64, 4, 3), (128, 64, 4, 3), (128, 32, 4, 4))),
+        (4, ((64, 32, 4, 3), (128, 32, 4, 3), (64, 64, 4, 2))),
+        (8, ((64, 16, 8, 3), (32, 32, 4, 3))),
     )
 }
 """By bytes of an element, and by the number of logits."""
