@@ -187,7 +187,7 @@ def test_a_sweep_over_several_blocks(rows):
     rng = np.random.default_rng(0)
     upper = np.triu(dyadic(rng, 67, 67), 1)
     inputs = (binary(rows, 67), upper + upper.T, dyadic(rng, 67), rng.random(67) < 0.8, KEY)
-    check(spec.BOLTZMANN_SWEEP, inputs, sweeps=1)
+    check(spec.BOLTZMANN_SWEEP, inputs, sweeps=2)
 
 
 def test_explain_says_how_chains_run():
