@@ -1,10 +1,11 @@
-"""Kernels and training steps on this machine's GPU: `python -m benchmarks.gpu`, which takes less than eight minutes.
+"""Kernels and training steps on this machine's GPU: `python -m benchmarks.gpu`, for eight minutes at a time.
 
 First what the GPU can do: its rates of copying and of products. Then each kernel of `KERNELS` on each backend, at sizes
 beyond the caches: its time, its share of the floor that these rates set, and how it compares with what a user would
 write in CuPy, in PyTorch, with torch.compile and in JAX. Then the steps of `STEPS`, captured, beside the same steps in
 PyTorch, torch.compile(mode="reduce-overhead") and JAX; every contender must compute the same before it is timed. The
-figures go to `benchmarks/results/<device>.json`, from which `python -m benchmarks.report` makes the README's tables.
+figures go to `benchmarks/results/<device>.json`, each as soon as it is there, from which `python -m benchmarks.report`
+makes the README's tables. What the time does not suffice for is named at the end, for a second call.
 
 `--share 1e-5` makes everything small: a rehearsal, which also runs where a GPU is emulated.
 """
@@ -18,9 +19,12 @@ import importlib.util
 import json
 import math
 import os
+import shlex
+import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ import numpy as np
 from benchmarks import compare, kernels
 from benchmarks.peers import expressions
 from gmcore.device import cupy
+from gmcore.io import write_atomically
 from gmkernels import bench, registry
 from gmkernels.cost import Device
 from gmkernels.registry import Example
@@ -37,19 +42,31 @@ RESULTS = Path(__file__).parent / "results"
 OURS = ("triton", "cuda")
 CUPY, TORCH, COMPILED, JAX = "CuPy", "PyTorch", "torch.compile", "JAX"
 TIMING: dict[str, Any] = {"blocks": 5, "seconds": 0.03, "pause": 0.0, "burst": 10}
-STEPS: dict[str, tuple[str, dict[str, int]]] = {
+
+
+class Step(NamedTuple):
+    """A step of `workloads`, at sizes of its own."""
+
+    name: str
+    title: str
+    sizes: Mapping[str, int] = {}
+
+
+STEPS: dict[str, Step] = {
     **{
-        name: (name, {})
+        name: Step(name, compare.STEPS[name].title)
         for name in ("mlp-step", "vae-step", "iwae-step", "gaussian-sample", "iwae-bound", "last-layer")
     },
     **{
-        f"cd-{k}, batch {n}": ("cd-step", {"steps": k, "batch": n})
+        f"cd-{k}, batch {n}": Step("cd-step", f"RBM 784 x 500, CD-{k}, batch {n}, SGD", {"steps": k, "batch": n})
         for k, n in ((1, 100), (1, 512), (25, 100), (25, 512))
     },
-    **{f"lstm-sequence, {n}": ("lstm-sequence", {"units": n}) for n in (64, 128, 768)},
-    **{name: (name, {}) for name in ("language-step", "discriminator-step")},
+    **{
+        f"lstm-sequence {n}": Step("lstm-sequence", f"LSTM of {n}, 1024 steps x 16, with gradients", {"units": n})
+        for n in (64, 128, 768)
+    },
+    **{name: Step(name, compare.STEPS[name].title) for name in ("language-step", "discriminator-step")},
 }
-"""By name: the step of `workloads`, and its sizes where they are not the usual ones."""
 HYPER = (1e-3, 0.9, 0.999, 1e-8, 0.0, 0, 0, 0, 1)  # of Adam
 
 
@@ -408,12 +425,10 @@ def _compare(name: str, backend: str, own: np.ndarray, rival: str, other: np.nda
 
 def measure_step(name: str, small: bool) -> dict[str, Any]:
     """Time a step, captured and eager, and the peers'; print the table and return the figures."""
-    step, sizes = STEPS[name]
-    workload = compare.STEPS[step]
-    case = compare.Case(step, device="cuda", **(workload.small | sizes if small else sizes))
+    step, title, sizes = STEPS[name]
+    case = compare.Case(step, device="cuda", **(compare.STEPS[step].small if small else {}) | sizes)
     case.run(synchronize=cupy().cuda.Device().synchronize, **TIMING)
     result = case.result()
-    title = ", ".join([workload.title, *(f"{key} {value}" for key, value in sizes.items())])
     print(f"\n{name}: {title}\n{result}", flush=True)
     peaks = {contender: _peak(contender, call) for contender, call in case.steps.items()}
     print(", ".join(f"{who} {peak / 2**20:.1f} MiB" for who, peak in peaks.items() if peak), flush=True)
@@ -438,17 +453,45 @@ def _peak(contender: str, call: Callable[[], Any]) -> int | None:
     return None
 
 
-def measure(share: float = 1.0, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure the kernels and steps of these names, all by default, and return the figures."""
+def measure(
+    share: float = 1.0,
+    names: Sequence[str] = (),
+    minutes: float = math.inf,
+    keep: Callable[[dict[str, Any]], None] = lambda figures: None,
+) -> dict[str, Any]:
+    """Measure the kernels and steps of these names, all by default, and return the figures.
+
+    Parameters
+    ----------
+    minutes : after so many none is begun any more.
+    keep : called with the figures so far after each: what was measured before a crash is not lost.
+
+    A case that fails is told, kept among ``failed``, and the others are measured.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of the memory
     started = time.monotonic()
     device = bench.measure_gpu(share)
     print(f"{device.name}: copies {device.copy_rate / 1e12:.2f} TB/s, float32 products "
           f"{device.product_rate / 1e12:.1f} Tflop/s, 16-bit {device.half_factor:.1f} times that\n")  # fmt: skip
-    found = {name: measure_kernel(name, share, device) for name in KERNELS if not names or name in names}
-    steps = {name: measure_step(name, share < 1.0) for name in STEPS if not names or name in names}
+    figures: dict[str, Any] = {
+        "gpu": dataclasses.asdict(device), "kernels": {}, "steps": {}, "failed": {}, "versions": _versions(),
+    }  # fmt: skip
+    left = [name for name in (*KERNELS, *STEPS) if not names or name in names]
+    while left and time.monotonic() - started < 60.0 * minutes:
+        name = left.pop(0)
+        try:
+            if name in KERNELS:
+                figures["kernels"][name] = measure_kernel(name, share, device)
+            else:
+                figures["steps"][name] = measure_step(name, share < 1.0)
+        except Exception as error:  # one kernel's defect is no reason not to measure the others
+            traceback.print_exc()
+            figures["failed"][name] = f"{type(error).__name__}: {error}"
+        keep(figures)
     print(f"\nmeasured in {time.monotonic() - started:.0f} s")
-    return {"gpu": dataclasses.asdict(device), "kernels": found, "steps": steps, "versions": _versions()}
+    if left:
+        print(f"the others: python -m benchmarks.gpu {shlex.join(left)}")
+    return figures
 
 
 def _versions() -> dict[str, str]:
@@ -463,19 +506,30 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _keep(figures: Mapping[str, Any], results: Path) -> None:
+    """Write figures beside those of the same device that there are, in place of those of the same name."""
+    path = results / (figures["gpu"]["name"].removesuffix(" (measured)").lower().replace(" ", "-") + ".json")
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    merged = {kind: kept.get(kind, {}) | figures[kind] for kind in ("kernels", "steps", "failed")}
+    merged["failed"] = {
+        name: why for name, why in merged["failed"].items() if name not in figures["kernels"] | figures["steps"]
+    }
+    write_atomically(path, (json.dumps({**figures, **merged}, indent=1) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="kernels and steps (default: all)")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual sizes; less than 1 is a rehearsal")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no other is begun (default: 8)")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in KERNELS and name not in STEPS:
             parser.error(f"{name}: expected {', '.join([*KERNELS, *STEPS])}")
-    figures = measure(arguments.share, arguments.names)
-    if arguments.share == 1.0 and not arguments.names:
-        path = results / (figures["gpu"]["name"].removesuffix(" (measured)").lower().replace(" ", "-") + ".json")
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-        print(f"written to {path}")
+    keep = functools.partial(_keep, results=results) if arguments.share == 1.0 else lambda figures: None
+    figures = measure(arguments.share, arguments.names, arguments.minutes, keep)
+    if figures["failed"]:
+        sys.exit("\n".join(["failed:", *(f"  {name}: {why}" for name, why in figures["failed"].items())]))
 
 
 if __name__ == "__main__":

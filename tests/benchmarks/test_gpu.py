@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import compare, gpu, report
 from gmkernels import registry
+from gmkernels.cost import Device
 from tests.support.cupy_stand_in import has_gpu
 
 pytestmark = [pytest.mark.gpu] if has_gpu() else []
@@ -27,10 +28,40 @@ def test_cases_fit_their_kernels(name):
 def test_a_run_is_kept_and_becomes_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "TIMING", {"blocks": 1, "seconds": 0.001, "pause": 0.0, "burst": 1})
     names = ["iwae_bound", "gaussian_sample", "sum"]
-    table = report.table(json.loads(json.dumps(gpu.measure(SHARE, [*names, "iwae-bound"]))))
+    kept = []
+    figures = gpu.measure(
+        SHARE, [*names, "iwae-bound", "cd-25, batch 100"], keep=lambda f: kept.append(len(f["kernels"]))
+    )
+    assert kept == [1, 2, 3, 3, 3] and figures["failed"] == {}
+    table = report.table(json.loads(json.dumps(figures)))
     for name in names:
         assert f"| {name} | " in table
     assert "| IWAE bound, 50 x 20,000, with gradient | " in table
+    assert "| RBM 784 x 500, CD-25, batch 100, SGD | " in table
+
+
+def figures(**kernels):
+    return {"gpu": {"name": "A GPU (measured)"}, "kernels": kernels, "steps": {}, "failed": {}, "versions": {}}
+
+
+def test_what_fails_is_told_and_what_was_measured_before_is_kept(tmp_path, monkeypatch, capsys):
+    def measure_kernel(name, share, device):
+        if name == "sum":
+            raise ValueError("no sum")
+        return {"share": 0.5}
+
+    monkeypatch.setattr(gpu, "measure_kernel", measure_kernel)
+    monkeypatch.setattr(gpu.bench, "measure_gpu", lambda share: Device("A GPU (measured)", 4e12, 6e13, 3e13))
+    file = tmp_path / "a-gpu.json"
+    file.write_text(json.dumps(figures(adam=1, iwae_bound=2) | {"failed": {"iwae_bound": "once"}}))
+    with pytest.raises(SystemExit, match="failed:\n  sum: ValueError: no sum"):
+        gpu.main(["sum", "iwae_bound"], tmp_path)
+    found = json.loads(file.read_text())
+    assert found["kernels"] == {"adam": 1, "iwae_bound": {"share": 0.5}}
+    assert found["failed"] == {"sum": "ValueError: no sum"}
+    gpu.main(["sum", "adam", "--minutes", "0"], tmp_path)
+    assert "the others: python -m benchmarks.gpu adam sum\n" in capsys.readouterr().out
+    assert json.loads(file.read_text()) == found
 
 
 def test_a_kernel_that_differs_from_its_rivals_stops_the_run():
