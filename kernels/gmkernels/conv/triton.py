@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
-from gmkernels.conv.spec import Attrs, weight_parts, weight_plan
+from gmkernels.conv.spec import Attrs
 from gmkernels.dense.triton import precision
 from gmkernels.elementary_triton import number_of, widened
 from gmkernels.reduce.triton import add_up
@@ -231,10 +231,16 @@ def _inverse(dilation: int, stride: int) -> int:
     return pow(dilation // common, -1, stride // common)
 
 
+def _partial(workspace: Arrays) -> tuple[Any, int]:
+    """The workspace of parts of sums, and how many; None and 1 without. Others are flat: copies, which CUDA C makes."""
+    found = next((a for a in workspace if a.ndim > 1), None)
+    return found, 1 if found is None else found.shape[0]
+
+
 def _launch(x: Any, weight: Any, bias: Any, y: Any, workspace: Arrays, attrs: Attrs, transposed: bool) -> None:
     if y.size == 0:
         return
-    parts = workspace[0].shape[0] if workspace else 1
+    partial, parts = _partial(workspace)
     (batch, _, out_h, out_w), (_, _, kernel_h, kernel_w) = y.shape, weight.shape
     channels, filters = x.shape[1] // attrs.groups, y.shape[1] // attrs.groups
     # A remainder that is larger than the planes has no positions.
@@ -250,7 +256,7 @@ def _launch(x: Any, weight: Any, bias: Any, y: Any, workspace: Arrays, attrs: At
         _convolve,
         (programs * triton.cdiv(filters, block_f), parts),
         (
-            x, weight, bias, workspace[0] if workspace else y, batch, attrs.groups, channels, filters,
+            x, weight, bias, y if partial is None else partial, batch, attrs.groups, channels, filters,
             *x.shape[2:], out_h, out_w, kernel_h, kernel_w, *attrs.stride, attrs.padding[0][0], attrs.padding[1][0],
             *attrs.dilation, *map(math.gcd, attrs.stride, attrs.dilation), *map(_inverse, attrs.dilation, attrs.stride),
             *classes,
@@ -263,8 +269,8 @@ def _launch(x: Any, weight: Any, bias: Any, y: Any, workspace: Arrays, attrs: At
         warps=choice["warps"],
         stages=choice["stages"],
     )  # fmt: skip
-    if workspace:
-        add_up(workspace[0], 1, parts, y.size, y)
+    if partial is not None:
+        add_up(partial, 1, parts, y.size, y)
 
 
 def _attrs(options: Options) -> Attrs:
@@ -278,8 +284,7 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
 
 def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
     g, weight = inputs
-    # The first workspace is for a copy of the weight, which is read in place here.
-    _launch(g, weight, None, outputs[0], workspace[1:], _attrs(options), True)
+    _launch(g, weight, None, outputs[0], workspace, _attrs(options), True)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -381,14 +386,14 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
     attrs = _attrs(options)
     (batch, channels, height, width), (_, filters, out_h, out_w) = x.shape, g.shape
     channels, filters = channels // attrs.groups, filters // attrs.groups
-    choice, parts = WEIGHT_CHOICES[x.itemsize].at(g.size), weight_parts(weight_plan(g, x, options["size"], attrs))
+    choice, (partial, parts) = WEIGHT_CHOICES[x.itemsize].at(g.size), _partial(workspace)
     length = math.prod(d_weight.shape[1:])
     block_t, block_f = _block(length, choice["elements"]), _block(filters, choice["filters"])
     launch.triton(
         _correlate,
         (attrs.groups * triton.cdiv(length, block_t) * triton.cdiv(filters, block_f), parts),
         (
-            g, x, workspace[0] if parts > 1 else d_weight, batch, attrs.groups, channels, filters, height, width,
+            g, x, d_weight if partial is None else partial, batch, attrs.groups, channels, filters, height, width,
             out_h, out_w, *d_weight.shape[2:], *attrs.stride, attrs.padding[0][0], attrs.padding[1][0],
             *attrs.dilation, triton.cdiv(triton.cdiv(batch * out_h * out_w, parts), choice["k"]),
         ),
@@ -399,5 +404,5 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
         warps=choice["warps"],
         stages=choice["stages"],
     )  # fmt: skip
-    if parts > 1:
-        add_up(workspace[0], 1, parts, d_weight.size, d_weight)
+    if partial is not None:
+        add_up(partial, 1, parts, d_weight.size, d_weight)
