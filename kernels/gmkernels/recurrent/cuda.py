@@ -140,7 +140,7 @@ class Work(NamedTuple):
         sums = tiles * halves * (2 if self.itemsize == 2 else sequences) * max(1, self.itemsize // 4)
         numbers = -(-tiles * sequences // 4 * self.groups // self.parts)
         operand = 8 if self.itemsize == 2 else 4 * sequences  # of a tile, for multiply-adds of all its sequences
-        words = 4 * halves * kept if kept else 8 * halves + tiles * operand
+        words = 4 * halves * kept + tiles * operand // 2 if kept else 8 * halves + tiles * operand
         rest = {2: 40, 4: 48, 8: 56}[self.itemsize]
         return words + sums + numbers * (12 if self.backward else 3 * gates) + rest
 
