@@ -501,8 +501,9 @@ def select(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any], ba
         return accepting[preferred]
     if not accepting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items()) or "none is registered"
-        known = {dtype for entry in candidates.values() for dtype in entry.dtypes}
-        unknown = candidates and any(is_float(d) and d not in known for d in sig.dtypes)
+        there = [entry for entry in candidates.values() if sig.device.startswith(BACKENDS[entry.backend].device)]
+        known = {dtype for entry in there for dtype in entry.dtypes}
+        unknown = there and any(is_float(d) and d not in known for d in sig.dtypes)
         kind = KernelDtypeError if unknown else KernelError
         raise kind(f"{spec.name}: no kernel takes this call ({reasons})")
     last = sig.device != "cpu"  # NumPy's functions on arrays of CuPy: for what has no kernel of ours
