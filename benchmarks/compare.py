@@ -34,8 +34,8 @@ TIMING: dict[str, Any] = {"blocks": 5, "seconds": 0.1}
 WARM_UP = 5
 """Steps before the timing, in which a step is compiled or captured (`gmcore.capture` records up to four)."""
 TOLERANCE = {"cd-step": 1e-3}
-"""Difference, relative in the mean, that rounding may make: 1e-4 unless told. Of the 130,000 units that CD samples one
-may fall to the other side, and then 500 of the 392,000 weights change otherwise: 3e-4."""
+"""Difference, relative in the mean, that rounding may make: 1e-4 unless told. Of the 130,000 units that CD-1 samples
+one may fall to the other side, and then 500 of the 392,000 weights change otherwise: 3e-4. For each step of a chain."""
 
 
 class Disagreement(GmcoreError):
@@ -80,10 +80,14 @@ def outcome(step: Callable[..., Any], workload: Workload, array: Callable[[Any],
     return [a for noise in workload.noise for a in numbers(step(*map(array, noise)), workload)]
 
 
-def check(name: str, contender: str, expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> None:
-    """Raise `Disagreement` unless gmcore's outcome and a contender's are the same numbers."""
+def check(
+    name: str, contender: str, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], steps: int = 1
+) -> None:
+    """Raise `Disagreement` unless gmcore's outcome and a contender's are the same numbers, after chains of so many
+    steps."""
+    tolerance = TOLERANCE[name] * steps if name in TOLERANCE else 1e-4
     for a, b in zip(expected, found, strict=True):
-        if not np.abs(a - b).mean() <= TOLERANCE.get(name, 1e-4) * np.abs(a).mean():
+        if not np.abs(a - b).mean() <= tolerance * np.abs(a).mean():
             raise Disagreement(f"{name}: gmcore gives {a!r}, {contender} {b!r}: nothing to compare")
 
 
@@ -115,7 +119,7 @@ class Case:
                     raise
                 self.absent[contender] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 continue
-            check(name, contender, expected, found)
+            check(name, contender, expected, found, workload.config.get("steps", 1))
             if contender in OURS:  # with the same noise still; a captured step is repeated by now
                 check(name, contender, later[-1], results[-1])
             self.steps[contender] = step

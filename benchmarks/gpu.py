@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import compare, kernels
+from benchmarks import compare, kernels, peers
 from benchmarks.peers import expressions
 from gmcore.device import cupy
 from gmcore.io import write_atomically
@@ -351,7 +351,7 @@ def _rivals(op: str, arguments: Sequence[Any]) -> dict[str, Callable[[], Callabl
         import torch
 
         if torch.cuda.is_available() and (of_torch := expressions.of_torch().get(op)) is not None:
-            torch.set_default_device("cuda")
+            peers.library(TORCH).configure("cuda")
             found[TORCH] = lambda: functools.partial(of_torch, *_shared(torch.from_dlpack, arguments))
             if op != "adam":
                 compiled = torch.compile(of_torch, dynamic=False)
@@ -360,6 +360,7 @@ def _rivals(op: str, arguments: Sequence[Any]) -> dict[str, Callable[[], Callabl
         import jax
 
         if jax.default_backend() == "gpu" and (of_jax := expressions.of_jax().get(op)) is not None:
+            peers.library(JAX).configure("cuda")
             static = tuple(i for i, a in enumerate(arguments) if type(a) is tuple and type(a[0]) is int)
             jitted = jax.jit(of_jax, static_argnums=static)
             found[JAX] = lambda: functools.partial(jitted, *_shared(jax.dlpack.from_dlpack, arguments))
@@ -436,14 +437,14 @@ def measure_step(name: str, small: bool) -> dict[str, Any]:
 
 
 def _peak(contender: str, call: Callable[[], Any]) -> int | None:
-    """Bytes of the GPU that a step takes beyond what there is before it: of a captured step, whose buffers are there
-    before, and of JAX none are told."""
+    """Bytes of the GPU that a step takes beyond what there is before it. Captured steps, torch.compile's too, have
+    their buffers before; JAX does not tell."""
     if contender == compare.EAGER:
         pool = cupy().cuda.MemoryPool()  # what a new pool has taken from the device is the peak
         with cupy().cuda.using_allocator(pool.malloc):
             call()
         return pool.total_bytes()
-    if contender in (TORCH, COMPILED):
+    if contender == TORCH:
         import torch
 
         before = torch.cuda.memory_allocated()
@@ -488,10 +489,22 @@ def measure(
             traceback.print_exc()
             figures["failed"][name] = f"{type(error).__name__}: {error}"
         keep(figures)
+        if name in figures["failed"] and not _works():
+            print("the GPU takes nothing more from this process")
+            break
     print(f"\nmeasured in {time.monotonic() - started:.0f} s")
     if left:
         print(f"the others: python -m benchmarks.gpu {shlex.join(left)}")
     return figures
+
+
+def _works() -> bool:
+    """Whether the GPU still computes for this process: not after an address that is none, say."""
+    try:
+        cupy().cuda.Device().synchronize()
+    except cupy().cuda.runtime.CUDARuntimeError:
+        return False
+    return True
 
 
 def _versions() -> dict[str, str]:

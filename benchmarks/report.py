@@ -136,12 +136,15 @@ def gpu_step_table(steps: Mapping[str, Any]) -> str:
 
 def published_table(figures: Mapping[str, Any]) -> str:
     """What papers print, what was reached, after how long, and how the recipes differ."""
-    rows = ["| figure | published | reached | training | deviations from its recipe |", "|---" * 5 + "|"]
+    rows = [
+        "| figure | published | reached | training, with validation | deviations from its recipe |",
+        "|---" * 5 + "|",
+    ]
     for figure in figures.values():
-        reached = f"{figure['reached']:.2f} ({figure['split']})"
+        reached = f"{figure['reached']:.4g} ({figure['split']})"
         time = f"{figure['training_seconds'] / 60:.0f} min, {figure['steps']} steps"
         deviations = "; ".join(figure["deviations"])
-        rows.append(f"| {figure['title']} | {figure['published']:.2f} | {reached} | {time} | {deviations} |")
+        rows.append(f"| {figure['title']} | {figure['published']:.4g} | {reached} | {time} | {deviations} |")
     return "\n".join(rows)
 
 

@@ -243,9 +243,11 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 
-    On a GPU the program is a CUDA graph, on the GPU where the arrays lie, whichever is the current one. It is launched
-    on the current stream of that GPU, and waits there for the repetition before it, on whatever stream that was: they
-    share the program's memory. All else that several streams use is the caller's to order, as between eager steps.
+    On a GPU the program is a CUDA graph, on the GPU where the arrays lie, whichever is the current one; the first calls
+    are eager steps, and want it to be that. It is launched on the current stream of that GPU, and waits there for the
+    repetition before it, on whatever stream that was: they share the program's memory. All else that several streams
+    use is the caller's to order, as between eager steps. Values of arrays that lie there are not checked in a
+    repetition, which waits for nothing: a class that is none gives NaN.
 
     References
     ----------

@@ -2,8 +2,8 @@
 
 ``"cpu"`` has NumPy's arrays, and ``"cuda"`` those of CuPy: ``"cuda:1"`` on the second GPU, ``"cuda"`` on the current
 one. Everything that one operation is given lies on one device, Python's numbers apart, and a GPU has to be the current
-one then, as CuPy wants it: ``with cupy.cuda.Device(1): ...``. Training, evaluation and captured steps see to that
-themselves. CuPy is imported when a GPU is first asked for.
+one then, as CuPy wants it: ``with cupy.cuda.Device(1): ...``. Training, evaluation and repetitions of captured
+steps see to that themselves. CuPy is imported when a GPU is first asked for.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def configure(device: str) -> None:
     """Start the client; that of the CPU with as many threads as gmcore has, one for each processor that it may use just
     then."""
     jax.config.update("jax_platforms", device)
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32 means float32 on both sides
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[: pool.get_num_threads()])
     try:

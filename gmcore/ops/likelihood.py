@@ -193,7 +193,8 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute:
     bias : (out_features,), or None.
     x : (..., out_features), or of the last axes of that, in [0, 1]; h (k, batch, in) goes with x (batch, out).
     recompute : whether a backward pass makes the logits again; if not, calls that record a gradient keep
-        x - sigmoid(l). By default they do so on the CPU, where that is quicker, if it takes 32 MB or less.
+        x - sigmoid(l). By default they do so on the CPU, where that is quicker, if it takes 32 MB or less; on a GPU
+        they cannot.
 
     Returns
     -------
@@ -201,13 +202,15 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute:
 
     Raises
     ------
-    ShapeError, DtypeError : arguments that do not fit.
+    ShapeError, DtypeError : arguments that do not fit.  ArgumentError : recompute=False on a GPU.
 
     References
     ----------
     Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014, appendix C.1.
     """
     h, weight = as_tensor(h), as_tensor(weight)
+    if recompute is False and on_gpu(h._data):
+        raise ArgumentError("linear_bernoulli_log_prob: recompute=False keeps residuals, on the CPU only; leave it out")
     bias = weight.new_zeros(weight.shape[:1]) if bias is None else as_tensor(bias)
     x = as_tensor(x)
     if is_grad_enabled() and any(a.requires_grad for a in (h, weight, bias, x)):

@@ -68,6 +68,17 @@ def address(array: Array) -> int:
     return array.data.ptr if on_gpu(array) else array.__array_interface__["data"][0]
 
 
+def is_same(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same elements: one array, or two that a program has made of one.
+
+    Parameters
+    ----------
+    a, b : of NumPy or CuPy.
+    """
+    forms = ((x.shape, x.strides, x.dtype, on_gpu(x)) for x in (a, b))
+    return a is b or (next(forms) == next(forms) and address(a) == address(b))
+
+
 def byte_bounds(array: Array) -> tuple[int, int]:
     """The addresses of the first byte of an array and of the one after its last; negative strides are allowed.
 

@@ -212,7 +212,24 @@ def _address(name: str, position: int, argument: Any, device: int) -> tuple[Any,
 # CUDA C
 # ---------------------------------------------------------------------------------------------------------
 
-_cuda_kernels: dict[tuple[Any, ...], Any] = {}
+
+class _Function(NamedTuple):
+    """A compiled kernel, and by device the most dynamic shared memory that its blocks may have."""
+
+    kernel: Any
+    most_shared: dict[int, int]
+
+    def allow_shared(self, size: int, device: int) -> None:
+        """Let blocks have so many bytes. The limit is the kernel's, not a launch's, so it is never lowered: another
+        thread may be about to launch, and a graph keeps launches."""
+        if size > self.most_shared.get(device, 0):
+            with _lock:
+                if size > self.most_shared.get(device, 0):
+                    self.kernel.max_dynamic_shared_size_bytes = size
+                    self.most_shared[device] = size
+
+
+_cuda_kernels: dict[tuple[Any, ...], _Function] = {}
 _cuda_modules: dict[tuple[Any, ...], Any] = {}
 
 
@@ -339,11 +356,13 @@ def cuda(
     index = np.int64 if is_wide else np.int32
     passed = tuple([index(a) if isinstance(a, int) else a for a in values])
     form = (family, name, dtype, is_wide, defines, cooperative)
-    kernel = _cuda_kernels.get(form)
-    if kernel is None:
-        kernel = _cuda_kernels[form] = _cuda_kernel(family, name, _name(dtype), is_wide, defines, cooperative)
+    function = _cuda_kernels.get(form)
+    if function is None:
+        kernel = _cuda_kernel(family, name, _name(dtype), is_wide, defines, cooperative)
+        function = _cuda_kernels[form] = _Function(kernel, {})
+    kernel = function.kernel
     if shared > USUAL_SHARED:
-        kernel.max_dynamic_shared_size_bytes = shared
+        function.allow_shared(shared, device)
     if cooperative:
         _check_cooperative(name, kernel, math.prod(grid), threads, shared, device)
     kernel(tuple(grid), tuple(block), passed, shared_mem=shared)

@@ -62,6 +62,10 @@ def test_what_fails_is_told_and_what_was_measured_before_is_kept(tmp_path, monke
     gpu.main(["sum", "adam", "--minutes", "0"], tmp_path)
     assert "the others: python -m benchmarks.gpu adam sum\n" in capsys.readouterr().out
     assert json.loads(file.read_text()) == found
+    monkeypatch.setattr(gpu, "_works", lambda: False)
+    with pytest.raises(SystemExit, match="failed:\n  sum: ValueError: no sum"):
+        gpu.main(["sum", "uniform", "vae-step"], tmp_path)
+    assert "the others: python -m benchmarks.gpu vae-step\n" in capsys.readouterr().out
 
 
 def test_a_kernel_that_differs_from_its_rivals_stops_the_run():

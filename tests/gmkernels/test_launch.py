@@ -86,6 +86,22 @@ def test_blocks_that_wait_for_each_other_must_fit_on_the_device():
         passed(grid=(5,), shared=114 << 10, cooperative=True)
 
 
+def test_the_limit_of_shared_memory_rises_and_never_falls():
+    """It is the kernel's: lowered, another thread's launch or one in a graph would have too little."""
+
+    def limits():
+        functions = [
+            f for form, f in launch._cuda_kernels.items() if form[:3] == (CODE, "passed", "float32") and not form[-1]
+        ]
+        return {f.kernel.max_dynamic_shared_size_bytes for f in functions if f.most_shared}
+
+    for shared in (80 << 10, 60 << 10, 70 << 10):
+        passed(shared=shared)
+        assert limits() == {80 << 10}
+    passed(shared=90 << 10)
+    assert limits() == {90 << 10}
+
+
 @emulated
 @pytest.mark.parametrize("grid", [(0,), (5, 0), (0, 0, 1)])
 def test_a_grid_without_blocks_launches_nothing(grid):

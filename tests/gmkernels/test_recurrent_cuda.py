@@ -192,7 +192,7 @@ def test_plans_fit_the_device(way):
         if isinstance(plan, str):
             continue
         assert plan.shared(work) <= H200.shared and 32 <= plan.threads(work) <= 32 * work.most_warps, work
-        across, down = plan.grid(work)
+        down, across = plan.grid(work)
         assert across * plan.columns >= work.columns and down * plan.tiles * plan.sequences >= work.batch, work
         assert plan.scope != "GRID" or across * down <= H200.multiprocessors, work
         assert plan.tiles * 8 <= spec.GPU_ROWS, work

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels import blas
+from gmkernels.arrays import is_same
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.dense import cpu as dense
 from gmkernels.dense.cpu import edge, product_tile
@@ -442,7 +443,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
         key_of_step,
     ) = workspace  # fmt: skip
     units = attrs["units"]
-    from_data = chain is data
+    from_data = is_same(chain, data)
     positive = _load(data, data_room)
     start = positive if from_data else _load(chain, chain_room)
     rooms = _rooms(visible_out, chain_room)

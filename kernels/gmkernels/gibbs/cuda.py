@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gmkernels import launch
-from gmkernels.arrays import Array, address
+from gmkernels.arrays import Array, address, is_same
 from gmkernels.dense.cuda import ACROSS, ALONG, RUNS, TILES, Copy, Tile, tile_of
 from gmkernels.gibbs import spec
 
@@ -337,7 +337,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     kind, tile = machine.kind, machine.tile
 
     before: dict[str, Array] = {"means_before": means, "sums": sums}
-    if chain is not data:
+    if not is_same(chain, data):
         positive = machine._replace(visible_states=given)
         positive.run(positive.hidden(hidden_bias, shape, **before), _NO_LAYER, key, None, len(data), 1, 0)
         before = {}

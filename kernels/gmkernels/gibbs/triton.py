@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from gmkernels import launch
+from gmkernels.arrays import is_same
 from gmkernels.dense.triton import MANY, add_products, operands, place, precision, tile, tile_constants
 from gmkernels.elementary_triton import log1p_unit, number_of, sigmoid, softplus, widened
 from gmkernels.gibbs import spec
@@ -575,7 +576,7 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     h, h2 = (_room(a, (len(of), len(weight)), wide) for a, of in zip(workspace[4:6], (data, chain), strict=True))
     sums, chain_sums, own = (a.reshape(-1) for a in workspace[6:9])
     units, gaussian = attrs["units"], attrs["units"] == "gaussian"
-    from_data = chain is data
+    from_data = is_same(chain, data)
     sample = hidden if from_data else None
     tiles = _launch_half_step(data, weight, hidden_bias, key, h, sample, "bernoulli", sums=sums, step=0)
     _steps(

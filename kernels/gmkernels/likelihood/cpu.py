@@ -295,14 +295,15 @@ def _residual(
 ) -> None:  # fmt: skip
     """Of rows h (m, in) that begin with row `first` of those that x goes with.
 
-    The tiles are those of the product; the sums over the columns of each are added in order.
+    The tiles are those of the product, in so many columns as `sums` (m, columns) has, which may be made for more rows;
+    the sums over the columns of each are added in order.
     """
     n, k = weight.shape
-    m = len(sums)
+    m, column_tiles = sums.shape
     if m * n == 0:
         log_prob[...] = 0
         return
-    row_tiles, column_tiles = linear_tiles(h, weight)
+    row_tiles, _ = linear_tiles(h, weight)
     arguments = operands(h, weight.T)
     with blas.single_threaded():
         _residual_tile(

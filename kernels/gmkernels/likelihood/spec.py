@@ -138,7 +138,7 @@ below that stores them (`LINEAR_BERNOULLI_RESIDUAL`), which is cheaper there tha
 GPU_COLUMNS = 64
 """Logits of a row that a block adds up on a GPU."""
 _SHARE, _LEAST_BYTES = 6, 1 << 21
-"""A workspace of the backward pass on a GPU takes a sixth of the memory that the logits would at most, or 2 MB."""
+"""On a GPU parts of each of the two gradients take a sixth of the memory that the logits would at most, or 2 MB."""
 
 
 def _refuse(op: str, expected: str, **arrays: Array) -> KernelError:

@@ -159,8 +159,8 @@ struct Thread {
         lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
         const int warp = threadIdx.x / 32;
         part = warp % PARTS, column_in_block = warp / PARTS;
-        column = Index(blockIdx.x) * columns_per_block + column_in_block;
-        first_row = Index(blockIdx.y) * (SEQUENCES * NT);
+        column = Index(blockIdx.y) * columns_per_block + column_in_block;
+        first_row = Index(blockIdx.x) * (SEQUENCES * NT);
     }
 };
 
@@ -287,7 +287,7 @@ struct Weight {
         const int each = (k_steps + PARTS - 1) / PARTS;
         first = min(thread.part * each, k_steps), count = min(each, k_steps - first);
         if (thread.column >= columns) count = 0;
-        const Index block_column = Index(blockIdx.x) * columns_per_block;
+        const Index block_column = Index(blockIdx.y) * columns_per_block;
         const Store* all = packed + block_column * k_steps * VECTORS;
         if constexpr (WEIGHTS == IN_SHARED) {
             const int exist = static_cast<int>(min(Index(columns_per_block), columns - block_column));

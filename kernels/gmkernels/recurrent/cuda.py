@@ -7,6 +7,7 @@ shapes alone.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -166,7 +167,8 @@ class Plan(NamedTuple):
     why: str
 
     def grid(self, work: Work) -> tuple[int, int]:
-        return -(-work.columns // self.columns), -(-work.batch // (self.sequences * self.tiles))
+        """Blocks for the sequences, of which there may be many, and for the columns."""
+        return -(-work.batch // (self.sequences * self.tiles)), -(-work.columns // self.columns)
 
     def threads(self, work: Work) -> int:
         return 32 * self.columns * work.parts
@@ -230,10 +232,10 @@ def _grid(work: Work, device: Device) -> Plan | str:
         plan = _on_chip(work, device, Plan("GRID", "", tiles, 8, columns, 0, ""))
         if plan is None:
             break
-        across, down = plan.grid(work)
-        if across * down <= device.multiprocessors:
+        blocks = math.prod(plan.grid(work))
+        if blocks <= device.multiprocessors:
             where = "registers" if plan.kept else "shared memory"
-            how = f"one kernel for all steps, {across * down} blocks that wait for each other"
+            how = f"one kernel for all steps, {blocks} blocks that wait for each other"
             return plan._replace(why=f"{how}, weights in their {where}")
     total = (work.weight_bytes(work.columns) >> 10) * -(-work.batch // (8 * tiles))
     return f"{device.multiprocessors} multiprocessors hold less than {total} KiB of weights"
