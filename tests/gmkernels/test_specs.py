@@ -40,9 +40,7 @@ FEW = {"reference": 2, "triton": 5, "cuda": 10}
 """Most examples on an emulated GPU of what takes long: the reference, which has hundreds of operations of CuPy in each,
 and kernels in other dtypes than float32."""
 
-LONG = (
-    ("conv", "triton"), ("gibbs", "triton"), ("gibbs", "cuda"), ("recurrent", "triton"), ("recurrent", "cuda"),
-)  # fmt: skip
+LONG = tuple((family, backend) for family in ("conv", "gibbs", "recurrent") for backend in ("triton", "cuda"))
 """Families and backends that take seconds on an emulated GPU in float32 too: they have small tests of their own."""
 
 

@@ -176,7 +176,7 @@ def _convolve(
             over, i, j = _advanced(0 * i, i, j, 0, 0, 1, taps_h, taps_w)
             c += over * BLOCK_K
     if bias is not None:
-        total += widened(tl.load(bias + group * filters + f, (f < filters) & (part == 0), 0.0))[None, :]
+        total += widened(tl.load(bias + group * filters + f, f < tl.where(part == 0, filters, 0), 0.0))[None, :]
 
     if TRANSPOSED:
         p, q = residue_h + p * stride_h, residue_w + q * stride_w

@@ -72,6 +72,14 @@ def _halves(w, other):
 
 
 @triton.jit
+def _converted(x, dtype: tl.constexpr):
+    """A tile in another type. Triton 3.6 lays operands of float64 out for the narrowest type that they are made of, and
+    fails on Hopper; it does not look behind a sum."""
+    x = x.to(dtype)
+    return tl.sum(tl.expand_dims(x, 2), axis=2) if dtype == tl.float64 else x
+
+
+@triton.jit
 def add_product(total, x, y, PRECISION: tl.constexpr):
     """total + x y, of tiles of two types: see "Two types" at the top of this file."""
     if x.dtype == y.dtype:
@@ -85,9 +93,9 @@ def add_product(total, x, y, PRECISION: tl.constexpr):
         x = x.to(high.dtype)
         total = tl.dot(x, high, tl.dot(x, low, total))
     elif x.dtype == tl.uint8:
-        total = tl.dot(x.to(y.dtype), y, total, input_precision=PRECISION, out_dtype=total.dtype)
+        total = tl.dot(_converted(x, y.dtype), y, total, input_precision=PRECISION, out_dtype=total.dtype)
     else:
-        total = tl.dot(x, y.to(x.dtype), total, input_precision=PRECISION, out_dtype=total.dtype)
+        total = tl.dot(x, _converted(y, x.dtype), total, input_precision=PRECISION, out_dtype=total.dtype)
     return total
 
 

@@ -514,7 +514,7 @@ def _bias_statistics(
 
     The others: means of h2 minus those of h.
     """
-    strip = tl.program_id(0)
+    strip = tl.program_id(0).to(strips.dtype)
     if strip < strips:
         columns = visible_units * V_UNIT
         column = strip * COLUMNS + tl.arange(0, COLUMNS)
@@ -696,7 +696,7 @@ def _annealed_half_step(
         N_UNIT % 4 == 0,
     )  # fmt: skip
     part = sums + row.to(m.dtype) * tl.cdiv(n, BLOCK_N) + left // BLOCK_N
-    tl.store(part, tl.load(part, (row < m) & (temperature > 0), 0.0) + added, row < m)
+    tl.store(part, tl.load(part, row < tl.where(temperature > 0, m, 0), 0.0) + added, row < m)
 
 
 @triton.jit(do_not_specialize=["rows", "units", "count", "visible_count", "temperatures"])
