@@ -262,6 +262,24 @@ def test_real_states_come_in_two_parts():
 # ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_chain_that_begins_at_the_data_shares_its_first_half_step_with_them(monkeypatch):
+    """Also if the data are told by another array on the same memory, as in a captured step."""
+    kept = launched(monkeypatch)
+    data, *rest = map(cupy.asarray, (binary(5, 7, "uint8"), *machine(7, 6), KEY))
+    names, results = [], []
+    for chain in (data, data.view(), data.copy()):
+        kept.clear()
+        inputs = (data, chain, *rest)
+        found = registry.run(
+            spec.CONTRASTIVE_DIVERGENCE, inputs, {"steps": 1, "units": "bernoulli"}, backend="cuda"
+        )  # fmt: skip
+        names.append([name for name, *_ in kept])
+        results.append([out.get().tobytes() for out in found])
+    shared = ["make_operands", "half_steps", "statistics", "add_loss"]
+    assert names == [shared, shared, [shared[0], "half_steps", *shared[1:]]]
+    assert results[0] == results[1] == results[2]
+
+
 @slow
 @pytest.mark.parametrize("dtype, states", [("float32", "uint8"), ("float64", "float64"), ("bfloat16", "uint8")])
 @pytest.mark.parametrize("persistent", [False, True])
