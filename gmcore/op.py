@@ -577,8 +577,7 @@ def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Cal
             mode.kernel_ran(spec, arrays, attrs)
         return outputs[0] if single else outputs
 
-    forward.spec = spec  # type: ignore[attr-defined]
-    forward.takes_all = otherwise is None  # type: ignore[attr-defined]
+    vars(forward).update(spec=spec, takes_all=otherwise is None)
     return forward
 
 
@@ -586,7 +585,7 @@ def _is_stored(half: np.dtype[Any], forward: Callable[..., Any]) -> bool:
     """Whether a forward function is a kernel that stores a half type, as GPU kernels do, and computes in float32."""
     if not getattr(forward, "takes_all", False):
         return False
-    return any(half.name in entry.dtypes for entry in entries(forward.spec).values())  # type: ignore[attr-defined]
+    return any(half.name in entry.dtypes for entry in entries(vars(forward)["spec"]).values())
 
 
 __all__ = ["OPS", "Edge", "Example", "Meta", "Node", "Op", "kernel", "next_sequence", "user_line"]

@@ -7,17 +7,15 @@ Triton interprets cannot compile.
 import contextlib
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gmkernels import launch, registry
 from gmkernels.conv import spec
+from tests.support import ahead
 
 OPS = (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT)
 SMALL = {"positions": 16, "elements": 16, "filters": 16, "k": 16, "warps": 4, "stages": 3}
@@ -155,9 +153,7 @@ def main():
     """Of the kernels above: their instructions in the loop, their intermediate code, and PTX."""
     import triton
 
-    from gmkernels import conv  # noqa: F401 (registers the operations)
     from tests.gmkernels.ahead.conv import CASES
-    from tests.support import ahead
 
     compile_, made, found = triton.compile, [], []
     triton.compile = lambda *given, **options: made.append(compile_(*given, **options)) or made[-1]
@@ -173,14 +169,7 @@ def main():
 @pytest.mark.slow
 def test_machine_code():
     """Products run on tensor cores, and warps go along planes: Triton finds that from offsets, and may do otherwise."""
-    from tests.support import ahead
-
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for what, loop, code, instructions in json.loads(done.stdout):
+    for what, loop, code, instructions in ahead.printed_by(__file__):
         assert {80: "mma.sync", 90: "wgmma.mma_async"}[what[2]] in instructions, what
         if not ahead.is_triton_of_tiles():
             continue

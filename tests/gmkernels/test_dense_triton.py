@@ -6,7 +6,6 @@ Triton interprets cannot compile.
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from gmkernels import registry
 from gmkernels.dense import spec
+from tests.support import ahead
 
 TENSOR_CORES = {
     ("*bf16", 80): "HMMA.16816.F32.BF16", ("*fp32", 80): "HMMA.1688.F32.TF32", ("*fp64", 80): "DMMA",
@@ -90,7 +90,6 @@ def compiled_product(kind, layouts, many, capability):
 
     from gmkernels import configurations
     from gmkernels.dense import triton as dense
-    from tests.support import ahead
 
     size = {"*fp16": 2, "*bf16": 2, "*fp32": 4, "*fp64": 8}[kind]
     choices = dense.CHOICES[size, many]
@@ -131,12 +130,7 @@ def main():
 def test_products_run_on_tensor_cores():
     """A large layer: without spills, with 128-bit copies into shared memory, and as much of that as the device has."""
     pytest.importorskip("triton")
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for kind, capability, opcodes, shared in json.loads(done.stdout):
+    for kind, capability, opcodes, shared in ahead.printed_by(__file__):
         what = f"{kind} on {capability}: {opcodes}"
         assert any(code.startswith(TENSOR_CORES[kind, capability]) for code in opcodes), what
         assert not any(code.startswith(("LDL", "STL")) for code in opcodes), what

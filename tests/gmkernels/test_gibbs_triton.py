@@ -11,22 +11,17 @@ import contextlib
 import functools
 import importlib
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gmkernels import registry
-from gmkernels.dense.triton import tile
 from gmkernels.gibbs import spec
+from tests.support import ahead
 
-pytest.importorskip("triton")
 cupy = pytest.importorskip("cupy")
-
-from gmkernels.gibbs import triton as gibbs  # noqa: E402
+gibbs = pytest.importorskip("gmkernels.gibbs.triton")
 
 KEY = np.array([17, 4, 3], np.uint64)
 """Its offset makes rows of odd length begin at every lane of a group of words."""
@@ -73,7 +68,7 @@ def small_tiles():
     with contextlib.ExitStack() as stack:
         for (_, many), choices in gibbs.CHOICES.items():
             if not many:
-                stack.enter_context(choices.trying(tile(32, 64, 16, 1, 2, group=2)))
+                stack.enter_context(choices.trying(gibbs.tile(32, 64, 16, 1, 2, group=2)))
         yield
 
 
@@ -206,8 +201,6 @@ def test_explain_says_how_chains_run():
 
 def main():
     """What the code of a large half-step has, of float32 (in two parts) and bfloat16 weights with states of uint8."""
-    from tests.support import ahead
-
     (case,) = (c for c in importlib.import_module("tests.gmkernels.ahead.gibbs").CASES if c.op == "gibbs_half_step")
     outputs = case.inputs[0].shape[0] * case.inputs[1][0]
     found = []
@@ -224,17 +217,12 @@ def test_half_steps_run_on_the_tensor_cores_of_bfloat16():
 
     The H200 issues 307 instructions for a unit in the time of its 4096 multiply-adds in bfloat16.
     """
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
     # An instruction of Hopper's multiplies 64 rows of a group of four warps, along 16 of a block of 32 or 64.
     expected = {
         ("float32", 90): {"HGMMA.64x128x16.F32.BF16": 2 * 2},
         ("bfloat16", 90): {"HGMMA.64x256x16.F32.BF16": 4},
     }
-    for dtype, capability, tensor, instructions in json.loads(done.stdout):
+    for dtype, capability, tensor, instructions in ahead.printed_by(__file__):
         if capability == 80:
             assert list(tensor) == ["HMMA.16816.F32.BF16"]
         else:

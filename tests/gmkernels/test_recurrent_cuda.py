@@ -8,19 +8,11 @@ import pytest
 from gmkernels import registry
 from gmkernels.recurrent import cuda, spec
 from tests.support import ahead
-from tests.support.cupy_stand_in import has_gpu
+from tests.support.cells import CELLS, GATES
 
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-CELLS = {
-    "tanh": (spec.RNN, spec.RNN_BACKWARD, {"nonlinearity": "tanh"}),
-    "relu": (spec.RNN, spec.RNN_BACKWARD, {"nonlinearity": "relu"}),
-    "lstm": (spec.LSTM, spec.LSTM_BACKWARD, {}),
-    "gru": (spec.GRU, spec.GRU_BACKWARD, {"reset_after": True}),
-    "gru_before": (spec.GRU, spec.GRU_BACKWARD, {"reset_after": False}),
-}
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 H200 = cuda.Device(132, 227 << 10)
 BLOCK, GRID, LAUNCH = cuda.WAYS
 
@@ -128,7 +120,6 @@ def test_sums_in_more_parts_than_a_lane_has_numbers(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [64, 128, 768])
 def test_sizes_that_are_measured(size, dtype, monkeypatch):

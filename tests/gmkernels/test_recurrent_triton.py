@@ -7,7 +7,6 @@ Triton interprets cannot compile.
 
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,17 +18,11 @@ import pytest
 
 from gmkernels import registry
 from gmkernels.recurrent import spec
+from tests.support import ahead
+from tests.support.cells import CELLS, GATES
 
 pytest.importorskip("triton")
 
-CELLS = {
-    "tanh": (spec.RNN, spec.RNN_BACKWARD, {"nonlinearity": "tanh"}),
-    "relu": (spec.RNN, spec.RNN_BACKWARD, {"nonlinearity": "relu"}),
-    "lstm": (spec.LSTM, spec.LSTM_BACKWARD, {}),
-    "gru": (spec.GRU, spec.GRU_BACKWARD, {"reset_after": True}),
-    "gru_before": (spec.GRU, spec.GRU_BACKWARD, {"reset_after": False}),
-}
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 RAGGED = (17, 9, 2)
 """Rows of steps: sequences of several programs, which end in every step."""
 UNITS = 9
@@ -202,7 +195,6 @@ def compiled(name, kind, cell, size, capability):
 
     from gmkernels.dense.triton import precision
     from gmkernels.recurrent import triton as recurrent
-    from tests.support import ahead
 
     kernel, itemsize = getattr(recurrent, name), {"bf16": 2, "fp32": 4}[kind]
     constants = {
@@ -246,19 +238,12 @@ def compiled(name, kind, cell, size, capability):
 
 @functools.cache
 def machine_code():
-    root = Path(__file__).parents[2]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return ahead.printed_by(__file__)
 
 
 @pytest.mark.slow
 def test_products_run_on_tensor_cores_without_spills():
     """The weight fits where it stays, also on an A100; tiles of a step come by 128-bit copies into shared memory."""
-    from tests.support import ahead
-
     for (name, kind, cell, size, capability), (opcodes, spills, shared, each) in zip(
         COMPILED, machine_code(), strict=True
     ):

@@ -658,14 +658,19 @@ def compiled(
     families : names of folders.
     backends, capabilities : to compile for.
     """
-    command = [sys.executable, "-m", "tests.support.ahead", "--json", *families]
-    command += ["--backend", *backends, "--capability", *map(str, capabilities)]
+    chosen = ["--backend", *backends, "--capability", *map(str, capabilities)]
+    return [Result(*row) for row in printed_by("-m", "tests.support.ahead", "--json", *families, *chosen)]
+
+
+def printed_by(*arguments: str) -> Any:
+    """What a Python with these arguments prints as JSON: a process in which Triton compiles, and does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = [str(ROOT), str(ROOT / "kernels"), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [Result(*row) for row in json.loads(done.stdout)]
+    return json.loads(done.stdout)
 
 
 def main() -> None:
