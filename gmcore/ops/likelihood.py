@@ -183,8 +183,8 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute:
 
         log p(x | h) = sum_i x_i l_i - log(1 + e^l_i),   l = h weight^T + bias
 
-    The same as ``bernoulli_log_prob(linear(h, weight, bias), x)``, up to rounding, without its memory: neither the
-    logits nor anything else of their size is stored, and the backward pass makes them again.
+    The same as ``bernoulli_log_prob(linear(h, weight, bias), x)``, up to rounding, without its memory: the logits
+    are not stored, and the backward pass makes them again, or uses residuals if they are small (`recompute`).
 
     Parameters
     ----------

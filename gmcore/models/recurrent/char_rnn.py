@@ -112,9 +112,8 @@ class CharRNN(LanguageModel):
         super().draw(folder, dataset, recipe, seed)
         init = Generator(stream_seed(seed, "init"))
         fresh, trained = (drawing_from(init, type(self), **self.config, generator=init).eval() for _ in range(2))
-        trained.load_state_dict(
-            {name: value.cpu() for name, value in self.state_dict().items()}
-        )  # to look at on the CPU
+        # Looked at on the CPU, wherever it was trained.
+        trained.load_state_dict({name: value.cpu() for name, value in self.state_dict().items()})
         codes = dataset.test[: FLOW_STEPS + 1]
         flows = {
             name: gradient_flow.measure(model.rnn, model.output, codes)
