@@ -16,7 +16,7 @@ from gmcore.ops.elementwise import equal, real, sigmoid, where
 from gmcore.ops.product import linear, matmul
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import expand_dims, reshape, sum_to, transpose
-from gmcore.tensor import Tensor, as_tensor, is_grad_enabled
+from gmcore.tensor import Tensor, as_tensor
 from gmkernels.arrays import on_gpu
 from gmkernels.iwae import spec as iwae
 from gmkernels.likelihood import spec as likelihood
@@ -192,9 +192,9 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute:
     weight : (out_features, in_features), as for `linear`.
     bias : (out_features,), or None.
     x : (..., out_features), or of the last axes of that, in [0, 1]; h (k, batch, in) goes with x (batch, out).
-    recompute : whether a backward pass makes the logits again; if not, calls that record a gradient keep
-        x - sigmoid(l). By default they do so on the CPU, where that is quicker, if it takes 32 MB or less; on a GPU
-        they cannot.
+    recompute : whether a backward pass makes the logits again; if not, x - sigmoid(l) is stored. By default that is
+        so on the CPU, where it is quicker, if it takes 32 MB or less, also where no gradient is recorded: training
+        and evaluation then compile one kernel. On a GPU it cannot be.
 
     Returns
     -------
@@ -213,13 +213,12 @@ def linear_bernoulli_log_prob(h: Any, weight: Any, bias: Any, x: Any, recompute:
         raise ArgumentError("linear_bernoulli_log_prob: recompute=False keeps residuals, on the CPU only; leave it out")
     bias = weight.new_zeros(weight.shape[:1]) if bias is None else as_tensor(bias)
     x = as_tensor(x)
-    if is_grad_enabled() and any(a.requires_grad for a in (h, weight, bias, x)):
-        if recompute is None:
-            residual_bytes = math.prod(h.shape[:-1]) * math.prod(weight.shape[:1]) * h.dtype.itemsize
-            recompute = on_gpu(h._data) or residual_bytes > likelihood.RESIDUAL_BYTES
-        if not recompute:
-            return _linear_bernoulli_residual(h, weight, bias, x)[0]
-    return _linear_bernoulli_log_prob(h, weight, bias, x)
+    if recompute is None:
+        residual_bytes = math.prod(h.shape[:-1]) * math.prod(weight.shape[:1]) * h.dtype.itemsize
+        recompute = on_gpu(h._data) or residual_bytes > likelihood.RESIDUAL_BYTES
+    if recompute:
+        return _linear_bernoulli_log_prob(h, weight, bias, x)
+    return _linear_bernoulli_residual(h, weight, bias, x)[0]
 
 
 _linear_bernoulli_log_prob.public = linear_bernoulli_log_prob

@@ -133,8 +133,8 @@ BERNOULLI_LOG_PROB_BACKWARD = KernelSpec(
 # ---------------------------------------------------------------------------------------------------------
 
 RESIDUAL_BYTES = 1 << 25
-"""Most bytes of the residuals of a layer, or of a part of its rows, that are held on the CPU: a training step that is
-below that stores them (`LINEAR_BERNOULLI_RESIDUAL`), which is cheaper there than to make them again."""
+"""Most bytes of the residuals of a layer, or of a part of its rows, that are held on the CPU: gmcore stores them below
+that (`LINEAR_BERNOULLI_RESIDUAL`), which is cheaper there than to make them again."""
 GPU_COLUMNS = 64
 """Logits of a row that a block adds up on a GPU."""
 _SHARE, _LEAST_BYTES = 6, 1 << 21
