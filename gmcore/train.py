@@ -53,6 +53,7 @@ from gmcore.tensor import Tensor
 SCHEDULES: dict[str, Callable[[int], float]] = {
     "iwae": iwae_schedule,
     "inverse": inverse_schedule,
+    "inverse-250": lambda epoch: 1.0 / (1.0 + 9.0 * (epoch - 1) / 249.0),  # a tenth in epoch 250
     "char-rnn": lambda epoch: 0.97 ** max(0, epoch - 10),
 }
 """Learning-rate schedules by name: the factor on the recipe's rate in an epoch."""
@@ -64,7 +65,7 @@ def _adam(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
 
 
 def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
-    return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
 OPTIMIZERS = {"adam": _adam, "sgd": _sgd}

@@ -26,8 +26,8 @@ class Recipe:
     """Training defaults of a model.
 
     `epochs` suits the embedded digits; larger data sets want fewer. `optimizer` is "adam", with `betas` and `eps`,
-    or "sgd", with `momentum`; `weight_decay` shrinks matrices, not biases; `max_norm` clips the norm of the whole
-    gradient. `schedule` names a learning-rate schedule of `gmcore.train`, or is None for a constant rate.
+    or "sgd", with `momentum` and `nesterov`; `weight_decay` shrinks matrices, not biases; `max_norm` clips the norm of
+    the whole gradient. `schedule` names a learning-rate schedule of `gmcore.train`, or is None for a constant rate.
     `eval_samples` is k of the reported bound, or the number of annealing runs where that is by annealing.
     """
 
@@ -38,6 +38,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
+    nesterov: bool = False
     weight_decay: float = 0.0
     max_norm: float | None = None
     binarize: str = "none"

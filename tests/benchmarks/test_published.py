@@ -57,3 +57,32 @@ def test_a_run_goes_on_as_it_was_begun(capsys):
 def test_files_are_named_after_the_device():
     assert published.device_name("cpu").startswith("cpu-")
     assert published.device_name("cuda") == published.device_name("cuda:0") != published.device_name("cpu")
+
+
+def test_an_annealed_figure_is_shown_with_its_interval():
+    found = {"title": "RBM", "published": -86.34, "split": "test", "reached": -86.5, "steps": 10, "training_seconds": 0}
+    found |= {"deviations": [], "test": {"log_z": 450.0, "log_z_interval": [449.75, 450.5], "log_z_by": "annealing"}}
+    assert published.reached(found) == "-86.5 (95 %: -87 to -86.25)"
+    assert "| -86.34 | -86.5 (95 %: -87 to -86.25) (test) |" in report.table({"published": {"rbm": found}})
+    found["test"]["log_z_by"] = "enumeration"
+    assert published.reached(found) == "-86.5"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["rbm", "--device", "tpu"], "tpu"),
+        (["rbm", "--epochs", "0"], "epochs"),
+        (["rbm", "--resume", "{run}"], "a run of model 'vae', expected 'rbm'"),
+        (["vae", "--resume", "{run}/nothing"], "not a run"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(published.FIGURES, "rbm", SMALL._replace(model="rbm", settings={"hidden_size": 2}))
+    of_vae = {"model": "vae", "config": {}, "recipe": {}, "data": {}, "features": 4, "seed": 0, "device": "cpu"}
+    (tmp_path / "config.json").write_text(json.dumps(of_vae))
+    with pytest.raises(SystemExit) as stopped:
+        published.main([word.replace("{run}", str(tmp_path)) for word in words], tmp_path)
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.count("\n") == 1 and message in line
+    assert line.startswith("python -m benchmarks.published: error: ")

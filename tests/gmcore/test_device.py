@@ -585,6 +585,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 COMMANDS = {
+    "vae": ("vae", "rows.npy", "hidden_sizes=[5]", "latent_size=2", "eval_samples=4"),
+    "iwae": ("iwae", "rows.npy", "hidden_sizes=[5]", "latent_size=2", "samples=3", "eval_samples=4"),
     "rbm": ("rbm", "rows.npy", "hidden_size=5", "chains=4"),
     "rbm, annealed": ("rbm", "rows.npy", "hidden_size=21", "units=gaussian", "temperatures=30", "eval_samples=6"),
     "boltzmann": ("boltzmann", "rows.npy", "chains=4"),
@@ -594,7 +596,7 @@ COMMANDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, file, settings", [(a, b, c) for a, b, *c in COMMANDS.values()], ids=COMMANDS)
-def test_other_models_on_the_command_line(
+def test_models_on_the_command_line(
     name: str, file: str, settings: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They train captured, are evaluated and pictured on a GPU, with the figures of the CPU."""

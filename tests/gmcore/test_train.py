@@ -30,7 +30,7 @@ from gmcore.models import GenerativeModel, Model, Recipe, Step
 from gmcore.optim.lr_scheduler import inverse_schedule
 from gmcore.random import default_generator
 from gmcore.streams import STREAMS, stream_seed
-from gmcore.train import Interrupted, evaluate, fit, iwae_schedule, make_optimizer
+from gmcore.train import SCHEDULES, Interrupted, evaluate, fit, iwae_schedule, make_optimizer
 
 
 class Pixels(GenerativeModel):
@@ -228,6 +228,12 @@ def test_weight_decay_shrinks_matrices_and_leaves_biases_alone():
     matrices, biases = make_optimizer(model, dataclasses.replace(Pixels.recipe, weight_decay=0.5)).param_groups
     assert [p.shape for p in matrices["params"]] == [(3, 2)] and matrices["weight_decay"] == 0.5
     assert {p.shape for p in biases["params"]} == {(6,), (3,)} and biases["weight_decay"] == 0
+
+
+def test_a_recipe_asks_for_nesterovs_momentum():
+    recipe = dataclasses.replace(Pixels.recipe, optimizer="sgd", momentum=0.5, nesterov=True)
+    (group,) = make_optimizer(Pixels(6), recipe).param_groups
+    assert group["momentum"] == 0.5 and group["nesterov"] is True
 
 
 # -- repeating and continuing -------------------------------------------------------------------------------
@@ -443,8 +449,9 @@ def test_iwae_schedule():
     assert [rate for rate, _ in stages] == pytest.approx(list(np.logspace(0, -1, 8)), rel=1e-14)
 
 
-def test_inverse_schedule():
+def test_inverse_schedules():
     assert [inverse_schedule(epoch) for epoch in (1, 11, 21, 91)] == [1, 1 / 2, 1 / 3, 1 / 10]
+    assert [SCHEDULES["inverse-250"](epoch) for epoch in (1, 250)] == [1, 1 / 10]
 
 
 def test_schedule_sets_the_rate_of_each_epoch():
