@@ -139,7 +139,7 @@ def _convolve(
     n, p, q = _digits(tl.where(exists, position, 0), rows, columns)  # what is not stored is read like the first
     row, column = p * down + start_h, q * across + start_w
     at_filter = f * weight_f
-    at_position = (n * groups + group) * channels * plane + row * width + column
+    at_position = tl.max_contiguous((n * groups + group) * channels * plane + row * width + column, 2)
 
     part, k = number_of(1, WIDE), tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(channels * taps_h * taps_w, BLOCK_K) if FLAT else tl.cdiv(channels, BLOCK_K) * taps_h * taps_w
@@ -154,7 +154,7 @@ def _convolve(
     total = widened(tl.zeros((BLOCK_P, BLOCK_F), y.dtype.element_ty))
     for _ in range(first, last):
         shift_h, shift_w, tap = i * further_h, j * further_w, i * weight_h + j * weight_w
-        at_x, at_weight = c * plane + shift_h * width + shift_w, c * weight_c + tap
+        at_x, at_weight = c * plane + shift_h * width + shift_w, tl.max_contiguous(c * weight_c + tap, 2)
         if FLAT:
             shift_h, shift_w = shift_h[None, :], shift_w[None, :]
         mask = _inside(row[:, None] + shift_h, height) & _inside(column[:, None] + shift_w, width)
@@ -181,7 +181,7 @@ def _convolve(
     if TRANSPOSED:
         p, q = residue_h + p * stride_h, residue_w + q * stride_w
     at = (((part * batch + n) * groups + group) * filters * out_h + p) * out_w + q
-    at = at[:, None] + (f * out_h * out_w)[None, :]
+    at = tl.max_contiguous(at, 2)[:, None] + (f * out_h * out_w)[None, :]
     tl.store(y + at, total.to(y.dtype.element_ty), exists[:, None] & (f < filters)[None, :])
 
 
@@ -342,13 +342,13 @@ def _correlate(
             within = exists & within & _inside(shift_w[:, None] + column[None, :], width)
         else:
             within = exists & (_inside(shift_h + row, height) & _inside(shift_w + column, width))[:, None]
-        at = (n * groups * channels * plane + shift_h * width + shift_w)[:, None] + at_element[None, :]
+        at = tl.max_contiguous(n * groups * channels * plane + shift_h * width + shift_w, 2)[:, None] + at_element[None, :]
         a = tl.load(x + at, within, 0.0)
-        at = (n * groups * filters * size + p * out_w + q)[:, None] + at_filter[None, :]
+        at = tl.max_contiguous(n * groups * filters * size + p * out_w + q, 2)[:, None] + at_filter[None, :]
         b = tl.load(g + at, exists, 0.0)
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION, out_dtype=total.dtype)
         n, p, q = _advanced(n, p, q, n_step, p_step, q_step, out_h, out_w)
-    at = (c * elements + i * kernel_w + j)[:, None]
+    at = tl.max_contiguous(c * elements + i * kernel_w + j, 2)[:, None]
     at += (((part * groups + group) * filters + f) * channels * elements)[None, :]
     mask = (c < channels)[:, None] & (f < filters)[None, :]
     tl.store(d_weight + at, total.to(d_weight.dtype.element_ty), mask)
