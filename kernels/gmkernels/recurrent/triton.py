@@ -253,16 +253,17 @@ def _step(
         running = _load_before(state, state_at, h0, state_at, mask, follows)
         bias = _load(bias_n, j, j < size)
 
+    # The choice is between addresses of whole tiles: of one between rows not all versions of Triton know multiples.
+    k_column, k_row = _inner(DEPTH, PARTS)
     if PART == "candidate":
-        operand = reset + row * size
+        operand = reset + (row * size + k_column)
         weight += 2 * size * size
     else:
-        operand = tl.where(follows, h + (first_before + i) * size, h0 + i * size)
+        operand = tl.where(follows, h + ((first_before + i) * size + k_column), h0 + (i * size + k_column))
     a = _no_sums(x, ROWS, UNITS, PARTS)
     b, p, d = a, a, a
-    k_column, k_row = _inner(DEPTH, PARTS)
     for start in range(0, size, PARTS * DEPTH):
-        y = tl.load(operand + (start + k_column), live & (start + k_column < size), 0.0)
+        y = tl.load(operand + start, live & (start + k_column < size), 0.0)
         w = weight + j * size + (start + k_row)
         within = (j < size) & (start + k_row < size)
         a = tl.dot(y, tl.load(w, within, 0.0), a, input_precision=PRECISION, out_dtype=a.dtype)
