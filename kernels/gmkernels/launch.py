@@ -39,6 +39,7 @@ __all__ = [
     "on_gpu",
     "resident",
     "triton",
+    "triton_options",
     "triton_source",
     "wide",
 ]
@@ -591,6 +592,7 @@ def triton(
     *,
     warps: int = 4,
     stages: int = 3,
+    registers: int | None = None,
 ) -> None:
     """Launch a Triton kernel on the current device and stream.
 
@@ -605,6 +607,8 @@ def triton(
     constants : values of the ``tl.constexpr`` parameters by name. One called ``WIDE`` that is not among them says
         whether ints have 64 bits.
     warps, stages : of a program: threads / 32, and depth of pipelined loops.
+    registers : most of a thread. If None, the assembler chooses how many programs a multiprocessor is to hold, and may
+        spill some numbers for one more.
 
     Raises
     ------
@@ -623,7 +627,7 @@ def triton(
     is_wide = False
     number = id(kernel)
     multiples = _multiples.get(number) or _look_at(kernel)
-    form: list[Any] = [number, device, warps, stages, *constants.items()]
+    form: list[Any] = [number, device, warps, stages, registers, *constants.items()]
     values: list[Any] = []
     for position, a in enumerate(arguments):
         if isinstance(a, int):
@@ -643,7 +647,7 @@ def triton(
     key = (is_wide, *form)
     binary = _binaries.get(key)
     if binary is None:
-        binary = _compiled(key, kernel, arguments, constants, is_wide, warps, stages)
+        binary = _compiled(key, kernel, arguments, constants, is_wide, warps, stages, registers)
     binary.launch(grid, cupy.cuda.get_current_stream().ptr, values)
 
 
@@ -708,6 +712,17 @@ def triton_source(
     return ASTSource(kernel, signature, constexprs, attributes), kinds
 
 
+def triton_options(warps: int, stages: int, registers: int | None = None) -> dict[str, Any]:
+    """Triton's options of a compilation.
+
+    Parameters
+    ----------
+    warps, stages, registers : as in `triton`.
+    """
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FUSION}
+    return options if registers is None else options | {"maxnreg": registers}
+
+
 def _compiled(
     key: tuple[Any, ...],
     kernel: Any,
@@ -716,12 +731,12 @@ def _compiled(
     is_wide: bool,
     warps: int,
     stages: int,
+    registers: int | None,
 ) -> Any:
     from gmkernels.triton_driver import Binary
 
     with _lock:
         if key not in _binaries:
             source, kinds = triton_source(kernel, arguments, constants, is_wide)
-            options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FUSION}
-            _binaries[key] = Binary(source, kinds, options)
+            _binaries[key] = Binary(source, kinds, triton_options(warps, stages, registers))
         return _binaries[key]

@@ -168,11 +168,9 @@ def main():
 
 @pytest.mark.slow
 def test_machine_code():
-    """Products run on tensor cores, and warps go along planes: Triton finds that from offsets, and may do otherwise."""
+    """Products run on tensor cores, and warps go along planes."""
     for what, loop, code, instructions in ahead.printed_by(__file__):
         assert {80: "mma.sync", 90: "wgmma.mma_async"}[what[2]] in instructions, what
-        if not ahead.is_triton_of_tiles():
-            continue
         assert loop <= INSTRUCTIONS[tuple(what)], (what, loop)
         fastest = dict(re.findall(r"^#(\w+) = #ttg.blocked<\{.*order = \[(\d), \d\]\}>", code, re.M))
         used = re.findall(r"(?:async_copy_global|tt\.load|tt\.store).*tensor<\d+x\d+x!tt\.ptr<\w+>, #(\w+)>", code)

@@ -183,8 +183,11 @@ COMPILED = [
     ("_sequence_backward", "fp32", "lstm", 64, 90), ("_step", "bf16", "lstm", 768, 90),
     ("_step_backward", "bf16", "lstm", 768, 90),
 ]  # fmt: skip
-BUDGET = {"_sequence": 145, "_sequence_backward": 150}
-"""Instructions of all threads for a number of the states at a step, of an LSTM in bfloat16: 90 are the cell's."""
+BUDGET = {
+    ("_sequence", 80): 145, ("_sequence", 90): 145, ("_sequence_backward", 80): 150, ("_sequence_backward", 90): 180,
+}  # fmt: skip
+"""Instructions of all threads for a number of the states at a step, of an LSTM in bfloat16: 90 are the cell's. The last
+takes 131 where Triton multiplies by `mma`, and 177 by `wgmma`, which takes operands from shared memory."""
 
 
 def compiled(name, kind, cell, size, capability):
@@ -248,12 +251,12 @@ def test_products_run_on_tensor_cores_without_spills():
         COMPILED, machine_code(), strict=True
     ):
         what = f"{name} {kind} {cell} {size} on {capability}: {opcodes}"
-        assert spills <= (0 if ahead.is_triton_of_tiles() else 8), what
+        assert spills == 0, what
         assert shared <= SHARED[capability], what
         assert any(code.startswith(("HMMA", "HGMMA")) for code in opcodes), what
         assert "LDG.E.128" in opcodes or "LDGSTS.E.BYPASS.128" in opcodes, what
-        if kind == "bf16" and name in BUDGET:
-            assert each <= BUDGET[name] or not ahead.is_triton_of_tiles(), (each, what)
+        if kind == "bf16" and (name, capability) in BUDGET:
+            assert each <= BUDGET[name, capability], (each, what)
 
 
 if __name__ == "__main__":

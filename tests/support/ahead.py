@@ -26,7 +26,6 @@ import ctypes
 import functools
 import glob
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -75,7 +74,7 @@ class Report(NamedTuple):
     ----------
     name, capability : of the kernel; 80 or 90.
     registers : of a thread.
-    spills : loads and stores of local memory (and the bytes of it, if no instruction uses them).
+    spills : loads and stores of local memory (or its bytes, if its address goes elsewhere).
     shared : bytes of static shared memory; of all that a Triton kernel needs.
     path : from the entry to the exit, each loop once.
     tensor : how many instructions of tensor cores the code has, by their names.
@@ -297,7 +296,10 @@ def read(cubin: bytes, capability: int) -> dict[str, Report]:
         path, loops = _analysed(sections[name])
         spills = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in sections[name])
         tensor = collections.Counter(re.findall(r"\b[HD]G?MMA\.[A-Z0-9_.x]+", "\n".join(sections[name])))
-        spills = spills or int(stack) + int(local)
+        # R1 is the stack's address. Some versions of ptxas make room on the stack that nothing uses.
+        operands = [found[3] for found in map(_INSTRUCTION.search, sections[name]) if found]
+        if any(re.search(r"\bR1\b", given) and not given.startswith("R1,") for given in operands):
+            spills = spills or int(stack) + int(local)
         reserved = 1024 if capability >= 90 and int(shared) else 0  # by the system, where a block has any
         reports[name] = Report(name, capability, int(registers), spills, int(shared) - reserved, path, tensor, loops)
     return reports
@@ -342,9 +344,9 @@ def triton(
     return _triton_report(source, capability, warps, stages)
 
 
-def _triton_report(source: Any, capability: int, warps: int = 4, stages: int = 3) -> Report:
+def _triton_report(source: Any, capability: int, warps: int, stages: int, registers: int | None = None) -> Report:
     target = _resolved("triton.backends.compiler:GPUTarget")("cuda", capability, THREADS_OF_A_WARP)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": launch.FUSION}
+    options = launch.triton_options(warps, stages, registers)
     compiled = _resolved("triton:compile")(source, target=target, options=options)
     (report,) = read(compiled.asm["cubin"], capability).values()
     return report._replace(shared=compiled.metadata.shared)
@@ -427,12 +429,6 @@ def cuda(
 
 KEY = np.zeros(3, np.uint64)
 """A key, as an input of a `Case`."""
-
-
-def is_triton_of_tiles() -> bool:
-    """Whether Triton is 3.6, by whose code tiles were chosen: of some of them other versions make longer code, or code
-    that spills, which is no defect of a kernel."""
-    return importlib.metadata.version("triton").startswith("3.6.")
 
 
 class Case(NamedTuple):
@@ -569,10 +565,11 @@ def _has_wide(arguments: Sequence[Any]) -> bool:
 
 
 def _triton_launch(
-    capability: int, kernel: Any, grid: Any, arguments: Any, constants: Any = None, *, warps: int = 4, stages: int = 3
+    capability: int, kernel: Any, grid: Any, arguments: Any, constants: Any = None,
+    *, warps: int = 4, stages: int = 3, registers: int | None = None,
 ) -> Launch:  # fmt: skip
     source, _ = launch.triton_source(kernel, arguments, constants or {}, _has_wide(arguments))
-    report = _triton_report(source, capability, warps, stages)
+    report = _triton_report(source, capability, warps, stages, registers)
     return Launch(math.prod(grid) * warps * THREADS_OF_A_WARP, report)
 
 

@@ -15,6 +15,11 @@ over the classes too, so no product with a zero between the elements of g is mad
 `_correlate` makes the gradient with respect to the weight: a tile of elements of filters by filters, the sum of which
 goes over the positions.
 
+Warps go along planes, where neighbours are. Triton lays them along the axis of a tile whose offsets it knows to be
+contiguous; here it knows of none, and its versions choose differently. So offsets along that axis say that two are
+contiguous (`tl.max_contiguous`), which is true but for ends of lines and strides. Only the layout follows from that: no
+access is widened, because the offsets are not known to be multiples of more than one.
+
 Sums of which there are too few to keep a device busy are cut into parts, by shapes alone (a workspace has room for
 each); a second launch adds them in order, so that results repeat bit for bit.
 
@@ -342,10 +347,10 @@ def _correlate(
             within = exists & within & _inside(shift_w[:, None] + column[None, :], width)
         else:
             within = exists & (_inside(shift_h + row, height) & _inside(shift_w + column, width))[:, None]
-        at = tl.max_contiguous(n * groups * channels * plane + shift_h * width + shift_w, 2)[:, None] + at_element[None, :]
-        a = tl.load(x + at, within, 0.0)
-        at = tl.max_contiguous(n * groups * filters * size + p * out_w + q, 2)[:, None] + at_filter[None, :]
-        b = tl.load(g + at, exists, 0.0)
+        at_x = tl.max_contiguous(n * groups * channels * plane + shift_h * width + shift_w, 2)
+        a = tl.load(x + (at_x[:, None] + at_element[None, :]), within, 0.0)
+        at_g = tl.max_contiguous(n * groups * filters * size + p * out_w + q, 2)
+        b = tl.load(g + (at_g[:, None] + at_filter[None, :]), exists, 0.0)
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION, out_dtype=total.dtype)
         n, p, q = _advanced(n, p, q, n_step, p_step, q_step, out_h, out_w)
     at = tl.max_contiguous(c * elements + i * kernel_w + j, 2)[:, None]

@@ -217,6 +217,11 @@ of half types for the most units on Hopper, where one of 128 x 256 reads a third
 Ampere, where the tensor cores take operands from registers and the large one spills."""
 
 
+_FEW_REGISTERS = 168
+"""Most registers of a thread of the programs of few units, of which a multiprocessor has not more to hold than three of
+four warps: the assembler would rather spill and have it hold five."""
+
+
 def _parts(choice: Mapping[str, int]) -> int:
     """In how many parts a tile is finished: 32 elements of a thread, or all of a smaller tile."""
     return max(1, choice["m"] * choice["n"] // (32 * 32 * choice["warps"]))
@@ -279,6 +284,7 @@ def _launch_half_step(
         | {"GAUSSIAN": units == "gaussian", "BY_ROW": by_row, "PARTS": _parts(choice)},
         warps=choice["warps"],
         stages=choice["stages"],
+        registers=_FEW_REGISTERS if m * n < MANY else None,
     )
     return column_tiles if by_row else tiles
 
@@ -752,6 +758,7 @@ def _launch_annealed(
         | {"GAUSSIAN": units == "gaussian", "PARTS": _parts(choice)},
         warps=choice["warps"],
         stages=choice["stages"],
+        registers=_FEW_REGISTERS if m * n < MANY else None,
     )  # fmt: skip
     return column_tiles
 
@@ -871,4 +878,5 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
         },
         warps=choice["warps"],
         stages=choice["stages"],
+        registers=_FEW_REGISTERS,
     )  # fmt: skip
