@@ -52,7 +52,8 @@ def _finish(total, highest, samples, at, mask, bound, peak, scale):
 
 # Programs are (tiles of COLUMNS columns, pieces of the samples). Where ROWS, inner is 1: a tile is (COLUMNS, SAMPLES),
 # and UNIT divides `samples` and `piece`; elsewhere it is (SAMPLES, COLUMNS), and UNIT divides `inner`. Launchers pass
-# these numbers divided by it, so that the compiler knows what is aligned.
+# these numbers divided by it, so that the compiler knows what is aligned. Where UNIT is 1, kernels say that two columns
+# are neighbours: warps go along them (see gmkernels.conv.triton).
 
 
 @triton.jit
@@ -114,7 +115,10 @@ def _bound(
     highest = tl.full(column.shape, float("-inf"), REAL)
     total = tl.zeros(column.shape, tl.float64)
     for at in range(begin, end, SAMPLES):
-        x = tl.load(log_w + _offset(first, at + k, inner, ROWS), mask=exists & (k < end - at), other=float("-inf"))
+        source = log_w + _offset(first, at + k, inner, ROWS)
+        if UNIT == 1 and not ROWS:
+            source = tl.max_contiguous(source, (1, 2))
+        x = tl.load(source, mask=exists & (k < end - at), other=float("-inf"))
         highest, total = _add(widened(x), highest, total, AXIS)
     if JOIN:
         of_piece = number_of(1, WIDE) * columns + column
@@ -163,8 +167,11 @@ def _backward(
         end = tl.multiple_of(end, UNIT)
     for at in range(begin, end, SAMPLES):
         offset, mask = _offset(first, at + k, inner, ROWS), exists & (k < end - at)
-        x = widened(tl.load(log_w + offset, mask=mask, other=0))
-        tl.store(d + offset, factor * tl.exp(_difference(x, highest)), mask=mask)
+        source, target = log_w + offset, d + offset
+        if UNIT == 1 and not ROWS:
+            source, target = tl.max_contiguous(source, (1, 2)), tl.max_contiguous(target, (1, 2))
+        x = widened(tl.load(source, mask=mask, other=0))
+        tl.store(target, factor * tl.exp(_difference(x, highest)), mask=mask)
 
 
 BOUND = launch.Choices(
