@@ -36,6 +36,8 @@ WARM_UP = 5
 TOLERANCE = {"cd-step": 1e-3}
 """Difference, relative in the mean, that rounding may make: 1e-4 unless told. Of the 130,000 units that CD-1 samples
 one may fall to the other side, and then 500 of the 392,000 weights change otherwise: 3e-4. For each step of a chain."""
+BFLOAT16_TOLERANCE = 2.0**-6
+"""The same in bfloat16: both sides may be off by its epsilon, 2^-7."""
 
 
 class Disagreement(GmcoreError):
@@ -68,7 +70,10 @@ def numbers(result: Any, workload: Workload) -> list[np.ndarray]:
     """What a step has returned, as arrays of its own; of parameters, how they have changed."""
 
     def copied(value: Any) -> np.ndarray:
-        return np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        host = value.detach().cpu() if hasattr(value, "detach") else value
+        if "bfloat16" in str(getattr(host, "dtype", "")):  # NumPy has none
+            host = host.float() if hasattr(host, "float") else host.astype("float32")
+        return np.array(host.numpy() if hasattr(host, "numpy") else host)
 
     if isinstance(result, Mapping):
         return [copied(value) - workload.weights[name] for name, value in sorted(result.items())]
@@ -81,11 +86,16 @@ def outcome(step: Callable[..., Any], workload: Workload, array: Callable[[Any],
 
 
 def check(
-    name: str, contender: str, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], steps: int = 1
+    name: str,
+    contender: str,
+    expected: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    config: Mapping[str, Any] = {},
 ) -> None:
-    """Raise `Disagreement` unless gmcore's outcome and a contender's are the same numbers, after chains of so many
-    steps."""
-    tolerance = TOLERANCE[name] * steps if name in TOLERANCE else 1e-4
+    """Raise `Disagreement` unless gmcore's outcome and a contender's are the same numbers; `config` is the workload's."""
+    tolerance = TOLERANCE[name] * config.get("steps", 1) if name in TOLERANCE else 1e-4
+    if config.get("dtype") == "bfloat16":
+        tolerance = BFLOAT16_TOLERANCE
     for a, b in zip(expected, found, strict=True):
         if not np.abs(a - b).mean() <= tolerance * np.abs(a).mean():
             raise Disagreement(f"{name}: gmcore gives {a!r}, {contender} {b!r}: nothing to compare")
@@ -119,7 +129,7 @@ class Case:
                     raise
                 self.absent[contender] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 continue
-            check(name, contender, expected, found, workload.config.get("steps", 1))
+            check(name, contender, expected, found, workload.config)
             if contender in OURS:  # with the same noise still; a captured step is repeated by now
                 check(name, contender, later[-1], results[-1])
             self.steps[contender] = step

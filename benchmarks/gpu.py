@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
     name: str
     title: str
-    sizes: Mapping[str, int] = {}
+    sizes: Mapping[str, Any] = {}
 
 
 STEPS: dict[str, Step] = {
@@ -65,8 +65,61 @@ STEPS: dict[str, Step] = {
         f"lstm-sequence {n}": Step("lstm-sequence", f"LSTM of {n}, 1024 steps x 16, with gradients", {"units": n})
         for n in (64, 128, 768)
     },
+    "lstm-sequence 768, bfloat16": Step(
+        "lstm-sequence",
+        "LSTM of 768 in bfloat16, 1024 steps x 16, with gradients",
+        {"units": 768, "dtype": "bfloat16"},
+    ),
     **{name: Step(name, compare.STEPS[name].title) for name in ("language-step", "discriminator-step")},
 }
+
+
+class Aim(NamedTuple):
+    """What is aimed at on an H200."""
+
+    times: Mapping[str, float] = {}
+    """Our time over a rival's, at most."""
+    share: float = 0.0
+    """Of the floor, at least."""
+    memory: Mapping[str, float] = {}
+    """Our peak over a rival's, at most."""
+
+    def text(self) -> str:
+        parts = [f"{ratio:.2f} x {rival}" for rival, ratio in self.times.items()]
+        parts += [f"memory {ratio:.2f} x {rival}" for rival, ratio in self.memory.items()]
+        return ", ".join([f"{self.share:.0%} of the floor"] * (self.share > 0.0) + parts)
+
+    def met(self, seconds: Mapping[str, float], share: float, peaks: Mapping[str, int], ours: str) -> str:
+        """``"yes"``, ``"no"``, or ``"-"`` if nothing is missed as far as it was measured, which it was not in full.
+
+        Parameters
+        ----------
+        seconds : by contender.
+        share : of the floor, that we have.
+        peaks : by contender, where they are compared.
+        ours : the contender whose seconds are ours.
+        """
+        pairs = [(seconds[ours], seconds.get(rival), ratio) for rival, ratio in self.times.items()]
+        pairs += [(peaks.get(compare.EAGER, 0), peaks.get(rival), ratio) for rival, ratio in self.memory.items()]
+        missed = [round(own / other, 2) > ratio for own, other, ratio in pairs if other]
+        if share < self.share or any(missed):
+            return "no"
+        return "yes" if len(missed) == len(pairs) else "-"
+
+
+_FILLS = ("uniform", "normal", "gaussian_sample", "gaussian_sample_backward", "bernoulli_sample", "iwae_bound",
+          "iwae_bound_backward")  # fmt: skip
+AIMS: dict[str, Aim] = {
+    **{name: Aim({COMPILED: 1.0}, share=0.9) for name in _FILLS},
+    "gibbs_half_step 4096, bfloat16": Aim({TORCH: 0.5}, share=0.6),
+    **{name: Aim({TORCH: 0.33, COMPILED: 1.0}) for name in ("vae-step", "iwae-step")},
+    **{name: Aim({TORCH: 0.2}) for name in STEPS if name.startswith("cd-")},
+    **{f"lstm-sequence {n}": Aim({TORCH: 1.0}) for n in (64, 128)},
+    **{f"lstm-sequence 768{dtype}": Aim({TORCH: 1.5}) for dtype in ("", ", bfloat16")},
+    "language-step": Aim({TORCH: 1.0}),
+    "last-layer": Aim({COMPILED: 0.5}, memory={COMPILED: 0.1}),
+}
+"""Of kernels and steps by name; other rows have none."""
 HYPER = (1e-3, 0.9, 0.999, 1e-8, 0.0, 0, 0, 0, 1)  # of Adam
 
 
@@ -427,31 +480,56 @@ def _compare(name: str, backend: str, own: np.ndarray, rival: str, other: np.nda
 def measure_step(name: str, small: bool) -> dict[str, Any]:
     """Time a step, captured and eager, and the peers'; print the table and return the figures."""
     step, title, sizes = STEPS[name]
-    case = compare.Case(step, device="cuda", **(compare.STEPS[step].small if small else {}) | sizes)
+    sizes = {"device": "cuda", **sizes, **(compare.STEPS[step].small if small else {})}
+    case = compare.Case(step, **sizes)
     case.run(synchronize=cupy().cuda.Device().synchronize, **TIMING)
     result = case.result()
     print(f"\n{name}: {title}\n{result}", flush=True)
-    peaks = {contender: _peak(contender, call) for contender, call in case.steps.items()}
-    print(", ".join(f"{who} {peak / 2**20:.1f} MiB" for who, peak in peaks.items() if peak), flush=True)
+    peaks = {who: _peak(who, case.steps[who]) for who in (compare.EAGER, TORCH) if who in case.steps}
+    if COMPILED in case.steps and name in AIMS and AIMS[name].memory:
+        peaks[COMPILED] = _peak(COMPILED, _without_graphs(step, sizes))
+    print(f"at most beside what a step leaves: {memory_text(peaks)}", flush=True)
     return result.as_json() | {"title": title, "absent": case.absent, "peak": peaks}
 
 
-def _peak(contender: str, call: Callable[[], Any]) -> int | None:
-    """Bytes of the GPU that a step takes beyond what there is before it. Captured steps, torch.compile's too, have
-    their buffers before; JAX does not tell."""
+def _peak(contender: str, call: Callable[[], Any]) -> int:
+    """The most bytes of the GPU that a step has at once, beside what is there after it, its gradients and results
+    among that. Not of captured steps, which have their memory before; JAX does not tell."""
     if contender == compare.EAGER:
         pool = cupy().cuda.MemoryPool()  # what a new pool has taken from the device is the peak
         with cupy().cuda.using_allocator(pool.malloc):
-            call()
-        return pool.total_bytes()
-    if contender == TORCH:
-        import torch
+            left = call()
+            peak = pool.total_bytes() - pool.used_bytes()
+            del left
+        return peak
+    import torch
 
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    return None
+    torch.cuda.reset_peak_memory_stats()
+    left = call()
+    peak = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    del left
+    return peak
+
+
+def _without_graphs(step: str, sizes: Mapping[str, Any]) -> Callable[[], Any]:
+    """A step of torch.compile without CUDA graphs: the same kernels and buffers, in memory that the library counts."""
+    library = peers.library(COMPILED)
+    kept, library.MODE = library.MODE, None
+    try:
+        call = compare.build(step, COMPILED, compare.STEPS[step].make(**sizes), sizes)
+        for _ in range(compare.WARM_UP):
+            call()
+    finally:
+        library.MODE = kept
+    return call
+
+
+def memory_text(peaks: Mapping[str, int]) -> str:
+    """Our peak in MiB, and the others' with ours over them in brackets."""
+    ours = peaks[compare.EAGER]
+    others = {who: peak for who, peak in peaks.items() if who != compare.EAGER}
+    texts = [f"{who} {peak / 2**20:.1f}" + f" ({ours / peak:.2f})" * (peak > 0) for who, peak in others.items()]
+    return ", ".join([f"{ours / 2**20:.1f} MiB", *texts])
 
 
 def measure(

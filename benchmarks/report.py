@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import CAPTURED, EAGER
+from benchmarks.gpu import AIMS, COMPILED, CUPY, JAX, TORCH, memory_text
 from benchmarks.published import reached
 from benchmarks.scaling import Fit
 from benchmarks.workloads import STEPS
@@ -103,16 +104,22 @@ def scaling_table(cases: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-RIVALS = ("CuPy", "PyTorch", "torch.compile", "JAX")
+RIVALS = (CUPY, TORCH, COMPILED, JAX)
 
 
 def _over(seconds: float, other: float | None) -> str:
     return "-" if other is None else f"{seconds / other:.2f}"
 
 
+def _aim(name: str, *measured: Any) -> list[str]:
+    """The cells of what is aimed at, and whether it is met by what was measured, as `Aim.met` takes it."""
+    return [AIMS[name].text(), AIMS[name].met(*measured)] if name in AIMS else ["-", "-"]
+
+
 def gpu_table(kernels: Mapping[str, Any]) -> str:
     """Of each kernel our faster backend: its time, its share of the floor, and its time over that of each rival."""
-    rows = [f"| kernel | backend | time | share of the floor | over {' | '.join(RIVALS)} |", "|---" * 8 + "|"]
+    head = f"| kernel | backend | time | share of the floor | over {' | '.join(RIVALS)} | aim | met |"
+    rows = [head, "|---" * 10 + "|"]
     for name, kernel in kernels.items():
         found = kernel["contenders"]
         ours = {contender: found[contender] for contender in found if contender not in RIVALS}
@@ -120,17 +127,20 @@ def gpu_table(kernels: Mapping[str, Any]) -> str:
         seconds = ours[best]["seconds"]
         ratios = [_over(seconds, found.get(rival, {}).get("seconds")) for rival in RIVALS]
         figures = [bench.format_seconds(seconds), f"{ours[best]['share']:.0%} ({kernel['bound']})", *ratios]
+        figures += _aim(name, {who: c["seconds"] for who, c in found.items()}, ours[best]["share"], {}, best)
         rows.append(f"| {name} | {best} | {' | '.join(figures)} |")
     return "\n".join(rows)
 
 
 def gpu_step_table(steps: Mapping[str, Any]) -> str:
-    """The time of each step, captured and eager, and that of the captured one over the peers'."""
-    rows = [f"| step | captured | eager | over {' | '.join(RIVALS[1:])} |", "|---" * 6 + "|"]
-    for case in steps.values():
+    """The time of each step, captured and eager, that of the captured one over the peers', and peaks of memory beside
+    what a step leaves."""
+    rows = [f"| step | captured | eager | over {' | '.join(RIVALS[1:])} | memory | aim | met |", "|---" * 9 + "|"]
+    for name, case in steps.items():
         seconds = {contender: c["seconds"]["median"] for contender, c in case["contenders"].items()}
         times = [bench.format_seconds(seconds[contender]) for contender in (CAPTURED, EAGER)]
         ratios = [_over(seconds[CAPTURED], seconds.get(rival)) for rival in RIVALS[1:]]
+        ratios += [memory_text(case["peak"]), *_aim(name, seconds, 0.0, case["peak"], CAPTURED)]
         rows.append(f"| {case['title']} | {' | '.join([*times, *ratios])} |")
     return "\n".join(rows)
 

@@ -257,22 +257,24 @@ def discriminator_step(batch: int = 64, channels: int = 32, device: str = "cpu")
 
 
 # -- layers --------------------------------------------------------------------------------------------------
-def lstm_sequence(steps: int = 1024, streams: int = 16, units: int = 64, device: str = "cpu") -> Workload:
+def lstm_sequence(
+    steps: int = 1024, streams: int = 16, units: int = 64, dtype: str = "float32", device: str = "cpu"
+) -> Workload:
     """An LSTM over long sequences of as many inputs as units: the states, and all gradients from theirs."""
     model = nn.LSTM(units, units)
     model.reset_parameters(Generator(0))
     weights = _weights(model)
-    model.to(device)
+    model.to(device, dtype)
     draw = np.random.default_rng(0).standard_normal
     x, d_h = (draw((steps, streams, units), np.float32) for _ in range(2))
-    leaves = (gmcore.tensor(x, device=device, requires_grad=True), *model.parameters())
-    (incoming,) = _placed(device, d_h)
+    leaves = (gmcore.tensor(x, dtype=dtype, device=device, requires_grad=True), *model.parameters())
+    incoming = gmcore.tensor(d_h, dtype=dtype, device=device)
 
     def step(x: gmcore.Tensor) -> None:
         h, _ = model(x)
         _leave_gradients(h, leaves, incoming)
 
-    return Workload(step, leaves[:1], (x, d_h), {"units": units}, weights, leaves=leaves)
+    return Workload(step, leaves[:1], (x, d_h), {"units": units, "dtype": dtype}, weights, leaves=leaves)
 
 
 def last_layer(

@@ -220,7 +220,7 @@ def _lstm(p: Parameters, x: Array) -> Array:
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
 
-    start = jnp.zeros((x.shape[1], len(p["weight_hh_l0"])))
+    start = jnp.zeros((x.shape[1], len(p["weight_hh_l0"])), x.dtype)
     _, h = lax.scan(cell, (start, start), x @ p["weight_ih_l0"] + p["bias_ih_l0"] + p["bias_hh_l0"])
     return h
 
@@ -264,7 +264,7 @@ def discriminator_step(w: Workload) -> Step:
 
 
 # -- layers --------------------------------------------------------------------------------------------------
-def _gradients(y: Callable[..., Array], leaves: tuple[Any, ...], incoming: np.ndarray) -> Step:
+def _gradients(y: Callable[..., Array], leaves: tuple[Any, ...], incoming: Any) -> Step:
     """A step that gives the gradients of y by its arguments, from those by y."""
 
     def update(state: Any, data: tuple[Any, ...], noise: tuple[Array, ...]) -> Any:
@@ -276,12 +276,12 @@ def _gradients(y: Callable[..., Array], leaves: tuple[Any, ...], incoming: np.nd
 
 def lstm_sequence(w: Workload) -> Step:
     """With the weights as they are: their gradients are compared."""
-    x, d_h = w.data
+    x, d_h, *weights = (jnp.array(a, w.config["dtype"]) for a in (*w.data, *w.weights.values()))
 
     def states(x: Array, *weights: Array) -> Array:
         return _lstm(dict(zip(w.weights, (a.T for a in weights), strict=True)), x)
 
-    return _gradients(states, (x, *w.weights.values()), d_h)
+    return _gradients(states, (x, *weights), d_h)
 
 
 def last_layer(w: Workload) -> Step:

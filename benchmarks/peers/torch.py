@@ -26,10 +26,14 @@ Step = Callable[..., Any]
 Loss = Callable[..., Tensor]
 
 
+MODE: str | None = "reduce-overhead"
+"""Of compiled steps on a GPU: CUDA graphs. They have their memory before they run; None shows how much they use."""
+
+
 def _compiled(function: Step) -> Step:
     torch._dynamo.config.trace_autograd_ops = True  # the graph may hold the backward pass
     if torch.get_default_device().type == "cuda":
-        return torch.compile(function, dynamic=False, mode="reduce-overhead")  # CUDA graphs
+        return torch.compile(function, dynamic=False, mode=MODE)
     return torch.compile(function, dynamic=False)
 
 
@@ -284,10 +288,12 @@ def _gradients(y: Callable[[], Tensor], leaves: Sequence[Tensor], incoming: Tens
 
 def lstm_sequence(w: Workload, compiled: bool) -> Step:
     """On a GPU by cuDNN."""
-    x, d_h = _tensors(w)
+    dtype = getattr(torch, w.config["dtype"])
+    x, d_h = (a.to(dtype) for a in _tensors(w))
     x.requires_grad_()
     model = nn.LSTM(w.config["units"], w.config["units"])
     model.load_state_dict({name: torch.tensor(value) for name, value in w.weights.items()})
+    model.to(dtype)
     return _gradients(lambda: model(x)[0], [x, *model.parameters()], d_h, compiled)
 
 

@@ -74,3 +74,39 @@ def test_a_kernel_that_differs_from_its_rivals_stops_the_run():
     gpu._compare("sum", "cuda", np.ones(3), "CuPy", np.ones(3) + 1e-4)
     with pytest.raises(compare.Disagreement, match="sum: cuda is .* from CuPy: nothing to compare"):
         gpu._compare("sum", "cuda", np.ones(3), "CuPy", np.ones(3) + 0.1)
+
+
+def test_aims_are_of_what_is_measured_and_are_met_or_not():
+    assert gpu.AIMS.keys() <= gpu.KERNELS.keys() | gpu.STEPS.keys()
+    aim = gpu.AIMS["last-layer"]
+    assert aim.text() == "0.50 x torch.compile, memory 0.10 x torch.compile"
+    seconds, peaks = {"ours": 1.0, gpu.COMPILED: 2.0}, {compare.EAGER: 9, gpu.COMPILED: 100}
+    assert aim.met(seconds, 0.0, peaks, "ours") == "yes"
+    assert aim.met(seconds, 0.0, peaks | {compare.EAGER: 12}, "ours") == "no"
+    assert aim.met(seconds | {"ours": 1.1}, 0.0, peaks, "ours") == "no"
+    assert aim.met({"ours": 1.0}, 0.0, peaks, "ours") == aim.met(seconds, 0.0, {}, "ours") == "-"
+    half_step = gpu.AIMS["gibbs_half_step 4096, bfloat16"]
+    assert half_step.text() == "60% of the floor, 0.50 x PyTorch"
+    assert [half_step.met({"cuda": 1.0, gpu.TORCH: 2.0}, s, {}, "cuda") for s in (0.6, 0.59)] == ["yes", "no"]
+
+
+def test_the_peak_of_a_step_is_beside_what_it_leaves():
+    import cupy
+
+    kept = []
+
+    def step():
+        kept[:] = [cupy.ones(1 << 10)]
+        between = [cupy.ones(1 << 16) for _ in range(3)]
+        return between[0]
+
+    assert gpu._peak(compare.EAGER, step) == 2 * (8 << 16)
+    assert gpu.memory_text({compare.EAGER: 1 << 20, gpu.TORCH: 4 << 20}) == "1.0 MiB, PyTorch 4.0 (0.25)"
+
+
+def test_torch_compile_is_asked_for_its_memory_without_graphs(tiny, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
+    library, modes = gpu.peers.library(gpu.COMPILED), []
+    monkeypatch.setattr(compare, "build", lambda *given: modes.append(library.MODE) or (lambda: None))
+    gpu._without_graphs("last-layer", {"device": "cpu"})
+    assert modes == [None] and library.MODE == "reduce-overhead"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import compare, peers
@@ -12,11 +13,13 @@ torch_steps = pytest.mark.parametrize("name", STEPS)
 compiled_steps = pytest.mark.parametrize("name", peers.STEPS_OF["JAX"])
 
 
-def agrees(contender, name):
-    workload = STEPS[name].make()
+def agrees(contender, name, **sizes):
+    workload = STEPS[name].make(**sizes)
     step, array = peers.make(contender, name, workload), peers.library(contender).array
-    compare.check(name, contender, compare.outcome(workload, workload), compare.outcome(step, workload, array))
+    expected, found = compare.outcome(workload, workload), compare.outcome(step, workload, array)
+    compare.check(name, contender, expected, found, workload.config)
     step()  # with noise of its own
+    return expected, found
 
 
 @pytest.fixture
@@ -32,6 +35,12 @@ def torch():
 @torch_steps
 def test_torch(tiny, torch, name):
     agrees("PyTorch", name)
+
+
+def test_torch_in_bfloat16(tiny, torch):
+    both = agrees("PyTorch", "lstm-sequence", dtype="bfloat16")
+    for gradient in (*both[0], *both[1]):
+        np.testing.assert_array_equal(gradient.view(np.uint32) & 0xFFFF, 0, err_msg="not a number of bfloat16")
 
 
 @pytest.mark.slow
