@@ -92,7 +92,7 @@ def check(
     found: Sequence[np.ndarray],
     config: Mapping[str, Any] = {},
 ) -> None:
-    """Raise `Disagreement` unless gmcore's outcome and a contender's are the same numbers; `config` is the workload's."""
+    """Raise `Disagreement` unless gmcore's outcome and a contender's, of a workload with this `config`, agree."""
     tolerance = TOLERANCE[name] * config.get("steps", 1) if name in TOLERANCE else 1e-4
     if config.get("dtype") == "bfloat16":
         tolerance = BFLOAT16_TOLERANCE

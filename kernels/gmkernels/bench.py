@@ -162,10 +162,11 @@ def measure_gpu(share: float = 1.0) -> Device:
     Returns
     -------
     A `Device`: bytes read and written by a copy of one GiB; flops of the product of two matrices of size 8192 by
-    cuBLAS in float32 (without TF32), and in float16 relative to that; and slots at the clock that the driver
+    cuBLAS in float32 (without TF32), and in bfloat16 relative to that; and slots at the clock that the driver
         states, 128 a clock and multiprocessor.
     """
     import cupy
+    from ml_dtypes import bfloat16
 
     device = cupy.cuda.Device()
     synchronize = device.synchronize
@@ -179,7 +180,7 @@ def measure_gpu(share: float = 1.0) -> Device:
     nominal = nominal_gpu(device.id)
     rates = {}
     n = max(16, int(share * _GPU_PRODUCT_SIZE))
-    for dtype in (np.float32, np.float16):
+    for dtype in (np.float32, bfloat16):
         # Random numbers: on ones the products draw less power and run faster.
         a = (cupy.sin(cupy.arange(n * n, dtype=np.float32)).reshape(n, n)).astype(dtype)
         rates[dtype] = 2 * n**3 / seconds(functools.partial(cupy.matmul, a, a))
@@ -191,7 +192,7 @@ def measure_gpu(share: float = 1.0) -> Device:
         product_rate=rates[np.float32],
         slot_rate=_LANES * clock if clock else nominal.slot_rate,
         wide_factor=nominal.wide_factor,
-        half_factor=rates[np.float16] / rates[np.float32],
+        half_factor=rates[bfloat16] / rates[np.float32],
     )
 
 

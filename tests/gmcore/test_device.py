@@ -416,6 +416,26 @@ def test_packed_sequences() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+# -- states of a Boltzmann machine --------------------------------------------------------------------------------
+MACHINE = (np.full((3, 6), 0.1, np.float32), np.zeros(6, np.float32), np.zeros(3, np.float32))
+OF_STATES: dict[str, Callable[..., Any]] = {
+    "free_energy": ops.free_energy,
+    "gibbs_chain": ops.gibbs_chain,
+    "contrastive_divergence": lambda x, *machine: ops.contrastive_divergence(x, x, *machine),
+    "boltzmann_sweep": lambda x, weight, bias, _: ops.boltzmann_sweep(
+        x, gmcore.tensor(np.eye(6) * 0, device="cuda"), bias
+    ),
+    "rbm": lambda x, *machine: rbm.RBM(6, 3).cuda().compute_gradients(x, generator=Generator(1)),
+}
+
+
+@pytest.mark.parametrize("call", OF_STATES.values(), ids=OF_STATES)
+def test_states_that_are_none_are_refused(call: Callable[..., Any]) -> None:
+    x, *machine = (gmcore.tensor(a, device="cuda") for a in (np.full((4, 6), 7.0, np.float32), *MACHINE))
+    with pytest.raises(ArgumentError, match=r"states of Bernoulli units must be in \{0, 1\}.* got 7.* \(called at "):
+        call(x, *machine)
+
+
 # -- optimisers ------------------------------------------------------------------------------------------------------
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),

@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +174,27 @@ def test_floor_of_float64_uses_its_rates(device: Device) -> None:
         KernelReport.of(spec.MATMUL, (np.ones((8, 8), d), np.ones((8, 8), d)), {}, seconds=1.0) for d in ("f4", "f8")
     ]
     assert reports[1].floor == pytest.approx(2 * reports[0].floor)
+
+
+def test_the_rate_of_16_bit_products_is_that_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    dtypes: list[str] = []
+    product = cupy.matmul
+
+    def recorded(a: Any, b: Any) -> Any:
+        dtypes.append(f"{a.dtype} {b.dtype}")
+        return product(a, b)
+
+    def median_time(call: Callable[[], Any], **timing: Any) -> float:
+        call()
+        return 0.5 if "bfloat16 bfloat16" in dtypes else 1.0
+
+    monkeypatch.setattr(cupy, "matmul", recorded)
+    monkeypatch.setattr(bench, "median_time", median_time)
+    device = bench.measure_gpu.__wrapped__(1e-9)
+    assert dtypes == ["float32 float32", "bfloat16 bfloat16"]
+    assert device.product_rate == 2 * 16**3 and device.half_factor == 2.0
 
 
 @pytest.mark.slow
