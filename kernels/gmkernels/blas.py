@@ -1,6 +1,6 @@
 """The BLAS that makes matrix products: where its functions are, and control of its threads.
 
-NumPy carries a fast BLAS, so products need no library of our own, except where OpenBLAS is slow (`dense.thin`).
+NumPy carries a fast BLAS, so products need no library of our own, except where OpenBLAS is slow (`dense.products`).
 Intel's MKL is faster on thin products, and is taken where the package mkl is installed; ``GMKERNELS_BLAS=numpy``
 keeps NumPy's. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular systems) in float32 and
 float64; a launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm` or
@@ -47,21 +47,40 @@ class Blas:
     """Whether its integers have 64 bits."""
     get_num_threads: Callable[[], int]
     set_num_threads: Callable[[int], None]
+    core: str = ""
+    """The processor that its kernels were written for, by OpenBLAS's name."""
 
     def gemm_address(self, dtype: np.dtype) -> int:
         return self.sgemm if dtype.char == "f" else self.dgemm  # comparing dtypes with types is slow
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it multiplies in 256-bit vectors where the processor has 512-bit ones.
+
+        An OpenBLAS that does not know a processor takes kernels for an older one: that of NumPy 2.4 those for Haswell,
+        on an AMD EPYC of the fifth generation.
+        """
+        if self.core not in _NARROW:
+            return False
+        from gmkernels.vectors import VECTOR_BYTES  # imports a compiler
+
+        return VECTOR_BYTES == 64
 
     def trsm_address(self, dtype: np.dtype) -> int:
         return self.strsm if dtype.char == "f" else self.dtrsm
 
 
-# name, functions, thread control (get, set), 64-bit integers
+_NARROW = ("Haswell", "Zen")
+"""Processors with 256-bit vectors whose kernels OpenBLAS takes for those with 512-bit ones that it does not know."""
+
+# name, functions, control (number of threads, to set it, processor), 64-bit integers
+_OF_OPENBLAS = ("get_num_threads", "set_num_threads", "get_corename")
 _INTERFACES = (
-    ("OpenBLAS", "scipy_cblas_{}64_", "scipy_openblas_{}_num_threads64_", ("get", "set"), True),
-    ("OpenBLAS", "cblas_{}64_", "openblas_{}_num_threads64_", ("get", "set"), True),
-    ("OpenBLAS", "scipy_cblas_{}", "scipy_openblas_{}_num_threads", ("get", "set"), False),
-    ("OpenBLAS", "cblas_{}", "openblas_{}_num_threads", ("get", "set"), False),
-    ("MKL", "cblas_{}", "MKL_{}_Num_Threads", ("Get_Max", "Set"), False),
+    ("OpenBLAS", "scipy_cblas_{}64_", "scipy_openblas_{}64_", _OF_OPENBLAS, True),
+    ("OpenBLAS", "cblas_{}64_", "openblas_{}64_", _OF_OPENBLAS, True),
+    ("OpenBLAS", "scipy_cblas_{}", "scipy_openblas_{}", _OF_OPENBLAS, False),
+    ("OpenBLAS", "cblas_{}", "openblas_{}", _OF_OPENBLAS, False),
+    ("MKL", "cblas_{}", "MKL_{}", ("Get_Max_Threads", "Set_Num_Threads", None), False),
 )
 
 
@@ -98,16 +117,21 @@ def _functions(library: ctypes.PyDLL, pattern: str) -> tuple[int, int, int, int]
 def numpys() -> Blas | None:
     """The BLAS that NumPy has loaded, if it is one whose threads can be controlled."""
     for library in _libraries():
-        for name, cblas, threads, (get, set_), wide in _INTERFACES:
+        for name, cblas, control, (get, set_, core_of), wide in _INTERFACES:
             try:
                 addresses = _functions(library, cblas)
-                get_num_threads = getattr(library, threads.format(get))
-                set_num_threads = getattr(library, threads.format(set_))
+                get_num_threads = getattr(library, control.format(get))
+                set_num_threads = getattr(library, control.format(set_))
+                get_core = getattr(library, control.format(core_of)) if core_of else None
             except AttributeError:
                 continue
             get_num_threads.restype, set_num_threads.restype = ctypes.c_int, None
             get_num_threads.argtypes, set_num_threads.argtypes = [], [ctypes.c_int]
-            return Blas(f"NumPy's {name}", *addresses, wide, get_num_threads, set_num_threads)
+            core = ""
+            if get_core is not None:
+                get_core.restype = ctypes.c_char_p
+                core = get_core().decode()
+            return Blas(f"NumPy's {name}", *addresses, wide, get_num_threads, set_num_threads, core)
     return None
 
 
@@ -161,7 +185,12 @@ def find() -> Blas | None:
 def describe() -> str:
     """Which BLAS makes the products, and why, in words."""
     library, why = _choice()
-    return f"products by {library.name if library else 'NumPy'} ({why})"
+    if library is None:
+        return f"products by NumPy ({why})"
+    ours = ""
+    if library.is_narrow:
+        ours = f"; all but the smallest by our own in 512-bit vectors, since its kernels are for {library.core}"
+    return f"products by {library.name} ({why}){ours}"
 
 
 def note(*inputs: Any, **attrs: Any) -> str:

@@ -1,6 +1,9 @@
 """Dense layers against formulas in float64 and against PyTorch."""
 
+import ctypes
+import itertools
 import math
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmkernels import KernelError, blas, pool, run
-from gmkernels.dense import activation_backward, cpu, linear, matmul, panel, spec, thin, tiles
+from gmkernels.dense import activation_backward, cpu, linear, matmul, panel, products, spec, tiles
 
 BACKENDS = ("reference", "cpu")
 ACTIVATIONS = spec.ACTIVATIONS
@@ -83,37 +86,60 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
     np.testing.assert_array_equal(c, expected)
 
 
-# Rows from the fewest on, around one and several tiles of them; depths around one and two pieces; columns around
-# panels.
-THIN = [(6, 512, 400), (7, 513, 300), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (256, 48, 64)]
+# Rows around one and several tiles of them; depths around one and two pieces; columns around panels.
+OURS = [(1, 3, 2), (6, 512, 33), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97)]
 
 
-@pytest.mark.parametrize("shape", THIN)
-def test_products_of_few_rows_with_a_transpose_are_exact_and_stay_inside_the_result(shape):
+@pytest.mark.parametrize("transposed", [*itertools.product((False, True), repeat=2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", OURS)
+def test_our_own_products_are_exact_and_stay_inside_the_result(shape, dtype, transposed):
     m, k, n = shape
     rng = np.random.default_rng(k)
-    # Sums of at most 1025 numbers up to 64 are exact in float32. Rows lie apart.
-    a = rng.integers(-8, 9, (m, k + 3)).astype("f")[:, :k]
-    b = rng.integers(-8, 9, (n, k + 5)).astype("f")[:, :k].T
-    margin = 64
-    buffer = np.full(m * n + 2 * margin, np.nan, "f")
-    run(spec.MATMUL, (a, b), outputs=(buffer[margin:-margin].reshape(m, n),), backend="cpu")
-    np.testing.assert_array_equal(buffer[margin:-margin].reshape(m, n), a.astype(float) @ b.astype(float))
-    assert np.isnan(buffer[:margin]).all() and np.isnan(buffer[-margin:]).all()
+    # Sums of at most 1025 numbers up to 64, in quarters, are exact in float32. Rows lie apart.
+    stored = [
+        rng.integers(-8, 9, (size[::-1] if is_transposed else size)).astype(dtype)
+        for size, is_transposed in zip(((m, k), (k, n)), transposed, strict=True)
+    ]
+    a, b = (np.pad(x, ((0, 0), (0, apart))) for x, apart in zip(stored, (3, 5), strict=True))
+    margin, ldc = 64, n + 2
+    real, size, pointer = np.ctypeslib.as_ctypes_type(dtype), ctypes.c_int64, ctypes.c_void_p
+    function = ctypes.CFUNCTYPE(
+        None, *[ctypes.c_int] * 3, *[size] * 3, real, pointer, size, pointer, size, real, pointer, size
+    )(products.address(np.dtype(dtype)))
+    product = np.matmul(*(x.T if is_transposed else x for x, is_transposed in zip(stored, transposed, strict=True)))
+    orders = [blas.TRANS if is_transposed else blas.NO_TRANS for is_transposed in transposed]
+    for alpha, beta in ((1, 0), (-0.25, 0), (1, 1), (0.25, 1)):
+        buffer = np.full(m * ldc + 2 * margin, np.nan, dtype)
+        c = buffer[margin:-margin].reshape(m, ldc)
+        if beta:
+            c[:, :n] = 3
+        function(
+            blas.ROW_MAJOR, *orders, m, n, k, alpha, a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1], beta,
+            c.ctypes.data, ldc,
+        )  # fmt: skip
+        np.testing.assert_array_equal(c[:, :n], alpha * product + 3 * beta)
+        assert np.isnan(buffer[:margin]).all() and np.isnan(buffer[-margin:]).all() and np.isnan(c[:, n:]).all()
 
 
-@pytest.mark.parametrize("shape", THIN)
-@pytest.mark.skipif(not panel.WIDE or not blas.find().name.endswith("OpenBLAS"), reason="BLAS makes these products")
-def test_products_of_few_rows_with_a_transpose_are_our_own(shape):
+FEW = [(6, 512, 400), (7, 513, 300), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (256, 48, 64)]
+OPENBLAS = blas.Blas("NumPy's OpenBLAS", 1, 2, 3, 4, True, int, print, "SkylakeX")
+
+
+@pytest.mark.skipif(not panel.WIDE, reason="without 512-bit vectors BLAS makes all products")
+@pytest.mark.parametrize("shape", FEW)
+def test_products_that_are_our_own(shape):
     m, k, n = shape
-
-    def made_by(a, b):
-        return "ours" if cpu.operands(a, b)[0] == thin.address() else "BLAS"
-
-    a, b = np.ones((m, k), "f"), np.ones((n, k), "f").T
-    assert made_by(a, b) == "ours"
-    others = [(a.astype(float), b.astype(float)), (a, b.copy()), (np.asfortranarray(a), b), (np.repeat(a, 50, 0), b)]
-    assert [made_by(*pair) for pair in others] == ["BLAS"] * 4
+    single, few = np.dtype("f"), (blas.NO_TRANS, blas.TRANS)
+    assert products.are_ours(OPENBLAS, single, *few, m, k, n)
+    assert products.choose(OPENBLAS, single, *few, m, k, n) == (products.address(single), 1)
+    others = [(np.dtype("d"), *few, m, k, n), (single, *few[::-1], m, k, n), (single, *few, 50 * m, k, n)]
+    narrow, mkl = replace(OPENBLAS, core="Haswell"), replace(OPENBLAS, name="MKL", core="")
+    for other in others:
+        assert not products.are_ours(OPENBLAS, *other) and not products.are_ours(mkl, *other)
+        assert products.choose(OPENBLAS, *other) == (1 if other[0] == single else 2, 1)
+        assert products.are_ours(narrow, *other) == (other[3] >= 8)
+    assert not products.are_ours(narrow, single, *few, 100, 31, 64)
 
 
 def test_products_of_few_rows_propagate_nan_and_inf_and_nothing_else():

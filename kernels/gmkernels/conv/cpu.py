@@ -25,6 +25,7 @@ from gmkernels import blas
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.conv import spec
 from gmkernels.conv.spec import Attrs, Plan
+from gmkernels.dense import products
 from gmkernels.gemm import gemm
 from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.reduce.cpu import add_up
@@ -341,13 +342,13 @@ def _to_tile(p, g, group, first, last, row, col, rows, cols, tile):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _library(p: Plan, dtype: np.dtype) -> tuple[int, int]:
-    """Address of the product, and whether its integers are wide."""
+def _product(p: Plan, dtype: np.dtype, trans_a: int, m: int, k: int, n: int) -> tuple[int, int]:
+    """Address of what multiplies (m, k) by (k, n), and whether its integers are wide."""
     library = blas.find()
     assert library is not None
     if not library.wide and max(p.taps, p.positions, p.filters) >= 2**31:
         raise KernelError(f"this {library.name} has 32-bit integers, too few for a filter of {p.taps} elements")
-    return library.gemm_address(dtype), int(library.wide)
+    return products.choose(library, dtype, trans_a, NO_TRANS, m, k, n)
 
 
 # A weight is (groups, filters, channels, kH kW). A row of the matrix is ordered kH kW, then channels.
@@ -380,10 +381,11 @@ def conv2d(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options)
     )  # fmt: skip
     units = p.tiles * p.groups
     lanes = p.lanes(units)
+    multiply = _product(p, y.dtype, NO_TRANS, p.positions, p.taps, p.filters)
     with blas.single_threaded():
         _conv2d(
             lanes,
-            *_library(p, y.dtype),
+            *multiply,
             x,
             matrix,
             bias,
@@ -417,8 +419,9 @@ def conv2d_backward_input(inputs: Arrays, outputs: Arrays, workspace: Arrays, op
     )  # fmt: skip
     units = p.image_tiles * p.groups
     lanes = p.lanes(units)
+    multiply = _product(p, g.dtype, NO_TRANS, p.positions, p.filters, p.taps)
     with blas.single_threaded():
-        _backward_input(lanes, *_library(p, g.dtype), g, matrix, d_x, taken, *tile, *_numbers(p), lanes, units)
+        _backward_input(lanes, *multiply, g, matrix, d_x, taken, *tile, *_numbers(p), lanes, units)
 
 
 def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, options: Options) -> None:
@@ -431,9 +434,10 @@ def conv2d_backward_weight(inputs: Arrays, outputs: Arrays, workspace: Arrays, o
         return
     lanes = p.sums()
     clear(workspace[0])
+    multiply = _product(p, g.dtype, TRANS, p.taps, p.positions, p.filters)
     with blas.single_threaded():
         _backward_weight(
-            lanes, *_library(p, g.dtype), g, x, *workspace, *_numbers(p), columns_of_a_tile(g.itemsize), lanes, p.tiles
+            lanes, *multiply, g, x, *workspace, *_numbers(p), columns_of_a_tile(g.itemsize), lanes, p.tiles
         )
     sums, kernel = workspace[-1], p.kernel_h * p.kernel_w
     total = sums[0]

@@ -1,4 +1,4 @@
-"""Dense layers on the CPU: tiles of products by single-threaded BLAS or `thin`, and Numba around them, on one pool."""
+"""Dense layers on the CPU: tiles of products by single-threaded BLAS or our own, and Numba around them, on one pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gmkernels import blas
 from gmkernels.blas import NO_TRANS
-from gmkernels.dense import spec, thin
+from gmkernels.dense import products, spec
 from gmkernels.dense.tiles import UNIT, tiles
 from gmkernels.elementary import expm1, sigmoid, softplus, tanh
 from gmkernels.gemm import gemm
@@ -68,11 +68,9 @@ def operands(a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
     b, trans_b, ldb = blas.layout(b)
     if not library.wide and max(*a.shape, *b.shape, lda, ldb) >= 2**31:
         raise KernelError(f"this {library.name} has 32-bit integers, too few for {a.shape} by {b.shape} matrices")
-    function, wide = library.gemm_address(a.dtype), library.wide
     (m, k), n = a.shape, b.shape[1]
-    if thin.suits(library, a.dtype, trans_a, trans_b, m, k, n):
-        function, wide = thin.address(), True
-    return function, int(wide), a, trans_a, lda, b, trans_b, ldb
+    function, wide = products.choose(library, a.dtype, trans_a, trans_b, m, k, n)
+    return function, wide, a, trans_a, lda, b, trans_b, ldb
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

@@ -1,12 +1,14 @@
-"""Products of a few rows with a matrix in panels, which are packed once and used for all of the rows.
+"""Products of rows with a matrix in panels, which are packed once and used for all of the rows.
 
 The columns of the matrix are cut into panels of `PANEL_BYTES`, each stored row after row. A tile of the result, of a
 few rows and one panel's columns, stays in registers while a loop runs down the panel. The rows are read where they
-lie: of each one number at a time is spread over a vector, so neither their order nor their distance matters.
+lie: of each one number at a time is spread over a vector, so neither their order nor their distance matters, nor that
+of the numbers in a row, which are `step` apart.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -32,14 +34,14 @@ _EDGE = _MORE * PANEL_BYTES // 4
 
 
 @_intrinsic(prefer_literal=True)
-def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+def _tile(typing_context, rows, alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc):
     """c = a panel, or c += a panel: `rows`, a constant, of which the first `alive` exist."""
     if not isinstance(rows, types.IntegerLiteral):
         return None
     integer = types.int64
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, alive, a_, at_a, lda, panel_, at, inner, add, c_, at_c, ldc = args
+        _, alive, a_, at_a, lda, step, panel_, at, inner, add, c_, at_c, ldc = args
         number, index = context.get_data_type(c.dtype), ir.IntType(64)
         item = context.get_abi_sizeof(number)
         lanes = VECTOR_BYTES // item
@@ -76,40 +78,52 @@ def _tile(typing_context, rows, alive, a, at_a, lda, panel, at, inner, add, c, a
             for line, target in zip(sums, targets):
                 for total, place in zip(line, target):
                     builder.store(builder.load(place, align=item), total)
+        # The result's lines are fetched while the loop runs: stores would wait for them, a third of a short product.
+        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        prefetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+        )
+        for place in itertools.chain.from_iterable(targets):
+            builder.call(prefetch, [builder.bitcast(place, byte), word(1), word(3), word(1)])  # to write
         start = element(panel, panel_, at)
+        # Where in the rows: a number that LLVM cannot predict, or it would keep and advance a place for each row.
+        hidden = ir.InlineAsm(ir.FunctionType(index, [index]), "", "=r,0")
+        position = cgutils.alloca_once_value(builder, index(0))
         with cgutils.for_range(builder, inner) as loop:
             row = builder.gep(start, [builder.mul(loop.index, index(PANEL_BYTES // item))])
             right = [builder.load(place, align=item) for place in vectors(row)]
+            along = builder.load(position)
             for line, factors in zip(sums, left):
-                x = builder.load(builder.gep(factors, [loop.index]))
-                x = builder.insert_element(undefined, x, ir.IntType(32)(0))
+                x = builder.load(builder.gep(factors, [along]))
+                x = builder.insert_element(undefined, x, word(0))
                 x = builder.shuffle_vector(x, undefined, first_lane)
                 for total, y in zip(line, right):
                     builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
+            builder.store(builder.call(hidden, [builder.add(along, step)]), position)
         for line, target in zip(sums, targets):
             for total, place in zip(line, target):
                 builder.store(builder.load(total), place, align=item)
         return context.get_dummy_value()
 
-    return types.void(rows, integer, a, integer, integer, panel, *[integer] * 3, c, integer, integer), generate
+    return types.void(rows, integer, a, *[integer] * 3, panel, *[integer] * 3, c, integer, integer), generate
 
 
 @jitable
-def _tile_of_more(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+def _tile_of_more(alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc):
     long_loop()
-    _tile(_MORE, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+    _tile(_MORE, alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc)
 
 
 @jitable
-def _tile_of_fewer(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+def _tile_of_fewer(alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc):
     long_loop()
-    _tile(_FEWER, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+    _tile(_FEWER, alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc)
 
 
 @jitable
-def _tile_of_one(alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc):
+def _tile_of_one(alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc):
     long_loop()
-    _tile(1, alive, a, at_a, lda, panel, at, inner, add, c, at_c, ldc)
+    _tile(1, alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc)
 
 
 @jitable
@@ -138,7 +152,7 @@ def pack(b, at, transposed, ldb, inner, columns, panel, to):
 
 
 @jitable
-def product(a, at_a, lda, panels, at_panels, inner, columns, add, c, at_c, ldc, rows):
+def product(a, at_a, lda, step, panels, at_panels, inner, columns, add, c, at_c, ldc, rows):
     """c = a times a packed matrix, or c += that; these begin at elements at_a, at_panels and at_c of arrays."""
     width = PANEL_BYTES // c.itemsize
     # Tiles of the height with which the fewest rows are made that do not exist.
@@ -153,11 +167,11 @@ def product(a, at_a, lda, panels, at_panels, inner, columns, add, c, at_c, ldc, 
             else:
                 to, at, between, more = edge, 0, width, 0
             if alive == 1:
-                _tile_of_one(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+                _tile_of_one(alive, a, x, lda, step, panels, panel, inner, more, to, at, between)
             elif tall == _MORE:
-                _tile_of_more(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+                _tile_of_more(alive, a, x, lda, step, panels, panel, inner, more, to, at, between)
             else:
-                _tile_of_fewer(alive, a, x, lda, panels, panel, inner, more, to, at, between)
+                _tile_of_fewer(alive, a, x, lda, step, panels, panel, inner, more, to, at, between)
             if exist < width:
                 for i in range(alive):
                     for j in range(exist):

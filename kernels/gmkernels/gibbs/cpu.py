@@ -11,6 +11,7 @@ from gmkernels import blas
 from gmkernels.arrays import is_same
 from gmkernels.blas import NO_TRANS, TRANS
 from gmkernels.dense import cpu as dense
+from gmkernels.dense import products
 from gmkernels.dense.cpu import edge, product_tile
 from gmkernels.dense.tiles import tiles
 from gmkernels.elementary import exp, log1p_unit, select, sigmoid
@@ -460,11 +461,11 @@ def contrastive_divergence(inputs: Arrays, outputs: Arrays, workspace: Arrays, a
     row_tiles, column_tiles = tiles(weight.shape[0], len(data) + len(chain), weight.shape[1])
     library = blas.find()
     assert library is not None
+    multiply = products.choose(library, weight.dtype, TRANS, NO_TRANS, weight.shape[0], len(data), weight.shape[1])
     with blas.single_threaded():
         _statistics(
-            row_tiles * column_tiles, library.gemm_address(weight.dtype), int(library.wide), data_hidden, chain_hidden,
-            positive, negative, visible_bias, *statistics, own, means, int(units == "gaussian"), len(data), len(chain),
-            row_tiles, column_tiles,
+            row_tiles * column_tiles, *multiply, data_hidden, chain_hidden, positive, negative, visible_bias,
+            *statistics, own, means, int(units == "gaussian"), len(data), len(chain), row_tiles, column_tiles,
         )  # fmt: skip
     _loss(1, own, data_sums, chain_sums, loss, len(data), len(chain))
 
@@ -567,12 +568,13 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
     rows_per_block = max(1, _WORK // (n * n))
     library = blas.find()
     assert library is not None
+    multiply = products.choose(library, x.dtype, NO_TRANS, NO_TRANS, min(rows, rows_per_block), n, n)
     for sweep in range(attrs["sweeps"]):
         rng.random_words((step_key(key, sweep, n),), (words,), (), {})
         with blas.single_threaded():
             _sweep(
-                -(-rows // rows_per_block), library.gemm_address(x.dtype), int(library.wide), x, weight, bias,
-                clamped.view(np.uint8), words, field, rows, rows_per_block,
+                -(-rows // rows_per_block), *multiply, x, weight, bias, clamped.view(np.uint8), words, field, rows,
+                rows_per_block,
             )  # fmt: skip
     if x is not out:
         np.equal(x, 1, out=out.view(np.bool_))  # NaN is 0

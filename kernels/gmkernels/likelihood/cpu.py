@@ -190,7 +190,7 @@ def _log_prob_of_layer(block, h, panels, bias, x, log_prob, k):
         sums[r] = 0.0
     for left in range(0, n, _COLUMNS):
         width = min(_COLUMNS, n - left)
-        product(h, top * k, k, panels, left * k, k, width, False, tile, 0, _COLUMNS, rows)
+        product(h, top * k, k, 1, panels, left * k, k, width, False, tile, 0, _COLUMNS, rows)
         for r in range(rows):
             logits, costs = part(tile, r * _COLUMNS, width), part(cost, 0, width)
             _add(logits, part(bias, left, width))

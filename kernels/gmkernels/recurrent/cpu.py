@@ -279,7 +279,7 @@ def _forward(
         if rows <= 0:
             continue
         columns = second if cell == _GRU_BEFORE else stride
-        product(state, own, size, panels, 0, size, columns, 0, sums, low * stride, stride, rows)
+        product(state, own, size, 1, panels, 0, size, columns, 0, sums, low * stride, stride, rows)
         if cell == _TANH or cell == _RELU:
             _rnn_rows(rows, low, first, cell, x, sums, h, state, size, stride)
         elif cell == _LSTM:
@@ -288,7 +288,7 @@ def _forward(
             _gru_gate_rows(rows, low, first, cell, x, sums, bias_n, gates, reset, state, size, stride, second)
             if cell == _GRU_BEFORE:
                 at, to = first * size, low * stride + second
-                product(reset, at, size, panels, second * size, size, size, 0, sums, to, stride, rows)
+                product(reset, at, size, 1, panels, second * size, size, size, 0, sums, to, stride, rows)
             _gru_state_rows(rows, low, first, cell, x, sums, bias_n, gates, h, state, size, stride, second)
 
 
@@ -411,11 +411,11 @@ def _backward(
         else:
             _gru_rows_backward(rows, low, first, cell, gates, reset, before, d_x, d_state, d_product, d_bias_n, size)
             at = first * size
-            product(d_product, at, size, panels, 2 * size * stride, size, size, 0, sums_n, sum_at, stride, rows)
+            product(d_product, at, size, 1, panels, 2 * size * stride, size, size, 0, sums_n, sum_at, stride, rows)
             if cell == _GRU_BEFORE:
                 _gru_reset_rows_backward(rows, low, first, gates, before, d_x, sums_n, size, stride)
             _add_rows(rows, sums_n, sum_at, stride, d_state, own, size, size, False)
-        product(d_x, first * width, width, panels, 0, inner, size, 0, sums, sum_at, stride, rows)
+        product(d_x, first * width, width, 1, panels, 0, inner, size, 0, sums, sum_at, stride, rows)
         _add_rows(rows, sums, sum_at, stride, d_state, own, size, size, not is_gru)
 
 
