@@ -25,8 +25,13 @@
 //
 // A row of the operand is padded with zeros to whole K_STEPs. In shared memory rows are an odd number of 64 bytes apart,
 // so that the 8 lanes that 128 bytes serve at a time find 2 rows in different banks.
+//
+// With CELL defined there is the kernel of a direction alone, forward if FORWARD is defined too, and without it those
+// before and after the steps: a module has no kernel that its launcher would compile in vain.
 
 #include "device.cuh"
+
+#ifndef CELL
 
 // =====================================================================================================================
 // Before and after the steps
@@ -115,7 +120,7 @@ add_sequences(const Real* __restrict__ each, Index first, Store* __restrict__ su
     store(sum + u, total);
 }
 
-#ifdef CELL
+#else
 
 enum Cells { RNN, LSTM, GRU_AFTER, GRU_BEFORE };  // a GRU's reset after the product or before it
 enum Scopes { BLOCK, GRID, LAUNCH };
@@ -449,6 +454,8 @@ DEVICE void take_over(const Real (&ahead)[N][G], Real (&given)[N][G]) {
 
 DEVICE Real sigmoid(Real x) { return Real(1) / (Real(1) + exp(-x)); }
 
+#ifdef FORWARD
+
 // =====================================================================================================================
 // Forward
 // =====================================================================================================================
@@ -614,6 +621,8 @@ forward(const Store* __restrict__ x, const Store* __restrict__ h0, const Store* 
         if (SCOPE == LAUNCH) states[at] = state[e], states[batch * size + at] = cell[e];
     }
 }
+
+#else
 
 // =====================================================================================================================
 // Backward
@@ -805,4 +814,5 @@ backward(const Store* __restrict__ g_h, const Store* __restrict__ g_hn, const St
     }
 }
 
+#endif
 #endif

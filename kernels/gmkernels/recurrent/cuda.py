@@ -189,7 +189,8 @@ class Plan(NamedTuple):
             "KEPT": self.kept,
             "THREADS": 256 if self.threads(work) <= 256 else _THREADS,
         }
-        return tuple(f"{name}={value}" for name, value in values.items())
+        direction = () if work.backward else ("FORWARD=1",)
+        return (*(f"{name}={value}" for name, value in values.items()), *direction)
 
 
 def _on_chip(work: Work, device: Device, plan: Plan) -> Plan | None:
