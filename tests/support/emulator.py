@@ -46,8 +46,9 @@ from tests.support import cuda_stand_in
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILER = ("g++", "-std=c++17", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-w")
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
-FUSED = ("-ffp-contract=fast", "-march=native", "-fexpensive-optimizations")
-"""Where multiplications and additions may be fused, and the processor can."""
+FUSED = ("-O1", "-ffp-contract=fast", "-march=native", "-fexpensive-optimizations")
+"""Where multiplications and additions may be fused, and the processor can. Elsewhere -Og: to
+run kernels takes less time than to compile them."""
 SHARED_WITHOUT_ASKING = 48 << 10
 SHARED_AT_MOST = 227 << 10
 
@@ -146,8 +147,8 @@ def _library(code: str, options: Sequence[str]) -> tuple[ctypes.PyDLL, list[str]
         raise EmulationError('the source has no kernel: extern "C" __global__ void name(...)')
     text = preprocessed + _INDICES + _DESCRIBE + "".join(_ENTRY.format(name=name) for name in names)
     emulator = _built(SOURCE.read_text(), ".o", [*COMPILER, "-O2", "-c"])
-    fused = FUSED if "-fmad=true" in options else ()
-    kernels = _built(text, ".o", [*COMPILER, "-O1", *WATCHED, *fused, "-DGMKERNELS_KERNEL=", "-c"])
+    fused = FUSED if "-fmad=true" in options else ("-Og",)
+    kernels = _built(text, ".o", [*COMPILER, *fused, *WATCHED, "-DGMKERNELS_KERNEL=", "-c"])
     library = _built(
         f"{emulator} {kernels}", ".so", [*COMPILER, "-shared", "-Wl,-Bsymbolic", str(kernels), str(emulator)]
     )
