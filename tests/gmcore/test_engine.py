@@ -791,7 +791,7 @@ def test_backward_frees_memory_on_the_way() -> None:
 
 def grows_by(step: Callable[[], None], steps: int) -> int:
     """Blocks of memory that `steps` steps leave behind, without the garbage collector."""
-    for _ in range(steps // 4):
+    for _ in range(min(steps // 4, 250)):
         step()  # compiles kernels, fills caches and Python's free lists
     gc.collect()
     gc.disable()
@@ -828,6 +828,7 @@ def test_memory_of_training_is_flat() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_memory_of_second_order_training_is_flat() -> None:
     x = leaf(np.ones((4, 3)))
 
@@ -841,6 +842,7 @@ def test_memory_of_second_order_training_is_flat() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_memory_of_a_hundred_thousand_steps_is_flat() -> None:
     """Python's blocks, and the peak of the whole process, in which 100,000 blocks of 40 bytes are 4 MB."""
     resource = pytest.importorskip("resource")

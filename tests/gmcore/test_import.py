@@ -33,6 +33,7 @@ def test_heavy_packages_wait_for_their_first_use() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_import_takes_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
     """At most 0.1 s, on a machine where importing NumPy takes at most 0.1 s; in proportion on a slower one.
 
