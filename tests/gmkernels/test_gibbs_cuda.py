@@ -323,6 +323,16 @@ def test_annealing_over_several_tiles(units):
     np.testing.assert_allclose(found[1].astype(float), wanted[1].astype(float), atol=1e-5)
 
 
+@slow
+def test_annealing_of_thousands_of_chains():
+    weight, c, b = machine(9, 6)
+    base, betas = np.linspace(-1, 1, 9, dtype=np.float32), np.array([0, 0.5, 1])
+    call = ("annealed_importance_sampling", binary(2011, 9, "uint8"), weight, c, b, base, betas, KEY)
+    found, wanted = run(*call, units="bernoulli"), expected(*call, units="bernoulli")
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
 # ---------------------------------------------------------------------------------------------------------
 # General machines
 # ---------------------------------------------------------------------------------------------------------

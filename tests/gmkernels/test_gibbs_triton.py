@@ -177,6 +177,12 @@ def test_annealing_over_several_tiles():
     check(spec.ANNEALED_IMPORTANCE_SAMPLING, inputs, units="bernoulli")
 
 
+@pytest.mark.slow
+def test_annealing_of_thousands_of_chains():
+    inputs = (binary(2011, 9), *machine(9, 6), dyadic(np.random.default_rng(3), 9), np.array([0, 0.5, 1]), KEY)
+    check(spec.ANNEALED_IMPORTANCE_SAMPLING, inputs, units="bernoulli")
+
+
 @pytest.mark.parametrize("rows", [5, slow(17)])
 def test_a_sweep_over_several_blocks(rows):
     rng = np.random.default_rng(0)
