@@ -377,6 +377,9 @@ COMPILED = [  # operand, others, size, capability, instructions of a step and it
     ("float64", (), 32, 80, None),
 ]
 """Besides those of ``ahead/gibbs.py``."""
+PRODUCT_SLOTS = {"bfloat16": 307, "float32": 4096, "float64": 4096}
+"""Instructions that an H200 issues in the time of a unit's product with 4096 inputs: at 790 Tflop/s, or one for each
+multiply-add."""
 
 
 @slow
@@ -389,6 +392,9 @@ def test_machine_code(dtype, others, size, capability, per_multiplication):
     widths = {32, 128} if dtype == "float32" else {128}  # rows of float are copied element by element
     steps = [loop for loop in report.loops if loop.loads and set(loop.loads) <= widths and not loop.stores]
     assert len(steps) >= 2, "one for the rows of the weight, one for its columns"
+    # A thread makes a vector of units at a time. The path goes through all that accesses memory for it, and besides
+    # through the product and what is done once.
+    assert report.path.instructions <= PRODUCT_SLOTS[dtype] * 16 // np.dtype(dtype).itemsize
     if per_multiplication is not None:
         mma = tile.warp_m // 16 * tile.warp_n // 8 * tile.k // 16
         fma = tile.warp_m // 4 * tile.warp_n // 8 * tile.k
