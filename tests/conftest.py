@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import cuda_stand_in, cupy_stand_in
+from tests.support.selection import is_on_gpu
 
+EMULATION = Path(cupy_stand_in.__file__).parent
 HAS_GPU = cupy_stand_in.has_gpu()
 if not HAS_GPU:  # CuPy then is its stand-in, also where CuPy is installed, and Triton interprets
     cupy_stand_in.install()
@@ -32,10 +35,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not HAS_GPU:
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if HAS_GPU and is_on_gpu(item):
+            item.add_marker(pytest.mark.gpu)
+        elif not HAS_GPU and "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,18 @@ def sound_memory() -> Iterator[None]:
     """Fail a test in which something wrote outside its memory on the emulated device."""
     yield
     cuda_stand_in.check_guards()
+
+
+@pytest.fixture(autouse=True)
+def selected_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that uses the emulated device though ``-m gpu`` would not select it on a machine that has one.
+
+    Those of the emulation itself, beside it, have no need of a GPU.
+    """
+    with cuda_stand_in.counting() as asked:
+        yield
+    is_seen = HAS_GPU or not asked or is_on_gpu(request.node) or request.path.parent == EMULATION
+    assert is_seen, f"tests.support.selection does not see its {dict(asked)}"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from tests.support.cupy_stand_in import has_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```python( gpu)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+BLOCKS = re.findall(r"```python ?(gpu)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 EMULATED = f"import sys; sys.path.append({str(ROOT)!r}); from tests.support.cupy_stand_in import install; install()\n"
 
 

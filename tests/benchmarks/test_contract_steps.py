@@ -10,10 +10,9 @@ import pytest
 
 from benchmarks.workloads import STEPS
 from gmkernels import KernelSpec, registry
-from tests.support.cupy_stand_in import has_gpu
 
 cupy = pytest.importorskip("cupy")
-pytestmark = [pytest.mark.gpu if has_gpu() else pytest.mark.slow]
+pytestmark = pytest.mark.slow
 OF_CUPY = {"batch_norm", "batch_norm_backward"}
 """Have no kernel for GPUs: CuPy's functions compute their formulas there."""
 ON_GPUS = [name for name, step in STEPS.items() if not step.of_tapes]

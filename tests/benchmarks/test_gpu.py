@@ -7,9 +7,7 @@ import pytest
 from benchmarks import compare, gpu, report
 from gmkernels import registry
 from gmkernels.cost import Device
-from tests.support.cupy_stand_in import has_gpu
 
-pytestmark = [pytest.mark.gpu] if has_gpu() else []
 SHARE = 1e-6
 
 

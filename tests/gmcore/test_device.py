@@ -32,7 +32,6 @@ from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
 cupy = pytest.importorskip("cupy")
-pytestmark = [pytest.mark.gpu] if has_gpu() else []
 emulated = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 NOT_ON_A_DEVICE = {"checkpoint": "its first argument is a function"}
 MADE_THERE = {"to_device", "normal", "uniform"}

@@ -14,10 +14,7 @@ from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
 cupy = pytest.importorskip("cupy")
-pytestmark = [pytest.mark.gpu] if has_gpu() else []
 emulated = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
-trains = pytest.mark.gpu if has_gpu() else pytest.mark.slow
-"""Of tests that train a network: emulated, that takes long."""
 STEPS = 14
 """The first few are recorded; a short batch in every four."""
 
@@ -66,7 +63,7 @@ def training(capture, device="cuda", arguments="cuda"):
     return bits(found), bits(net.parameters), bits([p.grad for p in net.parameters]), net, run
 
 
-@trains
+@pytest.mark.slow
 def test_graphs_have_the_bits_of_eager_steps():
     *eager, _, _ = training(False)
     *captured, _, run = training(True)
@@ -74,14 +71,14 @@ def test_graphs_have_the_bits_of_eager_steps():
     assert captured == eager
 
 
-@trains
+@pytest.mark.slow
 def test_a_gpu_computes_what_the_cpu_does():
     (losses, *_), (expected, *_) = training(True), training(False, "cpu", "cpu")
     for a, b in zip(losses, expected, strict=True):
         np.testing.assert_allclose(np.frombuffer(a, np.float32), np.frombuffer(b, np.float32), rtol=2e-4, atol=2e-5)
 
 
-@trains
+@pytest.mark.slow
 def test_arguments_on_the_cpu_go_along():
     def moving(net):
         return lambda x, weight: Net.step(net, x.to("cuda"), weight.to("cuda"))
@@ -97,7 +94,7 @@ def bits_of_constant_rate():
     return bits([t for x, w in batches() for t in net.step(*[gmcore.tensor(a, device="cuda") for a in (x, w)])])
 
 
-@trains
+@pytest.mark.slow
 def test_a_repetition_is_one_launch_of_a_graph():
     *_, net, run = training(True)
     x, weight = next(batches())
@@ -184,7 +181,7 @@ def test_numbers_that_go_back_to_the_cpu_are_refused(look):
             step(x)
 
 
-@trains
+@pytest.mark.slow
 def test_explain_says_that_it_is_a_graph_and_whose_kernels_run():
     *_, run = training(True)
     text = gmcore.explain.captured(run)

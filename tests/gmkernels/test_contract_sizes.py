@@ -16,7 +16,6 @@ from tests.support.cupy_stand_in import has_gpu
 
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
-pytestmark = [pytest.mark.gpu] if has_gpu() else []
 OURS = {"triton", "cuda"}
 MOST_BYTES = 1 << 30
 DTYPES = (*registry.FLOATS, *registry.HALVES)

@@ -12,33 +12,54 @@ import pytest
 
 import gmkernels
 from gmkernels import registry
+from gmkernels.registry import Example
+from tests.gmkernels import test_specs
 from tests.support.cupy_stand_in import has_gpu
 
 TAIL = 992
 """Elements after the first `BEYOND`: those of which a 32-bit index is wrong."""
 BEYOND = 2**31 if has_gpu() else 2**13
 ROW = 32
-DTYPE = np.float16  # for room: of the largest, two arrays of 4 GiB are there at once
+DTYPE = np.float16  # for room: up to five arrays of 4 GiB are there at once
 KEY = gmkernels.key_array(5, 6)
-
-on_gpu = [pytest.mark.gpu] if has_gpu() else [pytest.mark.slow]
-pytestmark = on_gpu
 
 
 def numbers(*shape):
-    """Numbers that differ from each other, in -1 to 1, without an array of 64-bit indices."""
+    """Numbers in -1 to 1, few of them beside each other alike, without an array of 64-bit indices.
+
+    They are multiples of 1/256, so that a sum of few has the same bits in any order.
+    """
     import cupy
 
     x = cupy.empty(shape, DTYPE)
     flat = x.reshape(-1)
     for start in range(0, flat.size, 1 << 26):
         part = flat[start : start + (1 << 26)]
-        part[...] = cupy.sin(cupy.arange(part.size, dtype=np.float32) + np.float32(start % 1009)).astype(DTYPE)
+        waves = cupy.sin(cupy.arange(part.size, dtype=np.float32) + np.float32(start % 1009))
+        part[...] = (cupy.rint(256 * waves) / 256).astype(DTYPE)
+    return x
+
+
+def squares(n):
+    """Numbers of which there are roots."""
+    x = numbers(n)
+    x *= x
     return x
 
 
 def rows(n):
     return n // ROW, ROW
+
+
+def classes(n):
+    import cupy
+
+    return cupy.full(n // ROW, 3, np.int64)
+
+
+def column_sums():
+    """A matrix that adds the first column to the last, the second to the last but one, and so on."""
+    return np.eye(ROW, dtype=DTYPE) + np.eye(ROW, dtype=DTYPE)[::-1]
 
 
 def shifted(key, elements):
@@ -48,21 +69,34 @@ def shifted(key, elements):
 
 
 CASES = {
-    "dropout": (lambda n: (numbers(n), KEY), {"p": 0.25}),
-    "bernoulli_sample_logits": (lambda n: (numbers(n), KEY), {"samples": None}),
-    "gaussian_sample": (lambda n: (numbers(*rows(n)), numbers(*rows(n)), KEY), {"samples": None}),
-    "bernoulli_log_prob": (lambda n: (numbers(*rows(n)), numbers(*rows(n))), {}),
-    "activation_backward": (lambda n: (numbers(n), numbers(n)), {"activation": "tanh"}),
-    "leaky_relu": (lambda n: (numbers(n),), {"negative_slope": 0.1}),
-    "iwae_bound": (lambda n: (numbers(*rows(n)),), {"axis": 1}),
-    "softmax_cross_entropy": (lambda n: (numbers(*rows(n)), classes(n // ROW)), {}),
+    "dropout": lambda n: Example((numbers(n), KEY), {"p": 0.25}),
+    "bernoulli_sample_logits": lambda n: Example((numbers(n), KEY), {"samples": None}),
+    "gaussian_sample": lambda n: Example((numbers(*rows(n)), numbers(*rows(n)), KEY), {"samples": None}),
+    "gaussian_sample_backward": lambda n: Example(
+        (numbers(*rows(n)), numbers(n // ROW), numbers(n // ROW), numbers(*rows(n)), numbers(*rows(n)), KEY),
+        {"samples": None},
+    ),
+    "bernoulli_log_prob": lambda n: Example((numbers(*rows(n)), numbers(*rows(n))), {}),
+    "bernoulli_log_prob_backward": lambda n: Example((numbers(n // ROW), numbers(*rows(n)), numbers(*rows(n))), {}),
+    "activation_backward": lambda n: Example((numbers(n), numbers(n)), {"activation": "tanh"}),
+    "leaky_relu": lambda n: Example((numbers(n),), {"negative_slope": 0.1}),
+    "iwae_bound": lambda n: Example((numbers(*rows(n)),), {"axis": 1}),
+    "iwae_bound_backward": lambda n: Example(
+        (numbers(n // ROW), numbers(*rows(n)), numbers(n // ROW), numbers(n // ROW)), {"axis": 1}
+    ),
+    "softmax_cross_entropy": lambda n: Example((numbers(*rows(n)), classes(n)), {}),
+    "softmax_cross_entropy_backward": lambda n: Example((numbers(n // ROW), numbers(*rows(n)), classes(n)), {}),
+    "sum": lambda n: Example((numbers(*rows(n)),), {"axis": (1,), "keepdims": False}),
+    "matmul": lambda n: Example((numbers(*rows(n)), column_sums()), {}),
+    "sgd": lambda n: Example(
+        ((numbers(n),), np.array((0.1, 0.9, 0.3, 1, 0.01, 0, 2))), {}, ((numbers(n),), (numbers(n),))
+    ),
+    "adam": lambda n: Example(
+        ((numbers(n),), np.array((0.1, 0.9, 0.99, 1e-6, 0.1, 0, 1, 0, 3))),
+        {},
+        ((numbers(n),), (numbers(n),), (squares(n),), (squares(n),)),
+    ),
 }
-
-
-def classes(n):
-    import cupy
-
-    return cupy.full(n, 3, np.int64)
 
 
 def cases():
@@ -74,58 +108,88 @@ def cases():
     ]
 
 
-def device(inputs):
+def each(function, arrays):
+    """The arrays, some of which are tuples of arrays, with `function` applied to each of them."""
+    return tuple(each(function, a) if isinstance(a, tuple) else function(a) for a in arrays)
+
+
+def run(op, example, backend):
+    """The outputs of a call, in a list."""
+    spec = registry.specs()[op]
+    outputs = example.updated if spec.updates else None
+    return list(registry.flat(registry.run(spec, example.inputs, example.attrs, outputs=outputs, backend=backend)))
+
+
+def on_device(example):
     import cupy
 
-    return tuple(cupy.asarray(a) for a in inputs)
+    return example._replace(inputs=each(cupy.asarray, example.inputs))
 
 
+def tail(a):
+    """What of an array belongs to the last elements: of a small one, all."""
+    if a.dtype == np.uint64:
+        return shifted(KEY, BEYOND)
+    return a[BEYOND * len(a) // (BEYOND + TAIL) :].copy() if len(a) >= BEYOND // ROW else a
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("op, backend", cases())
 def test_what_lies_beyond_32_bits_is_what_it_is_alone(op, backend):
-    make, attrs = CASES[op]
-    inputs = device(make(BEYOND + TAIL))
-    spec = registry.specs()[op]
-    whole = registry.run(spec, inputs, attrs, backend=backend)
-    tail = []
-    for a in inputs:
-        if a.dtype == np.uint64:
-            tail.append(shifted(KEY, BEYOND))
-        else:
-            tail.append(a[BEYOND * len(a) // (BEYOND + TAIL) :].copy())
-    alone = registry.run(spec, tail, attrs, backend=backend)
-    for name, a, b in zip(spec.outputs, whole, alone, strict=True):
+    example = on_device(CASES[op](BEYOND + TAIL))
+    last = example._replace(inputs=each(tail, example.inputs), updated=each(tail, example.updated))
+    whole, alone = run(op, example, backend), run(op, last, backend)
+    for name, a, b in zip(registry.specs()[op].outputs, whole, alone, strict=True):
         if name != "d_bias":  # a sum over everything
             np.testing.assert_array_equal(a[len(a) - len(b) :].get(), b.get(), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op, backend", cases())
 def test_results_are_the_same_bits_run_after_run_and_in_any_stream(op, backend):
     import cupy
 
-    make, attrs = CASES[op]
-    inputs = device(make(TAIL * 8))
-    spec = registry.specs()[op]
-    first = [a.get() for a in registry.run(spec, inputs, attrs, backend=backend)]
+    example = on_device(CASES[op](TAIL * 8))
+
+    def again():  # of what is updated, a copy
+        return run(op, example._replace(updated=each(cupy.copy, example.updated)), backend)
+
+    first = [a.get() for a in again()]
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
     cupy.cuda.get_current_stream().synchronize()
     found = []
     for stream in streams:
         with stream:
-            found.append(registry.run(spec, inputs, attrs, backend=backend))
+            found.append(again())
     for stream, results in zip(streams, found, strict=True):
         stream.synchronize()
         for a, b in zip(results, first, strict=True):
             assert a.get().tobytes() == b.tobytes()
 
 
+SANITIZED = (
+    "gaussian_sample", "gaussian_sample_backward", "iwae_bound", "iwae_bound_backward", "linear", "adam",
+    "linear_bernoulli_log_prob", "softmax_cross_entropy", "softmax_cross_entropy_backward",
+)  # fmt: skip
+"""Operations whose kernels in CUDA C use shared memory or shuffles."""
+
+
+def sanitized():
+    """The names of their cases among the tests generated from the specs."""
+    return [f"{op}-cuda-gpu-float32" for op in SANITIZED]
+
+
+def test_there_are_cases_for_compute_sanitizer():
+    assert set(sanitized()) <= {case.id for case in test_specs.cases()}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
 def test_compute_sanitizer_finds_nothing(tool):
-    """On the family tests of some kernels that use shared memory."""
     if (sanitizer := shutil.which("compute-sanitizer")) is None:
         pytest.skip("compute-sanitizer, of the CUDA toolkit, is not installed")
     program = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-p", "no:cacheprovider"]
-    chosen = "test_agrees and float32 and cuda and (gaussian_sample or iwae or linear or adam or softmax)"
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *program, "-k", chosen]
-    run = subprocess.run([*command, "tests/gmkernels/test_specs.py"], capture_output=True, text=True, timeout=300)
+    tests = [f"{test_specs.__file__}::{test_specs.test_result.__name__}[{case}]" for case in sanitized()]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *program, *tests]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]

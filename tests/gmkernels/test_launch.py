@@ -24,7 +24,6 @@ from gmkernels.registry import DeviceMemoryError
 from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
-pytestmark = [pytest.mark.gpu] if has_gpu() else []  # there all but those of the stand-in run on the device
 emulated = pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
 ROOT = Path(__file__).parents[2]
 CODE = Path(__file__).with_name("launched.cu")

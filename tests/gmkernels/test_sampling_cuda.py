@@ -13,9 +13,6 @@ from gmkernels import launch, registry
 from gmkernels.rng import key_array
 from gmkernels.sampling import cuda as sampling_cuda
 from tests.support import ahead
-from tests.support.cupy_stand_in import has_gpu
-
-pytestmark = pytest.mark.gpu if has_gpu() else []
 
 SPECS = registry.specs()
 SEED, DRAW = 0x0123456789ABCDEF, 2**33 + 7

@@ -31,8 +31,8 @@ for _module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
 SPECS = registry.specs()
 DTYPES = ("float32", "float64")
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-EMULATED = {"triton": ("float32", "float64", "float16"), "cuda": ("float32", "float64", "bfloat16")}
-"""Dtypes on an emulated GPU. Triton's interpreter gets bfloat16 wrong; in CUDA C half types differ in conversions."""
+EMULATED = {"triton": ("float32", "float64", "float16"), "cuda": registry.FLOATS + registry.HALVES}
+"""Dtypes on an emulated GPU. Triton's interpreter gets bfloat16 wrong."""
 SMALL = 4096
 """Most elements of an example's inputs, and of its results, for an emulated GPU: it takes a microsecond for each
 instruction of a thread."""
@@ -56,6 +56,11 @@ class Case(NamedTuple):
         return f"{self.spec.name}-{self.backend}-{self.device}-{self.dtype}"
 
 
+def on_cpu(spec):
+    """The case of a spec's kernel in Numba in float32."""
+    return Case(spec, "cpu", "cpu", "float32")
+
+
 def cases_of(spec, name):
     """The cases of a spec's kernel on a backend, with their marks."""
     entry, backend = registry.entries(spec)[name], registry.BACKENDS[name]
@@ -67,7 +72,7 @@ def cases_of(spec, name):
     if backend.device in ("", "cuda"):
         for dtype in entry.dtypes:
             if has_gpu():
-                yield Case(spec, name, "gpu", dtype), (pytest.mark.gpu,)
+                yield Case(spec, name, "gpu", dtype), ()
             elif dtype in EMULATED.get(name, DTYPES):
                 quick = dtype == "float32" and (spec.family, name) not in LONG
                 yield Case(spec, name, "gpu", dtype), () if quick else (pytest.mark.slow,)
@@ -380,17 +385,17 @@ LAUNCHED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", [pytest.param(SPECS[name], id=name) for name in LAUNCHED])
-def test_what_is_launched_makes_the_whole_result(spec):
+@pytest.mark.parametrize("case", [pytest.param(on_cpu(SPECS[name]), id=name) for name in LAUNCHED])
+def test_what_is_launched_makes_the_whole_result(case):
     """From whatever is in outputs and workspace when it is launched again, as a captured step does without Python."""
-    kernel, launches = registry.entries(spec)["cpu"].kernel(), []
+    spec, kernel, launches = case.spec, registry.entries(case.spec)["cpu"].kernel(), []
 
     @contextlib.contextmanager
     def noted(launch):
         launches.append(launch)
         yield
 
-    for example, _, expected in found(Case(spec, "cpu", "cpu", "float32")):
+    for example, _, expected in found(case):
         outputs = tuple(poison(*o) for o in spec.infer(*example.inputs, **example.attrs))
         workspace = tuple(poison(*w) for w in spec.workspace(*example.inputs, **example.attrs))
         launches.clear()
@@ -405,14 +410,13 @@ def test_what_is_launched_makes_the_whole_result(spec):
         assert_same_bits(outputs, expected, describe(example))
 
 
-REPLAYED = [pytest.param(spec, id=n) for n, spec in SPECS.items() if registry.entries(spec)["cpu"].replays]
+REPLAYED = [pytest.param(on_cpu(spec), id=n) for n, spec in SPECS.items() if registry.entries(spec)["cpu"].replays]
 
 
-@pytest.mark.parametrize("spec", REPLAYED)
-def test_repeated_launches_do_not_depend_on_numbers(spec):
+@pytest.mark.parametrize("case", REPLAYED)
+def test_repeated_launches_do_not_depend_on_numbers(case):
     """A call of a form that was seen, on the same numbers in another order, is a call of the kernel."""
-    kernel, rng = registry.entries(spec)["cpu"].kernel(), np.random.default_rng(1)
-    case = Case(spec, "cpu", "cpu", "float32")
+    spec, kernel, rng = case.spec, registry.entries(case.spec)["cpu"].kernel(), np.random.default_rng(1)
 
     def shuffled(a):
         return a.reshape(-1)[rng.permutation(a.size)].reshape(a.shape) if a.dtype == np.float32 else packed(a)

@@ -26,7 +26,7 @@ from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
 pytest.importorskip("cupy")
-pytestmark = [pytest.mark.gpu if has_gpu() else pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 class Discriminator(nn.Module):

@@ -19,7 +19,6 @@ LAYERS = {
 }
 each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 X = np.random.default_rng(0).standard_normal((5, 2, 3))
-trains = pytest.mark.gpu if has_gpu() else pytest.mark.slow
 
 
 def states(h):
@@ -249,7 +248,7 @@ PACKINGS = ([4, 2, 2], [3, 1, 4], [2, 4, 2], [4, 3, 1], [1, 4, 3], [4, 2, 2])
 """Lengths of three sequences of 8 rows in all, and 4 steps."""
 
 
-@trains
+@pytest.mark.slow
 @pytest.mark.parametrize("make, where", [(nn.RNN, "cuda"), (nn.GRU, "cpu"), (nn.LSTM, "cuda")])
 def test_a_graph_serves_sequences_of_any_lengths(make, where):
     """Rows and batch sizes come to a step as arguments, the latter from the CPU or on the device; nothing is waited for
