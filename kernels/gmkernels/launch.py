@@ -235,10 +235,10 @@ _cuda_modules: dict[tuple[Any, ...], Any] = {}
 
 
 @functools.cache
-def _headers() -> str:
-    """A digest of the headers that kernels include: CuPy's cache on disk looks at the source alone."""
+def _headers(folder: Path) -> str:
+    """A digest of the headers that a kernel in a folder may include: CuPy's cache on disk looks at the source alone."""
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.rglob("*.cuh")):
+    for path in sorted({*FOLDER.rglob("*.cuh"), *folder.glob("*.cuh")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -273,7 +273,7 @@ def cuda_source(
         f"-DINDEX={index}",
         *(f"-D{define}" for define in defines),
     )
-    return f"// headers {_headers()}\n" + path.read_text(), options
+    return f"// headers {_headers(path.parent)}\n" + path.read_text(), options
 
 
 def _name(dtype: Any) -> str:

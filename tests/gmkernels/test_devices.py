@@ -73,23 +73,42 @@ def test_an_old_gpu():
         assert "too old for the kernels here, which need 8.0" in devices.examine()["cuda:0"]
 
 
-WITHOUT_A_GPU = """
-import warnings
-warnings.simplefilter("error")
+ON_THE_CPU = """
 import numpy as np
 import gmcore, gmkernels
 x = gmcore.tensor(np.ones((3, 4), np.float32), requires_grad=True)
 (x * x).sum().backward()
 assert gmkernels.explain("leaky_relu", np.ones(5, np.float32), negative_slope=0.1).chosen in ("cpu", "reference")
+"""
+NOTHING_OF_A_GPU = """
 import sys
 assert "cupy" not in sys.modules and "triton" not in sys.modules, "imported for nothing"
 """
+REFUSED = """
+try:
+    gmcore.tensor([1.0], device="cuda")
+except gmcore.errors.DeviceError:
+    pass
+else:
+    raise AssertionError("there is no GPU")
+"""
+
+
+def run_without_warnings(code):
+    """A process in which every warning is an error."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GMKERNELS_BACKEND": "reference"}
+    program = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_without_a_gpu_everything_runs_on_the_cpu_and_nothing_warns():
-    """With CuPy and Triton installed, as the tests have them."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GMKERNELS_BACKEND": "reference"}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_GPU], env=environment, capture_output=True, text=True, check=False
-    )
+    """With CuPy and Triton installed, or without them."""
+    done = run_without_warnings(ON_THE_CPU + NOTHING_OF_A_GPU)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_without_a_gpu_nothing_warns_where_cupy_was_imported():
+    done = run_without_warnings("import cupy" + ON_THE_CPU + REFUSED)
+    if "No module named 'cupy'" in done.stderr:
+        pytest.skip("CuPy itself is not installed")
     assert done.returncode == 0 and not done.stderr, done.stderr

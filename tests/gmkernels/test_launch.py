@@ -45,6 +45,32 @@ def process(*arguments, **environment):
 # ---------------------------------------------------------------------------------------------------------------
 
 
+HEADERS = ("gmkernels/device.cuh", "gmkernels/family/parts.cuh", "elsewhere/own.cuh")
+
+
+@pytest.mark.parametrize("changed", HEADERS)
+def test_a_header_that_changes_makes_another_source(changed, tmp_path, monkeypatch):
+    """CuPy keeps binaries by source and options, and looks at no header."""
+    for path in HEADERS:
+        header = tmp_path / path
+        header.parent.mkdir(exist_ok=True)
+        header.write_text("// once")
+    code = tmp_path / "elsewhere" / "cuda.cu"
+    code.write_text(CODE.read_text())
+    monkeypatch.setattr(launch, "FOLDER", tmp_path / "gmkernels")
+
+    def source():
+        launch._headers.cache_clear()
+        return launch.cuda_source(code, "float32")
+
+    try:
+        (before, options), again = source(), source()
+        (tmp_path / changed).write_text("// twice")
+        assert (before, options) == again != source() and options == source()[1]
+    finally:
+        launch._headers.cache_clear()
+
+
 def passed(dtype="float32", n=5, grid=(3,), block=(32,), x=None, **options):
     seen = cupy.zeros(10, np.float64)
     x = cupy.full(4, 1.5, DTYPES.get(dtype, np.float32)) if x is None else x

@@ -6,7 +6,7 @@ The rule takes the place of a mark in each file. Where the GPU is emulated it is
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -33,33 +33,35 @@ def is_on_gpu(item: pytest.Item) -> bool:
     said = [PLACES[name] for name in named if isinstance(name, str) and name in PLACES]
     if said:
         return any(said)
-    function = getattr(item, "function", None)
-    fixtures = [function.__globals__.get(name) for name in getattr(item, "fixturenames", ()) if function is not None]
-    return any(_names_gpu(f) for f in map(_function, (function, *fixtures)) if f is not None)
+    tests = _functions(getattr(item, "function", None))
+    fixtures = [test.__globals__.get(name) for test in tests for name in getattr(item, "fixturenames", ())]
+    return any(map(_names_gpu, [*tests, *(f for value in fixtures for f in _functions(value))]))
 
 
-def _function(value: Any) -> types.FunctionType | None:
-    """The function in what decorators have made of it."""
+def _functions(value: Any) -> list[types.FunctionType]:
+    """The function in what decorators have made of it, or the methods of a class."""
+    if isinstance(value, type):
+        return [method for method in vars(value).values() if isinstance(method, types.FunctionType)]
     value = inspect.unwrap(value)
     value = getattr(getattr(value, "hypothesis", None), "inner_test", value)
-    return value if isinstance(value, types.FunctionType) else None
+    return [value] if isinstance(value, types.FunctionType) else []
 
 
 @functools.cache
 def _names_gpu(function: types.FunctionType) -> bool:
-    """Whether a function, or one of its module that it names, names CuPy, a device of CUDA, or a module with CuPy."""
+    """Whether a function, or what of its module it names, names CuPy, a device of CUDA, or a module with CuPy."""
     known, waiting = {function}, [function]
     while waiting:
-        for name in _names(waiting.pop().__code__):
+        user = waiting.pop()
+        for name in (*_names(user.__code__), *_texts(user.__defaults__), *_texts((user.__kwdefaults__ or {}).values())):
             if PLACES.get(name) and name not in ("gpu", "triton"):  # also names of tests' own, and of packages
                 return True
-            value = function.__globals__.get(name)
+            value = user.__globals__.get(name)
             if isinstance(value, types.ModuleType) and hasattr(value, "cupy"):
                 return True
-            called = _function(value)
-            if called is not None and called.__module__ == function.__module__ and called not in known:
-                known.add(called)
-                waiting.append(called)
+            named = {f for f in _functions(value) if f.__module__ == function.__module__} - known
+            known |= named
+            waiting += named
     return False
 
 
@@ -70,5 +72,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
         else:
-            texts = constant if isinstance(constant, tuple) else (constant,)
-            yield from (text for text in texts if isinstance(text, str))
+            yield from _texts(constant if isinstance(constant, tuple) else (constant,))
+
+
+def _texts(values: Iterable[Any] | None) -> list[str]:
+    return [value for value in values or () if isinstance(value, str)]

@@ -27,8 +27,22 @@ def uses_a_function_that_copies(n):
     assert [to_device(k) for k in range(n)]
 
 
+class Net:
+    def __init__(self, device="cuda"):
+        self.device = device
+
+
+def makes_a_net():
+    return Net()
+
+
 def makes_tensors():
     return [make(device=device) for make in () for device in ("cpu", "cuda")]
+
+
+@given(st.integers())
+def draws(there, n):
+    assert there == n
 
 
 def computes(n=0):
@@ -51,8 +65,10 @@ def item(function, *fixtures, **parameters):
     [
         (item(uses_a_function_that_copies), True),
         (item(makes_tensors), True),
+        (item(makes_a_net), True),
         (item(computes), False),
         (item(computes, "there", "request"), True),
+        (item(draws, "there"), True),
         (item(computes, backend="cuda", dtype="float32"), True),
         (item(computes, x=np.zeros(2)), False),  # whose device is "cpu"
         (item(makes_tensors, library="numpy"), False),
