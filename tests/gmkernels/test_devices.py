@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cupy
 import pytest
@@ -71,6 +72,13 @@ def test_an_old_gpu():
     with machine(capability="75"):
         assert "compute capability 7.5" in devices.examine()["cuda:0"]
         assert "too old for the kernels here, which need 8.0" in devices.examine()["cuda:0"]
+
+
+def test_one_extra_alone_brings_a_cupy():
+    """Two would hide each other's files: the tests, the peers and an extra for a driver go together."""
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    brings = [line.split('"')[1] for line in setup.splitlines() if '"cupy' in line]
+    assert brings == ["cuda12", "cuda13"]
 
 
 ON_THE_CPU = """
