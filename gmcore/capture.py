@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from gmcore.device import device_of
-from gmcore.errors import ArgumentError, CaptureError, GraphError, user_line
-from gmcore.tensor import Array, Tensor, _mode
+from gmcore.device import device_of, memory_error
+from gmcore.errors import ArgumentError, CaptureError, DeviceMemoryError, GmcoreError, GraphError, user_line
+from gmcore.tensor import Array, Tensor, _mode, copied
 from gmkernels import registry
 from gmkernels.arrays import is_array
 
@@ -59,6 +59,10 @@ class Captured(Generic[P, R]):
         return list(self._programs.values())
 
     @property
+    def _name(self) -> str:
+        return getattr(self._step, "__qualname__", repr(self._step))
+
+    @property
     def state(self) -> str:
         """How the step is run, in words."""
         if self.refusal is not None:
@@ -70,7 +74,7 @@ class Captured(Generic[P, R]):
         return f"captured: {sizes}, planned once"
 
     def __repr__(self) -> str:
-        return f"<{getattr(self._step, '__qualname__', self._step)}, {self.state}>"
+        return f"<{self._name}, {self.state}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # Inside a watch or another recording the step is to be seen as it is.
@@ -92,7 +96,7 @@ class Captured(Generic[P, R]):
     def _record(self, key: Any, args: Any, kwargs: Any) -> R:
         """Run the step eagerly, and record it."""
         # With Numba or CuPy, which one who captures nothing need not wait for.
-        from gmcore.recorder import Recorder, difference, mapped
+        from gmcore.recorder import difference
 
         if len(self._recordings | self._programs) >= self._limit and key not in self._recordings:
             self._warn(
@@ -100,28 +104,22 @@ class Captured(Generic[P, R]):
                 "calls of another kind run eagerly. Give it batches of a few sizes, and numbers that vary as tensors"
             )
             return self._step(*args, **kwargs)
-        copies: list[Array] = []
-
-        def copied(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.requires_grad:
-                return value
-            array = (value._data if isinstance(value, Tensor) else value).copy()
-            copies.append(array)
-            return Tensor(array) if isinstance(value, Tensor) else array
-
-        own_args, own_kwargs = mapped(args, copied), mapped(kwargs, copied)
-        recorder = Recorder(copies)
-        with recorder.recording():
-            result = self._step(*own_args, **own_kwargs)
-        recorder.finish(result)
+        try:
+            recorder, result = self._recorded(args, kwargs)
+        except MemoryError as error:
+            # From here, since the frames of the recording hold all the memory of the step.
+            name = f"{self._name}, in a recording by gmcore.capture, which keeps all that the step computes"
+            raise memory_error(error, name) from None
         earlier = self._recordings.setdefault(key, [])
         refusal = recorder.refusal
+        kind: type[GmcoreError] = CaptureError
         program = None
         if refusal is None and earlier and (refusal := difference(earlier[-1], recorder)) is None:
             try:
                 program = _program(recorder, result)
-            except CaptureError as error:
-                refusal = recorder.refusal = f"{error}"
+            except (CaptureError, DeviceMemoryError) as error:
+                refusal, kind = f"{error}", type(error)
+                recorder.refusal = refusal
         if program is not None:
             self._programs[key] = program
             for each in (*earlier, recorder):
@@ -129,23 +127,43 @@ class Captured(Generic[P, R]):
             recorder.release()
             del self._recordings[key]
             return result
+        recorder.release()
         if recorder.refusal is not None or len(earlier) + 1 == MOST_RECORDINGS:
             self._recordings.clear()
-            self._refuse(f"{refusal}")
+            self._refuse(f"{refusal}", kind)
             return result
-        recorder.release()
         earlier.append(recorder)
         return result
 
-    def _refuse(self, reason: str) -> None:
+    def _recorded(self, args: Any, kwargs: Any) -> tuple[Recorder, R]:
+        """Run the step eagerly on copies of its arguments; what it did, and what it returned."""
+        from gmcore.recorder import Recorder, mapped
+
+        copies: list[Array] = []
+
+        def own(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.requires_grad:
+                return value
+            array = copied(value._data if isinstance(value, Tensor) else value)
+            copies.append(array)
+            return Tensor(array) if isinstance(value, Tensor) else array
+
+        own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
+        recorder = Recorder(copies)
+        with recorder.recording():
+            result = self._step(*own_args, **own_kwargs)
+        recorder.finish(result)
+        return recorder, result
+
+    def _refuse(self, reason: str, kind: type[GmcoreError]) -> None:
         if not self._fallback:
-            raise CaptureError(f"capture: this step cannot be repeated: {reason}. It has been run, eagerly")
+            raise kind(f"capture: this step cannot be repeated: {reason}. It has been run, eagerly")
         self.refusal = reason
         self._warn(reason)
 
     def _warn(self, reason: str) -> None:
-        name = getattr(self._step, "__qualname__", repr(self._step))
-        warnings.warn(f"captured {name} runs eagerly: {reason} (called at {user_line()})", CaptureWarning, stacklevel=4)
+        text = f"captured {self._name} runs eagerly: {reason} (called at {user_line()})"
+        warnings.warn(text, CaptureWarning, stacklevel=4)
 
 
 def _program(recorder: Recorder, result: Any) -> Program:
@@ -229,6 +247,7 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     ArgumentError : a step that cannot be called, or a limit that is no count.
     CaptureError : from a call, once the step has run: it looks at numbers that it computes (``if loss > 3``,
         ``.item()``, ``.numpy()``), or uses numbers that vary and are neither computed nor given to it.
+    DeviceMemoryError : from a call: no room for it, or for the CUDA graph once the step has run.
     GraphError : from a call: an argument that an operation on the tape computed; or, wherever it is used, a tensor of
         the step that was kept without being returned.
 

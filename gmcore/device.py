@@ -11,14 +11,23 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, DeviceError, MissingPackageError, user_line
-from gmcore.extras import install_command
+from gmcore.errors import (
+    ArgumentError,
+    DeviceError,
+    DeviceMemoryError,
+    MissingPackageError,
+    user_function,
+    user_line,
+)
+from gmkernels import registry
 from gmkernels.arrays import Array, on_gpu
 
 _NAME = re.compile(r"cpu|cuda(?::(\d+))?")
@@ -33,28 +42,28 @@ def cupy() -> ModuleType:
     """
     try:
         found = importlib.import_module("cupy")
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise
-        raise MissingPackageError(
-            f"a GPU needs cupy, which is not installed: {install_command('cuda13')}, or cuda12 for a driver of CUDA 12"
-        ) from None
     except ImportError as error:
-        raise DeviceError(f"cupy cannot be imported: {str(error).strip().splitlines()[0]}") from None
+        missing = isinstance(error, ModuleNotFoundError)
+        if missing and error.name != "cupy":
+            raise
+        raise (MissingPackageError if missing else DeviceError)(f"no GPU can be used: {_problem()}") from None
     _number_of_gpus(found)
     return found
+
+
+def _problem() -> str | None:
+    from gmkernels import devices  # which asks the driver: only where something is wrong
+
+    return devices.problem()
 
 
 def _number_of_gpus(cupy: ModuleType) -> int:
     try:
         count: int = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"no GPU can be used: {error}. `nvidia-smi` shows the driver and what it supports; without a GPU, "
-            "use device='cpu'"
-        ) from None
+        raise DeviceError(f"no GPU can be used: {_problem() or error}") from None
     if not count:
-        raise DeviceError("this machine has no GPU; use device='cpu'")
+        raise DeviceError(f"no GPU can be used: {_problem()}")
     return count
 
 
@@ -105,7 +114,7 @@ def put(array: Array, device: str | None) -> Array:
 
     Raises
     ------
-    As `gpu_number`.
+    As `gpu_number`.  DeviceMemoryError : no room there.
     """
     if device is None:
         return array
@@ -116,7 +125,44 @@ def put(array: Array, device: str | None) -> Array:
         return array
     library = cupy()
     with library.cuda.Device(number):
-        return library.asarray(array)
+        return allocating(library.asarray, array)
+
+
+def allocating(function: Callable[..., Array], *args: Any, **options: Any) -> Array:
+    """``function(*args, **options)``, which allocates memory of the current device.
+
+    Raises
+    ------
+    DeviceMemoryError : no room there; it names what the user called.
+    """
+    try:
+        return function(*args, **options)
+    except MemoryError as error:
+        raise memory_error(error) from None
+
+
+def memory_error(error: MemoryError, name: str = "") -> MemoryError:
+    """What to raise for a memory error: if the current GPU has no room, a `DeviceMemoryError` that says what there is;
+    any other as it is.
+
+    Of the error of a GPU nothing is kept but its text: its frames hold arrays, and the caller who handles it wants
+    the room.
+
+    Parameters
+    ----------
+    name : of what was to be computed; by default the function that the user called.
+    """
+    text = str(error)
+    if not isinstance(error, (DeviceMemoryError, registry.DeviceMemoryError)):
+        cupy = sys.modules.get("cupy")
+        if cupy is None or not isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            return error
+        from gmkernels import launch
+
+        text = launch.describe_memory(error)
+    error.__traceback__ = None
+    line = "" if isinstance(error, DeviceMemoryError) else f" (called at {user_line()})"
+    return DeviceMemoryError(f"{name or user_function()}: {text}{line}")
 
 
 def using(device: str) -> AbstractContextManager[Any]:
@@ -164,5 +210,6 @@ def _constant(dtype: np.dtype[Any], content: bytes, device: str) -> Array:
 
 
 __all__ = [
-    "check_device", "constant_beside", "cupy", "device_of", "gpu_number", "put", "put_all", "put_beside", "using",
+    "allocating", "check_device", "constant_beside", "cupy", "device_of", "gpu_number", "memory_error", "put",
+    "put_all", "put_beside", "using",
 ]  # fmt: skip

@@ -50,6 +50,10 @@ class DeviceError(GmcoreError, RuntimeError):
     """A device that cannot be had, tensors on several devices, or numbers asked of the CPU that are on a GPU."""
 
 
+class DeviceMemoryError(GmcoreError, MemoryError):
+    """A GPU has no room: the message says for what, how much is free, and what to do. Nothing of it stays allocated."""
+
+
 class DataError(GmcoreError, ValueError):
     """A data set that is missing, truncated, malformed, empty or outside what the model supports."""
 

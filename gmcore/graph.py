@@ -16,14 +16,18 @@ from typing import Any, NamedTuple, cast
 import cupy
 import numpy as np
 
-from gmcore.errors import CaptureError
+from gmcore.device import memory_error
+from gmcore.errors import CaptureError, DeviceMemoryError
 from gmcore.program import ALIGNMENT, Program, rounded
-from gmcore.recorder import Block, Instruction, Place, Recorder, mapped
-from gmcore.tensor import Array
+from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
+from gmcore.tensor import Array, Tensor
 from gmkernels.arrays import on_gpu
+from gmkernels.launch import describe_memory
+from gmkernels.registry import OLDEST_GPU
 
 BUFFERS = 4
 """Repetitions whose numbers from the CPU may be on their way: the next waits for the first of them."""
+NO_MEMORY = 2  # cudaErrorMemoryAllocation
 MOST_FROM_CPU = 1 << 24
 """Bytes that a repetition copies from the CPU at most; a step that wants more has its data on the wrong device."""
 
@@ -88,6 +92,7 @@ class GraphProgram(Program):
     Raises
     ------
     CaptureError : an instruction that cannot be part of a CUDA graph.
+    DeviceMemoryError : no room for its memory, or for the graph.
     """
 
     form = ", one CUDA graph"
@@ -96,7 +101,14 @@ class GraphProgram(Program):
         _check(recorder)
         self._device = cupy.cuda.Device(*recorder.gpus)
         with self._device:
-            super().__init__(recorder, result)
+            try:
+                super().__init__(recorder, result)
+            except MemoryError as error:
+                raise memory_error(error, self._name) from None
+
+    @property
+    def _name(self) -> str:
+        return f"the CUDA graph of a step that computes in {self.size / 2**20:.1f} MiB"
 
     # -- memory ----------------------------------------------------------------------------------------------
     def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
@@ -160,7 +172,9 @@ class GraphProgram(Program):
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._done = cupy.cuda.Event(disable_timing=True)  # the last repetition is
         self._inputs = [self.array(place) for place in self.recorder.arguments]
-        # What the instructions allocate on the way belongs to the graph as long as it lives.
+        # What the instructions allocate on the way belongs to the graph as long as it lives. Its pool does not get what
+        # the usual one keeps for later, such as the memory of the recordings.
+        cupy.get_default_memory_pool().free_all_blocks()
         self._pool = cupy.cuda.MemoryPool()
         self._body = self._bound()  # holds the kernels and the arrays that the graph uses
         written = dict.fromkeys(place.block for i in self.instructions for place in i.writes)
@@ -178,13 +192,15 @@ class GraphProgram(Program):
             self._stream.begin_capture()
             try:
                 self._call()
-            except CaptureError:
+            except BaseException:
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # says that the capture is void
                     self._stream.end_capture()
                 raise
             try:
                 self._graph = self._stream.end_capture()
             except cupy.cuda.runtime.CUDARuntimeError as error:
+                if error.status == NO_MEMORY:
+                    raise DeviceMemoryError(f"{self._name}: {describe_memory(error)}") from None
                 raise CaptureError(f"its kernels cannot be part of a CUDA graph: {error}") from error
 
     def _call(self) -> None:
@@ -192,18 +208,39 @@ class GraphProgram(Program):
         for instruction, call in zip(self.instructions, self._body, strict=True):
             try:
                 call()
+            except MemoryError as error:
+                raise memory_error(error, f"{instruction.name} (at {instruction.line})") from None
             except Exception as error:
+                capability = int(self._device.compute_capability)
+                remedy = (
+                    f"; on a GPU of compute capability {capability / 10:.1f} CuPy computes it, and the kernels that a "
+                    f"graph can hold need {OLDEST_GPU / 10:.1f}: run the step eagerly, as with "
+                    "gmcore.capture(step, fallback=True)"
+                )
                 raise CaptureError(
                     f"{instruction.name} (at {instruction.line}) cannot be part of a CUDA graph: {error}"
+                    f"{remedy if capability < OLDEST_GPU else ''}"
                 ) from error
 
     def run(self, arguments: Sequence[Array]) -> Any:
         with self._device:
+            try:  # while nothing has changed: who finds no room may call again
+                self._room = [cupy.empty(place.shape, place.dtype) for place in places(self._result)]
+            except MemoryError as error:
+                raise memory_error(error, "the results of a captured step") from None
             stream = cupy.cuda.get_current_stream()
             stream.wait_event(self._done)
-            result = super().run(arguments)
-            self._done.record(stream)
-            return result
+            try:
+                return super().run(arguments)
+            finally:
+                self._done.record(stream)
+
+    def _copy(self, value: Any) -> Any:
+        if not isinstance(value, Place):
+            return value
+        array = self._room.pop(0)
+        array[...] = self._results[value]
+        return Tensor(array) if value.wraps else array
 
     def _repeat(self, arguments: Sequence[Array]) -> None:
         buffer = next(self._buffers)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from gmcore.device import constant_beside, device_of, gpu_number
+from gmcore.device import constant_beside, device_of, gpu_number, memory_error
 from gmcore.errors import (
     DeviceError,
     DtypeError,
@@ -165,7 +165,7 @@ class Op:
                 result = self.forward(*arrays, **attrs) if attrs else self.forward(*arrays)
         except GmcoreError:
             raise
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, MemoryError) as error:
             result = self._again_in_single(inputs, arrays, attrs, error)
         outputs: tuple[Tensor, ...]
         out: Any
@@ -212,7 +212,7 @@ class Op:
             return self.forward(*arrays, **attrs)
         except GmcoreError:
             raise
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, MemoryError) as error:
             return self._again_in_single([Tensor(a) for a in arrays], arrays, attrs, error)
 
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -266,16 +266,18 @@ class Op:
         if isinstance(error, TypeError) and any(a.itemsize == 2 and is_floating(a.dtype) for a in arrays):
             try:
                 return self._in_single(arrays, attrs)
-            except (ValueError, TypeError, IndexError) as again:
+            except (ValueError, TypeError, IndexError, MemoryError) as again:
                 error = again
         raise self._input_error(inputs, attrs, error) from error
 
     def _input_error(self, inputs: Sequence[Tensor], attrs: Mapping[str, Any], error: Exception) -> GmcoreError:
         """The error of a call that the forward function refused: a kernel or a NumPy function, which state a wrong
         dtype by a TypeError (a negative power of integers apart), and all else by a ValueError or an IndexError."""
-        self._check_devices(inputs)
         given = ", ".join(f"{self.input_name(i)}: {shown(x)}" for i, x in enumerate(inputs))
         options = "".join(f", {k}={shown(v)}" for k, v in attrs.items())
+        if isinstance(error, MemoryError):
+            raise memory_error(error, f"{self.name}({given}{options})") from None
+        self._check_devices(inputs)
         kind: type[GmcoreError] = ShapeError
         expected = "shapes that broadcast" if self.broadcast else ""
         if isinstance(error, TypeError) or (self.broadcast and _broadcast([x.shape for x in inputs])):
@@ -407,7 +409,9 @@ class _Plan:
                     call += f" if needs[{i}] else None"
                 parts.append(call)
             self.source = f"[{', '.join(parts)}]"
-        self.call = eval(f"lambda node, saved, grads, needs: {self.source}", names)
+        # The name of a file in this package keeps the line out of what `user_line` looks for.
+        code = compile(f"lambda node, saved, grads, needs: {self.source}", f"{__file__}, rules of {op.name}", "eval")
+        self.call = eval(code, names)
 
 
 def _one_each(node: Node, found: Iterable[Tensor | None]) -> list[Tensor | None]:

@@ -347,7 +347,7 @@ class Recorder(Watch):
         def packed(a: Array) -> Array:
             if not plan.pack or a.flags.c_contiguous:
                 return a
-            copy = a.copy()
+            copy = copied(a)
             if not outside:
                 self._add(copied, "pack", (a,), {}, (copy,), line)
             return copy
@@ -461,7 +461,7 @@ def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -
     from gmkernels import launch
 
     with cupy.cuda.Device(plan.device):
-        return launch.allocate(spec.name, layout)
+        return launch.allocate(f"{spec.name} (backend {plan.backend!r})", layout)
 
 
 def _run_plain(plan: registry.Plan, inputs: Any, outputs: Any, workspace: Any, attrs: Mapping[str, Any]) -> None:

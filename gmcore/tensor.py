@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmcore import hooks
-from gmcore.device import device_of, put, put_beside
+from gmcore.device import allocating, device_of, put, put_beside
 from gmcore.errors import (
     ArgumentError,
     DeviceError,
@@ -464,7 +464,7 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
             raise GraphError("only leaves can be copied with copy.deepcopy; use .detach() first")
-        out = type(self)(self._data.copy(), requires_grad=self.requires_grad)
+        out = type(self)(copied(self._data), requires_grad=self.requires_grad)
         memo[id(self)] = out
         return out
 
@@ -492,15 +492,15 @@ class Tensor:
 
     def new_zeros(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
         """Zeros of a shape, in the dtype and on the device of this tensor unless another `dtype` is given."""
-        return Tensor(namespace(self._data).zeros(shape, dtype or self._data.dtype))
+        return Tensor(allocating(namespace(self._data).zeros, shape, dtype or self._data.dtype))
 
     def new_ones(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
         """Ones of a shape, in the dtype and on the device of this tensor unless another `dtype` is given."""
-        return Tensor(namespace(self._data).ones(shape, dtype or self._data.dtype))
+        return Tensor(allocating(namespace(self._data).ones, shape, dtype or self._data.dtype))
 
     def new_full(self, shape: Sequence[int], fill_value: float, dtype: Any = None) -> Tensor:
         """A number at every place of a shape, in the dtype and on the device of this tensor unless given a `dtype`."""
-        return Tensor(namespace(self._data).full(shape, fill_value, dtype or self._data.dtype))
+        return Tensor(allocating(namespace(self._data).full, shape, fill_value, dtype or self._data.dtype))
 
     def beside(self, array: np.ndarray) -> Tensor:
         """An array of the CPU as a tensor on the device of this one; without a copy on the CPU."""
@@ -734,7 +734,7 @@ class Tensor:
 def copied(value: Array, out: Array | None = None) -> Array:
     """The numbers of an array in memory of their own, or in that of `out`."""
     if out is None:
-        return value.copy()
+        return allocating(value.copy)
     np.copyto(out, value, casting="same_kind")
     return out
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gmcore.device import memory_error
 from gmcore.errors import user_line
 from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import KernelSpec, select
@@ -197,7 +198,10 @@ def computed(function: Callable[..., Any], *arrays: Array, **options: Any) -> An
     changes; what it returns is new memory, a view of its arrays, or, with ``out=``, that array; or None, if it only
     raises for arrays that will not do.
     """
-    result = function(*arrays, **options)
+    try:
+        result = function(*arrays, **options)
+    except MemoryError as error:
+        raise memory_error(error) from None
     mode = _mode.get()
     if type(mode) is not bool:
         mode.tell("computed", function, arrays, options, result)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from gmcore.device import gpu_number, put
+from gmcore.device import allocating, gpu_number, put
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
 from gmcore.hooks import RemovableHandle
 from gmcore.nn import backward_hook
@@ -408,10 +408,10 @@ class Module:
             converts = dtype is not None and is_floating(tensor.dtype) and tensor.dtype != dtype
             if not converts and device in (None, tensor.device):
                 continue
-            tensor._data = put(tensor._data.astype(dtype) if converts else tensor._data, device)
+            tensor._data = put(allocating(tensor._data.astype, dtype) if converts else tensor._data, device)
             tensor._written()
             if (grad := tensor.grad) is not None:
-                tensor.grad = Tensor(put(grad._data.astype(dtype) if converts else grad._data, device))
+                tensor.grad = Tensor(put(allocating(grad._data.astype, dtype) if converts else grad._data, device))
         return self
 
     def cpu(self) -> Self:

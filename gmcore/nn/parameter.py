@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gmcore.device import allocating
 from gmcore.tensor import Tensor, as_tensor
 from gmkernels.arrays import namespace
 
@@ -26,7 +27,7 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         array = as_tensor(data)._data
-        super().__init__(namespace(array).array(array, order="C"), requires_grad)
+        super().__init__(allocating(namespace(array).array, array, order="C"), requires_grad)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"

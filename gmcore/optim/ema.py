@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmcore.device import allocating
 from gmcore.errors import ArgumentError, CheckpointError
-from gmcore.tensor import Tensor, is_floating, on_host
+from gmcore.tensor import Tensor, copied, is_floating, on_host
 from gmcore.watch import hosted
 from gmkernels import average
 from gmkernels.arrays import namespace
@@ -69,7 +70,7 @@ class EMA:
         self.decay: float = decay
         self.updates: int = 0
         self.averages: dict[str, Tensor] = {
-            name: Tensor(namespace(p._data).array(p._data, order="C")) for name, p in self._params.items()
+            name: Tensor(allocating(namespace(p._data).array, p._data, order="C")) for name, p in self._params.items()
         }
 
     def update(self) -> None:
@@ -95,7 +96,7 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters hold the averages inside the block, and their own values again after it."""
-        own = {name: p._data.copy() for name, p in self._params.items()}
+        own = {name: copied(p._data) for name, p in self._params.items()}
         self.copy_to()
         try:
             yield

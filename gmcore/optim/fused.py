@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
+from gmcore.device import allocating
 from gmcore.errors import DeviceError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
 from gmcore.tensor import Tensor, enable_grad
@@ -94,7 +95,7 @@ class FusedOptimizer(Optimizer):
                 ]
                 hyper = hosted(functools.partial(self._next_hyper, group, params, used))
                 relies(params, functools.partial(self._is_as_it_was, self.state, group, used))
-                run(self.kernel, (grads, hyper), outputs=(arrays, *states))
+                allocating(run, self.kernel, (grads, hyper), outputs=(arrays, *states))
                 for p in params:
                     p._written()
         return loss

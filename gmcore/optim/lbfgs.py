@@ -11,7 +11,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
-from gmcore.tensor import Tensor, enable_grad
+from gmcore.tensor import Tensor, copied, enable_grad
 from gmkernels import reduce
 from gmkernels.arrays import is_array
 
@@ -219,7 +219,7 @@ class LBFGS(Optimizer):
     ) -> _Trial:
         """The step along the direction that the line search finds; the parameters are back where they were."""
         params = self.param_groups[0]["params"]
-        before = [p._data.copy() for p in params]
+        before = [copied(p._data) for p in params]
 
         def at(t: float) -> _Trial:
             self._move(t, direction)

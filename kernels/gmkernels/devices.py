@@ -12,6 +12,8 @@ from pathlib import Path
 from gmkernels.registry import OLDEST_GPU
 
 NO_DEVICE = 100  # cudaErrorNoDevice
+OLDEST_CUDA = 12000
+"""The CUDA whose driver the packages of `install_command` need at least."""
 WITHOUT = "without a GPU everything runs on the CPU"
 
 
@@ -32,6 +34,8 @@ def install_command(driver: int | None) -> str:
     ----------
     driver : the newest CUDA that the driver supports, as from `driver_version`.
     """
+    if driver is not None and driver < OLDEST_CUDA:
+        return f"update the driver, which supports CUDA {version(driver)}, then {install_command(None)}"
     return f'pip install "gmcore[cuda{12 if driver is not None and driver < 13000 else 13}]"'
 
 
@@ -54,9 +58,10 @@ def problem() -> str | None:
         if not driver:
             return f"there is no NVIDIA driver: install one (`nvidia-smi` then shows the GPU); {WITHOUT}"
         if driver // 1000 < built // 1000:
+            other = "" if driver < OLDEST_CUDA else f", or {install_command(driver)}"
             return (
                 f"the driver is too old: it supports CUDA {version(driver)}, CuPy is built for {version(built)}; "
-                f"update the driver, or {install_command(driver)}"
+                f"update the driver{other}; {WITHOUT}"
             )
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
@@ -147,4 +152,4 @@ def _package(module: str, *distributions: str) -> str:
 
 
 def _is_there(module: str) -> bool:
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+    return sys.modules.get(module) is not None or importlib.util.find_spec(module) is not None

@@ -115,7 +115,7 @@ def allocate(op: str, layout: Layout) -> list[Any]:
 
     Parameters
     ----------
-    op : whose they are, for the error.
+    op : whose they are, for the error, with the backend that computes it.
     layout : their shapes and dtypes.
 
     Raises
@@ -136,22 +136,27 @@ def allocate(op: str, layout: Layout) -> list[Any]:
     raise DeviceMemoryError(f"{op}: {describe_memory(f'for {_bytes(asked)}')}")
 
 
-def describe_memory(asked: str) -> str:
+def describe_memory(asked: str | Exception) -> str:
     """That there is no room on the current device: what was asked for, what is free, and what can be done.
 
     Parameters
     ----------
-    asked : ``"for 3.0 GiB"``.
+    asked : ``"for 3.0 GiB"``, or the error of CuPy that says it.
     """
     import cupy
 
     device = cupy.cuda.runtime.getDevice()
     free, total = cupy.cuda.runtime.memGetInfo()
     pool = cupy.get_default_memory_pool()
-    limit = f", and CuPy's pool is limited to {_bytes(pool.get_limit())}" if pool.get_limit() else ""
+    free += pool.free_bytes()
+    limit = ""
+    if most := pool.get_limit():
+        free = min(free, max(0, most - pool.used_bytes()))
+        limit = f", and CuPy's pool is limited to {_bytes(most)}"
+    asked = asked if isinstance(asked, str) else f"(CuPy: {str(asked).rstrip('.')})"
     return (
-        f"no room on cuda:{device} {asked}: {_bytes(free + pool.free_bytes())} of {_bytes(total)} are "
-        f"free{limit}; free arrays that are not needed, or work in smaller batches"
+        f"no room on cuda:{device} {asked}: {_bytes(free)} of {_bytes(total)} are free{limit}; free arrays that are "
+        "not needed, or work in smaller batches"
     )
 
 

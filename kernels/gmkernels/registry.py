@@ -612,13 +612,13 @@ def _run_on_gpu(
 
     from gmkernels import launch
 
-    try:
-        with cupy.cuda.Device(device):
+    with cupy.cuda.Device(device):
+        try:
             return _run_here(spec, plan, inputs, outputs, attrs)
-    except DeviceMemoryError as error:
-        message = str(error)
-    except cupy.cuda.memory.OutOfMemoryError as error:  # of what a kernel in CuPy makes on its way
-        message = f"{spec.name}: {launch.describe_memory(f'({error})')}"
+        except DeviceMemoryError as error:
+            message = str(error)
+        except cupy.cuda.memory.OutOfMemoryError as error:  # of what a kernel in CuPy makes on its way
+            message = f"{spec.name} (backend {plan.backend!r}): {launch.describe_memory(error)}"
     # Outside of the handlers: the error holds no frame that holds an array of this call.
     raise DeviceMemoryError(message)
 
@@ -632,7 +632,8 @@ def _run_here(
         inputs = tuple(tuple(map(_moved, a)) if type(a) is tuple else _moved(a) for a in inputs)
     if plan.pack:
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
-    made = launch.allocate(spec.name, plan.workspace if outputs is not None else plan.outputs + plan.workspace)
+    name = f"{spec.name} (backend {plan.backend!r})"
+    made = launch.allocate(name, plan.workspace if outputs is not None else plan.outputs + plan.workspace)
     if outputs is None:
         outputs, made = tuple(made[: len(plan.outputs)]), made[len(plan.outputs) :]
     plan.kernel(inputs, outputs, made, attrs)

@@ -4,7 +4,9 @@ Where there is no GPU, CuPy is its stand-in (`tests/support`), which refuses wha
 strays among arrays of a GPU, a function that CuPy lacks, numbers that cross to the host unasked.
 """
 
+import gc
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import gmcore
 import gmkernels
 from gmcore import Generator, Tensor, cli, data, functional, io, models, nn, ops
 from gmcore.device import put_all
-from gmcore.errors import ArgumentError, DeviceError, GmcoreError, GraphError, MissingPackageError
+from gmcore.errors import ArgumentError, DeviceError, DeviceMemoryError, GmcoreError, GraphError, MissingPackageError
 from gmcore.evaluation import evaluate
 from gmcore.models import language
 from gmcore.models.boltzmann import boltzmann_machine, rbm
@@ -27,7 +29,7 @@ from gmcore.models.latent.vae import VAE
 from gmcore.models.recurrent import char_rnn
 from gmcore.op import OPS
 from gmcore.optim import EMA, LBFGS, SGD, Adadelta, Adagrad, Adam, RMSprop, clip_grad_norm_, clip_grad_value_
-from gmkernels import registry
+from gmkernels import devices, registry
 from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
@@ -265,24 +267,44 @@ def test_a_device_has_a_name(name: Any) -> None:
 
 
 @emulated
-def test_a_gpu_that_is_not_there() -> None:
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     asked = (lambda: gmcore.tensor([1.0], device="cuda"), lambda: nn.Linear(2, 1).to("cuda"),
              lambda: ops.normal((2,), device="cuda"), lambda: gmcore.fit("vae", device="cuda"))  # fmt: skip
     for changes, text in (
-        ({"error": 35}, "no GPU can be used: cudaErrorInsufficientDriver.*nvidia-smi.*use device='cpu'"),
-        ({"devices": 0}, "no GPU can be used: cudaErrorNoDevice"),
+        ({"error": 35}, "no GPU can be used: there is no NVIDIA driver: install one .*without a GPU everything runs"),
+        ({"devices": 0}, "no GPU can be used: the driver sees no GPU .is CUDA_VISIBLE_DEVICES empty"),
     ):
         with cuda_stand_in.machine(**changes):
             for ask in asked:
                 with pytest.raises(DeviceError, match=text):
                     ask()
+            assert cli.main(["train", "vae", "--device", "cuda"]) == 2
+            assert re.search(f"gmcore: error: {text}", capsys.readouterr().err)
     with pytest.raises(DeviceError, match="device 'cuda:3': expected one of the 1 GPUs here"):
         gmcore.tensor([1.0], device="cuda:3")
 
 
-def test_a_machine_without_cupy_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@emulated
+@pytest.mark.parametrize(
+    "driver, remedy",
+    [(12040, r'update the driver, or pip install "gmcore\[cuda12\]"; without'), (11080, "update the driver; without")],
+)
+def test_a_driver_that_is_too_old(driver: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: driver)
+    with (
+        cuda_stand_in.machine(error=35),
+        pytest.raises(DeviceError, match=f"no GPU can be used: the driver is too old: .*{remedy}"),
+    ):
+        gmcore.tensor([1.0], device="cuda")
+
+
+@pytest.mark.parametrize("driver, extra", [(None, "cuda13"), (12080, "cuda12")])
+def test_a_machine_without_cupy_says_how_to_get_it(
+    driver: int | None, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingPackageError, match=r'a GPU needs cupy, .*pip install "gmcore\[cuda13\]"'):
+    monkeypatch.setattr(devices, "driver_version", lambda: driver)
+    with pytest.raises(MissingPackageError, match=rf'CuPy is not installed: pip install "gmcore\[{extra}\]"'):
         gmcore.tensor([1.0], device="cuda")
 
 
@@ -302,6 +324,52 @@ def test_a_second_gpu() -> None:
         assert x.to("cuda:0").device == "cuda:0" and x.cpu().tolist() == [1.0, 2.0]
         with pytest.raises(GmcoreError, match="device"):
             x + y
+
+
+# -- no room ---------------------------------------------------------------------------------------------------------
+LARGE = np.ones((1 << 10, 1 << 10), np.float32)
+NO_ROOM: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "a tensor": (lambda x: gmcore.tensor(LARGE, device="cuda"), "tensor: "),
+    "a copy of one": (lambda x: gmcore.tensor(x), "tensor: "),
+    "a transfer": (lambda x: gmcore.tensor(LARGE).to("cuda"), "Tensor.to: "),
+    "a module": (lambda x: nn.Linear(1 << 10, 1 << 10, device="cuda"), "Linear: "),
+    "a module that is moved": (lambda x: nn.Linear(1 << 10, 1 << 10).to("cuda"), "Module.to: "),
+    "zeros": (lambda x: x.new_zeros(x.shape), "Tensor.new_zeros: "),
+    "an operation": (ops.exp, r"exp\(x: float32\[1024, 1024\]\): "),
+    "a number": (lambda x: x * 1.5, r"multiply\(x: float32\[1024, 1024\], y: float32\[\]\): "),
+    "a join": (lambda x: ops.concatenate([x, x]), r"concatenate\(xs\[0\]: float32\[1024, 1024\], .*"),
+    # In float32 there is room for the input, and then for no result.
+    "a half type": (lambda x: ops.sigmoid(Tensor(x._data[:128].view(np.float16))), r"sigmoid\(x: float16\[128, 2048\]\): "),
+    "a draw": (lambda x: ops.normal((1 << 20,), device="cuda"), r"normal\(.*shape=\(1048576,\).*\(backend '\w+'\): "),
+    "a kernel": (lambda x: ops.linear(x, x), r"linear\(x: float32\[1024, 1024\], .*\(backend '\w+'\): "),
+    "a derivative": (lambda x: x.requires_grad_()[0, 0].backward(), r"scatter_add\(x: float32\[\], .*"),
+    "an optimiser": (lambda x: Adam([x]).step(), "FusedOptimizer.step: "),
+}
+
+
+@pytest.mark.parametrize("call, text", NO_ROOM.values(), ids=NO_ROOM)
+def test_no_room_is_said_and_leaves_the_room_there_is(call: Callable[[Tensor], Any], text: str) -> None:
+    """Nothing is held even while the error lives: who handles it may go on in smaller batches."""
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    gc.disable()
+    pool.free_all_blocks()
+    x = gmcore.tensor(LARGE, device="cuda")
+    x.grad = gmcore.tensor(x)
+    asked = r"for 4.0 MiB|\(CuPy: Out of memory allocating [148],[\d,]+ bytes .*\)"
+    there = r"(1.5 MiB|512.0 KiB) of [\d.]+ GiB are free, and .*; free arrays .*, or work in smaller batches"
+    before = pool.used_bytes()
+    pool.set_limit(before + (3 << 19))
+    try:
+        message = f"^{text}no room on cuda:0 ({asked}): {there} .called at {__file__}:"
+        with pytest.raises(DeviceMemoryError, match=message) as caught:
+            call(x)
+        assert isinstance(caught.value, MemoryError)
+        assert pool.used_bytes() - before <= 1 << 12, "more is kept than a key, or numbers beside tensors"
+        assert ops.exp(x[:64]).shape == (64, 1 << 10)
+    finally:
+        pool.set_limit(0)
+        gc.enable()
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------

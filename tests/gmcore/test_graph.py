@@ -1,12 +1,14 @@
 """Captured steps on a GPU: CUDA graphs with the bits of eager steps, fresh numbers, and nothing that crosses."""
 
+import gc
+
 import numpy as np
 import pytest
 
 import gmcore
 from gmcore import nn, ops, optim
 from gmcore.capture import CaptureWarning
-from gmcore.errors import ArgumentError, CaptureError, DeviceError
+from gmcore.errors import ArgumentError, CaptureError, DeviceError, DeviceMemoryError
 from gmcore.graph import GraphProgram
 from gmcore.random import Generator
 from gmcore.watch import computed
@@ -140,6 +142,120 @@ def test_a_graph_that_cannot_be_made_changes_no_parameter(monkeypatch):
 
     with pytest.warns(CaptureWarning, match="no room"):
         assert trained(lambda step: gmcore.capture(step, fallback=True)) == trained(lambda step: step)
+
+
+# -- no room ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def pool():
+    """Of CuPy's memory, with nothing that waits to be used again or to be collected."""
+    pool = cupy.get_default_memory_pool()
+    gc.collect()
+    gc.disable()
+    pool.free_all_blocks()
+    yield pool
+    pool.set_limit(0)
+    gc.enable()
+
+
+ROW = np.ones(1 << 18, np.float32)  # 1 MiB
+
+
+@pytest.mark.parametrize("recorded", [0, 1])
+def test_no_room_for_a_recording_leaves_a_step_that_can_be_called_again(recorded, pool):
+    step = gmcore.capture(lambda x: ops.sum(ops.tanh(ops.exp(ops.square(x)))))
+    x = gmcore.tensor(ROW, device="cuda")
+    for _ in range(recorded):
+        step(x)
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    pool.set_limit(before + (7 << 19))
+    with pytest.raises(DeviceMemoryError, match=r"<lambda>, in a recording .*: \w+\(x: float32\[262144\]\): no room on cuda:0 "):
+        step(x)
+    assert pool.used_bytes() - before < 1 << 12
+    pool.set_limit(0)
+    assert len({step(x).item() for _ in range(4)}) == 1 and step.programs
+
+
+def no_room():
+    raise cupy.cuda.runtime.CUDARuntimeError(2)
+
+
+PLACES = {
+    "memory": (GraphProgram, "_allocate", lambda: cupy.empty(1 << 50, np.uint8)),
+    "a kernel": (GraphProgram, "_call", lambda: cupy.empty(1 << 50, np.uint8)),
+    "the graph": (cupy.cuda.Stream, "end_capture", no_room),
+}
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_room_for_a_graph_is_said_after_an_eager_step(place, fallback, pool, monkeypatch):
+    if has_gpu() and place == "the graph":
+        pytest.skip("methods of CuPy's streams cannot be exchanged")
+    weight = gmcore.tensor(np.float32(0), device="cuda")
+    weight.copy_(weight + 0.0)
+
+    def count(x):
+        weight.copy_(weight + 1.0)
+        return ops.sum(ops.exp(ops.square(x)))
+
+    step = gmcore.capture(count, fallback=fallback)
+    x = gmcore.tensor(ROW, device="cuda")
+    step(x)
+    before = pool.used_bytes()
+    kind, name, fail = PLACES[place]
+    whole = getattr(kind, name)
+    text = r"the CUDA graph of a step that computes in \d\.\d MiB: .*no room on cuda:0 \(CuPy: .* GiB are free; free arrays"
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, lambda self: (whole(self), fail()))
+        if fallback:
+            with pytest.warns(CaptureWarning, match=text):
+                step(x)
+            assert "eager, since" in step.state
+        else:
+            with pytest.raises(DeviceMemoryError, match=text + ".* It has been run, eagerly") as caught:
+                step(x)
+            assert isinstance(caught.value, MemoryError)
+    assert weight.item() == 2.0 and pool.used_bytes() - before < 1 << 12, "the graph's memory is kept"
+    for _ in range(3):
+        step(x)
+    assert weight.item() == 5.0 and bool(step.programs) is not fallback
+
+
+def test_no_room_for_the_results_of_a_repetition_leaves_it_undone(pool):
+    weight = gmcore.tensor(np.zeros(1, np.float32), device="cuda")
+
+    @gmcore.capture
+    def step(x):
+        weight.copy_(weight + 1.0)
+        return weight + 0.0, ops.square(x)
+
+    x = gmcore.tensor(ROW, device="cuda")
+    for _ in range(3):
+        step(x)
+    assert step.programs
+    before = pool.used_bytes()
+    pool.free_all_blocks()
+    pool.set_limit(before + (1 << 19))
+    with pytest.raises(DeviceMemoryError, match="the results of a captured step: no room on cuda:0 .*: 0.5 MiB|512.0 KiB"):
+        step(x)
+    assert pool.used_bytes() == before and weight.item() == 3.0
+    pool.set_limit(0)
+    assert step(x)[0].item() == 4.0
+
+
+@emulated
+def test_a_gpu_without_kernels_of_ours_says_what_to_do():
+    """There cuBLAS multiplies, which CuPy does not capture; what needs no product is captured."""
+    with cuda_stand_in.machine(capability="75"):
+        x = gmcore.tensor(np.ones((4, 4), np.float32), device="cuda")
+        products, others = gmcore.capture(lambda x: ops.linear(x, x)), gmcore.capture(ops.exp)
+        with pytest.raises(CaptureError, match=r"linear .*compute capability 7.5 .* need 8.0: .*fallback=True\)"):
+            for _ in range(3):
+                products(x)
+        for _ in range(3):
+            others(x)
+        assert others.programs
 
 
 @pytest.mark.parametrize("n", [3, 4, 10])

@@ -39,18 +39,35 @@ def test_a_machine_without_a_gpu(changes, says):
         assert not any(name.startswith("cuda:") for name in devices.examine())
 
 
-def test_an_old_driver(monkeypatch):
+@pytest.mark.parametrize(
+    "driver, built, says",
+    [
+        (12040, 13000, 'CUDA 12.4, CuPy is built for 13.0; update the driver, or pip install "gmcore[cuda12]"; '),
+        (11080, 12090, "CUDA 11.8, CuPy is built for 12.9; update the driver; "),
+        (11080, 13000, "CUDA 11.8, CuPy is built for 13.0; update the driver; "),
+    ],
+)
+def test_an_old_driver(driver, built, says, monkeypatch):
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: driver)
+    monkeypatch.setattr(cupy.cuda.runtime, "runtimeGetVersion", lambda: built)
+    assert f"the driver is too old: it supports {says}without a GPU" in (devices.problem() or "")
+
+
+def test_a_driver_runs_later_minor_versions(monkeypatch):
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12040)
-    monkeypatch.setattr(cupy.cuda.runtime, "runtimeGetVersion", lambda: 13000)
-    said = devices.problem()
-    assert said is not None and "supports CUDA 12.4, CuPy is built for 13.0" in said
-    assert 'pip install "gmcore[cuda12]"' in said
     monkeypatch.setattr(cupy.cuda.runtime, "runtimeGetVersion", lambda: 12090)
-    assert devices.problem() is None, "a driver runs later minor versions"
+    assert devices.problem() is None
 
 
 @pytest.mark.parametrize(
-    "driver, command", [(None, "[cuda13]"), (12080, "[cuda12]"), (13000, "[cuda13]"), (13010, "[cuda13]")]
+    "driver, command",
+    [
+        (None, "[cuda13]"),
+        (11080, 'update the driver, which supports CUDA 11.8, then pip install "gmcore[cuda13]"'),
+        (12080, "[cuda12]"),
+        (13000, "[cuda13]"),
+        (13010, "[cuda13]"),
+    ],
 )
 def test_without_cupy(driver, command, monkeypatch):
     monkeypatch.setattr(devices, "_is_there", lambda module: False)
@@ -62,8 +79,10 @@ def test_without_cupy(driver, command, monkeypatch):
     assert command in found["missing"] and "triton" in found["missing"]
 
 
-def test_a_broken_cupy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
+def test_a_broken_cupy(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libnvrtc.so: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.syspath_prepend(tmp_path)
     said = devices.problem()
     assert said is not None and "CuPy cannot be imported" in said and "pip uninstall" in said
 
