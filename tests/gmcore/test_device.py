@@ -338,8 +338,10 @@ NO_ROOM: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "an operation": (ops.exp, r"exp\(x: float32\[1024, 1024\]\): "),
     "a number": (lambda x: x * 1.5, r"multiply\(x: float32\[1024, 1024\], y: float32\[\]\): "),
     "a join": (lambda x: ops.concatenate([x, x]), r"concatenate\(xs\[0\]: float32\[1024, 1024\], .*"),
-    # In float32 there is room for the input, and then for no result.
-    "a half type": (lambda x: ops.sigmoid(Tensor(x._data[:128].view(np.float16))), r"sigmoid\(x: float16\[128, 2048\]\): "),
+    "a half type": (  # in float32 there is room for the input, and then for no result
+        lambda x: ops.sigmoid(Tensor(x._data[:128].view(np.float16))),
+        r"sigmoid\(x: float16\[128, 2048\]\): ",
+    ),
     "a draw": (lambda x: ops.normal((1 << 20,), device="cuda"), r"normal\(.*shape=\(1048576,\).*\(backend '\w+'\): "),
     "a kernel": (lambda x: ops.linear(x, x), r"linear\(x: float32\[1024, 1024\], .*\(backend '\w+'\): "),
     "a derivative": (lambda x: x.requires_grad_()[0, 0].backward(), r"scatter_add\(x: float32\[\], .*"),

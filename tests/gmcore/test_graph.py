@@ -169,7 +169,7 @@ def test_no_room_for_a_recording_leaves_a_step_that_can_be_called_again(recorded
     pool.free_all_blocks()
     before = pool.used_bytes()
     pool.set_limit(before + (7 << 19))
-    with pytest.raises(DeviceMemoryError, match=r"<lambda>, in a recording .*: \w+\(x: float32\[262144\]\): no room on cuda:0 "):
+    with pytest.raises(DeviceMemoryError, match=r"<lambda>, in a recording .*: \w+\(x: float32\[262144\]\): no room "):
         step(x)
     assert pool.used_bytes() - before < 1 << 12
     pool.set_limit(0)
@@ -205,7 +205,7 @@ def test_no_room_for_a_graph_is_said_after_an_eager_step(place, fallback, pool, 
     before = pool.used_bytes()
     kind, name, fail = PLACES[place]
     whole = getattr(kind, name)
-    text = r"the CUDA graph of a step that computes in \d\.\d MiB: .*no room on cuda:0 \(CuPy: .* GiB are free; free arrays"
+    text = r"the CUDA graph of a step that computes in \d\.\d MiB: .*no room on cuda:0 \(CuPy: .* GiB are free; "
     with monkeypatch.context() as patch:
         patch.setattr(kind, name, lambda self: (whole(self), fail()))
         if fallback:
@@ -237,7 +237,7 @@ def test_no_room_for_the_results_of_a_repetition_leaves_it_undone(pool):
     before = pool.used_bytes()
     pool.free_all_blocks()
     pool.set_limit(before + (1 << 19))
-    with pytest.raises(DeviceMemoryError, match="the results of a captured step: no room on cuda:0 .*: 0.5 MiB|512.0 KiB"):
+    with pytest.raises(DeviceMemoryError, match="results of a captured step: no room on cuda:0 .*: 512.0 KiB of .*"):
         step(x)
     assert pool.used_bytes() == before and weight.item() == 3.0
     pool.set_limit(0)
