@@ -200,7 +200,7 @@ class GraphProgram(Program):
                 self._graph = self._stream.end_capture()
             except cupy.cuda.runtime.CUDARuntimeError as error:
                 if error.status == NO_MEMORY:
-                    raise DeviceMemoryError(f"{self._name}: {describe_memory(error)}") from None
+                    raise DeviceMemoryError(describe_memory(error)) from None
                 raise CaptureError(f"its kernels cannot be part of a CUDA graph: {error}") from error
 
     def _call(self) -> None:

@@ -176,14 +176,18 @@ def test_no_room_for_a_recording_leaves_a_step_that_can_be_called_again(recorded
     assert len({step(x).item() for _ in range(4)}) == 1 and step.programs
 
 
-def no_room():
+def too_much():
+    return cupy.empty(1 << 50, np.uint8)
+
+
+def full():
     raise cupy.cuda.runtime.CUDARuntimeError(2)
 
 
 PLACES = {
-    "memory": (GraphProgram, "_allocate", lambda: cupy.empty(1 << 50, np.uint8)),
-    "a kernel": (GraphProgram, "_call", lambda: cupy.empty(1 << 50, np.uint8)),
-    "the graph": (cupy.cuda.Stream, "end_capture", no_room),
+    "memory": (GraphProgram, "_allocate", lambda whole: (whole, too_much()), ""),
+    "a kernel": (GraphProgram, "_bound", lambda whole: [too_much for _ in whole], r"\w+ .at .*\): "),
+    "the graph": (cupy.cuda.Stream, "end_capture", lambda whole: (whole, full()), ""),
 }
 
 
@@ -203,11 +207,11 @@ def test_no_room_for_a_graph_is_said_after_an_eager_step(place, fallback, pool, 
     x = gmcore.tensor(ROW, device="cuda")
     step(x)
     before = pool.used_bytes()
-    kind, name, fail = PLACES[place]
+    kind, name, fail, where = PLACES[place]
     whole = getattr(kind, name)
-    text = r"the CUDA graph of a step that computes in \d\.\d MiB: .*no room on cuda:0 \(CuPy: .* GiB are free; "
+    text = rf"the CUDA graph of a step that computes in \d\.\d MiB: {where}no room on cuda:0 \(CuPy: .* GiB are free; "
     with monkeypatch.context() as patch:
-        patch.setattr(kind, name, lambda self: (whole(self), fail()))
+        patch.setattr(kind, name, lambda self: fail(whole(self)))
         if fallback:
             with pytest.warns(CaptureWarning, match=text):
                 step(x)
