@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from gmkernels.registry import OLDEST_GPU
 
@@ -58,7 +60,8 @@ def problem() -> str | None:
         if not driver:
             return f"there is no NVIDIA driver: install one (`nvidia-smi` then shows the GPU); {WITHOUT}"
         if driver // 1000 < built // 1000:
-            other = "" if driver < OLDEST_CUDA else f", or {install_command(driver)}"
+            again = f", or pip uninstall cupy-cuda{built // 1000}x, then {install_command(driver)}"
+            other = "" if driver < OLDEST_CUDA else again
             return (
                 f"the driver is too old: it supports CUDA {version(driver)}, CuPy is built for {version(built)}; "
                 f"update the driver{other}; {WITHOUT}"
@@ -97,9 +100,11 @@ def examine() -> dict[str, str]:
         "ml_dtypes": _package("ml_dtypes", "ml_dtypes"),
     }
     missing = [name for name in ("cupy", "triton", "ml_dtypes") if not _is_there(name)]
-    if _is_there("cupy"):
-        import cupy
-
+    wanted = driver
+    if (cupy := _cupy()) is not None:
+        wanted = (
+            cupy.cuda.runtime.runtimeGetVersion()
+        )  # what else is missing comes with the same CuPy, not with another
         try:
             found["nvrtc"] = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
         except Exception as error:  # whatever the loader says: it is what the reader needs
@@ -113,8 +118,16 @@ def examine() -> dict[str, str]:
             for number in range(cupy.cuda.runtime.getDeviceCount()):
                 found[f"cuda:{number}"] = _described(number)
     if missing:
-        found["missing"] = f"{', '.join(missing)}: {install_command(driver)}"
+        found["missing"] = f"{', '.join(missing)}: {install_command(wanted)}"
     return found
+
+
+def _cupy() -> Any:
+    """CuPy, or None if it is not installed or cannot be imported, of which `problem` tells."""
+    try:
+        return importlib.import_module("cupy") if _is_there("cupy") else None
+    except ImportError:
+        return None
 
 
 def _headers() -> Path | None:

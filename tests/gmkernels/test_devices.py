@@ -42,7 +42,12 @@ def test_a_machine_without_a_gpu(changes, says):
 @pytest.mark.parametrize(
     "driver, built, says",
     [
-        (12040, 13000, 'CUDA 12.4, CuPy is built for 13.0; update the driver, or pip install "gmcore[cuda12]"; '),
+        (
+            12040,
+            13000,
+            "CUDA 12.4, CuPy is built for 13.0; update the driver, or pip uninstall cupy-cuda13x, then pip "
+            'install "gmcore[cuda12]"; ',
+        ),
         (11080, 12090, "CUDA 11.8, CuPy is built for 12.9; update the driver; "),
         (11080, 13000, "CUDA 11.8, CuPy is built for 13.0; update the driver; "),
     ],
@@ -85,6 +90,16 @@ def test_a_broken_cupy(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     said = devices.problem()
     assert said is not None and "CuPy cannot be imported" in said and "pip uninstall" in said
+    assert devices.examine()["state"] == said
+
+
+@pytest.mark.parametrize("built, command", [(12090, "[cuda12]"), (13000, "[cuda13]")])
+def test_what_is_missing_comes_without_a_second_cupy(built, command, monkeypatch):
+    """A CuPy for CUDA 12 works with a driver of CUDA 13."""
+    monkeypatch.setattr(devices, "_is_there", lambda module: module == "cupy")
+    monkeypatch.setattr(devices, "driver_version", lambda: 13000)
+    monkeypatch.setattr(cupy.cuda.runtime, "runtimeGetVersion", lambda: built)
+    assert command in devices.examine()["missing"]
 
 
 def test_an_old_gpu():
