@@ -25,7 +25,7 @@ import numpy as np
 
 from gmkernels.arrays import is_array, on_gpu
 from gmkernels.configurations import Choices
-from gmkernels.registry import DeviceMemoryError, KernelError, Layout
+from gmkernels.registry import DeviceMemoryError, KernelError, LaunchError, Layout
 
 __all__ = [
     "Choices",
@@ -333,6 +333,7 @@ def cuda(
     Raises
     ------
     KernelError : an array elsewhere or not contiguous, or a grid that does not fit.
+    LaunchError : blocks that wait for each other, and more of them than the device runs at once.
     """
     import cupy
 
@@ -404,9 +405,9 @@ def _check_cooperative(name: str, kernel: Any, blocks: int, threads: int, shared
     each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, threads, shared)
     most = each * _multiprocessors(device)[0]
     if blocks > most:
-        raise KernelError(
+        raise LaunchError(
             f"{name}: {blocks} blocks of {threads} threads with {shared} bytes of shared memory wait for each other, "
-            f"and cuda:{device} runs {most} at once"
+            f"and cuda:{device} runs {most} at once; ask for backend='triton', whose blocks do not wait"
         )
 
 

@@ -60,6 +60,10 @@ class DeviceMemoryError(KernelError, MemoryError):
     """A GPU has no room for the results of a call: the message says how much was asked for and how much is free."""
 
 
+class LaunchError(KernelError):
+    """A GPU cannot launch a kernel as it must be launched: the message says why, and what to ask for instead."""
+
+
 class Example(NamedTuple):
     """One call that exercises a spec: its inputs and attributes (a generated test runs it on every kernel).
 
@@ -158,6 +162,7 @@ class Entry:
     efficiency: float
     accepts: Callable[[Signature], str | None] | None
     note: Callable[..., str] | None
+    estimate: Callable[..., float] | None
     replays: bool
     host: bool
     _loaded: list[Kernel] = field(default_factory=list, compare=False, repr=False)
@@ -165,11 +170,7 @@ class Entry:
     def kernel(self) -> Kernel:
         """The callable, imported at its first use."""
         if not self._loaded:
-            if callable(self.target):
-                self._loaded.append(self.target)
-            else:
-                module, _, name = self.target.partition(":")
-                self._loaded.append(getattr(importlib.import_module(module), name))
+            self._loaded.append(self.target if callable(self.target) else _imported(self.target))
         return self._loaded[0]
 
     def refusal(self, signature: Signature) -> str | None:
@@ -223,6 +224,26 @@ _preferred: ContextVar[str | None] = ContextVar("gmkernels.backend", default=Non
 _environment = os.environ.get("GMKERNELS_BACKEND", "")  # once: to ask the system takes as long as a small product
 
 
+def deferred(target: str, *first: Any) -> Callable[..., Any]:
+    """A function that is imported when it is called, for `note` and `estimate` of a kernel whose module is large.
+
+    Parameters
+    ----------
+    target : ``"module:function"``.
+    first : arguments that it gets before those of the call.
+    """
+
+    def call(*inputs: Any, **attrs: Any) -> Any:
+        return _imported(target)(*first, *inputs, **attrs)
+
+    return call
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def register(
     spec: KernelSpec,
     backend: str,
@@ -234,6 +255,7 @@ def register(
     efficiency: float = 0.5,
     accepts: Callable[[Signature], str | None] | None = None,
     note: Callable[..., str] | None = None,
+    estimate: Callable[..., float] | None = None,
     replays: bool = False,
     host: bool = False,
 ) -> None:
@@ -249,6 +271,8 @@ def register(
     accepts : a predicate on the `Signature`; returns the reason when it refuses.
     note : ``note(*inputs, **attrs)`` says what else a reader of `explain` should know: the library that the kernel
         calls, or which of its variants takes these shapes and why.
+    estimate : ``estimate(*inputs, **attrs)`` predicts the seconds of a call, in place of `overhead` and `efficiency`,
+        where they depend on how often the kernel launches or waits (`gmkernels.cost` has what that takes).
     replays : whether all that its Python does follows from the shapes, dtypes, strides and attributes of a call, so
         that calls after the first repeat its launches without it (`gmkernels.replay`). If it is `strided`, it packs no
         array that is C-contiguous, and no matrix that is the transpose of one that is.
@@ -268,7 +292,7 @@ def register(
     if backend in _entries.setdefault(spec.name, {}):
         raise KernelError(f"{spec.name} has a kernel on {backend} already; unregister it first")
     _entries[spec.name][backend] = Entry(
-        spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note, replays, host
+        spec, backend, target, dtypes, strided, overhead, efficiency, accepts, note, estimate, replays, host
     )
     _plans.clear()
 
@@ -465,7 +489,9 @@ def _floor(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) ->
 
 
 def _estimate(entry: Entry, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> float:
-    """Predicted seconds of a call: overhead + floor / efficiency."""
+    """Predicted seconds of a call: the kernel's own estimate, or overhead + floor / efficiency."""
+    if entry.estimate is not None:
+        return entry.estimate(*inputs, **attrs)
     return entry.overhead + _floor(entry.spec, inputs, attrs) / entry.efficiency
 
 
@@ -636,7 +662,10 @@ def _run_here(
     made = launch.allocate(name, plan.workspace if outputs is not None else plan.outputs + plan.workspace)
     if outputs is None:
         outputs, made = tuple(made[: len(plan.outputs)]), made[len(plan.outputs) :]
-    plan.kernel(inputs, outputs, made, attrs)
+    try:
+        plan.kernel(inputs, outputs, made, attrs)
+    except LaunchError as error:
+        raise LaunchError(f"{spec.name} (backend {plan.backend!r}): {error}") from None
     return tuple(outputs)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmkernels.cost import Cost, Device, nominal_cpu, nominal_gpu
+from gmkernels.cost import CACHE_RATE, Cost, Device, nominal_cpu, nominal_gpu
 
 DEVICE = Device("test", copy_rate=10.0, product_rate=100.0, slot_rate=50.0)
 amounts = st.floats(0.0, 1e12)
@@ -40,6 +40,24 @@ def test_a_faster_device_has_a_lower_floor(moved: float, flops: float, slots: fl
     faster = Device("faster", 10.0 * factor, 100.0 * factor, 50.0 * factor)
     cost = Cost(moved, flops, slots)
     assert faster.floor(cost) == pytest.approx(DEVICE.floor(cost) / factor)
+
+
+def test_a_cost_that_says_what_it_multiplies() -> None:
+    halves = Device("halves", 10.0, 100.0, 50.0, half_factor=4.0)
+    assert halves.floor(Cost(flops=400.0, itemsize=2), 8) == pytest.approx(1.0)
+    assert halves.floor(Cost(slots=200.0, itemsize=2), 8) == pytest.approx(4.0)
+    assert halves.floor(Cost(flops=400.0), 8) == pytest.approx(8.0)
+
+
+def test_blocks_go_round_the_multiprocessors() -> None:
+    device = Device("of 4", copy_rate=1e12, product_rate=4e9, slot_rate=8e9, multiprocessors=4)
+    for blocks, rounds in ((0, 0), (1, 1), (4, 1), (5, 2), (12, 3)):
+        assert device.rounds(Cost(flops=1e9), blocks) == pytest.approx(rounds)
+        assert device.rounds(Cost(slots=4e9), blocks) == pytest.approx(2 * rounds)
+    # One reads as fast as a multiprocessor can, all of them no faster than the device.
+    assert device.rounds(Cost(bytes=1e12), 1) == pytest.approx(1e12 / CACHE_RATE)
+    slow = Device("of 4", copy_rate=1e11, product_rate=4e9, slot_rate=8e9, multiprocessors=4)
+    assert slow.rounds(Cost(bytes=1e11), 8) == pytest.approx(8.0)
 
 
 def test_nominal_rates_are_positive_and_the_same_each_time() -> None:

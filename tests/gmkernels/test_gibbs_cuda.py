@@ -360,10 +360,14 @@ def test_sweeps_of_more_units_than_threads(units, sweeps, monkeypatch):
 
 
 def test_a_cooperative_grid_larger_than_the_device_is_refused(monkeypatch):
-    """What the launcher would not ask for."""
+    """What the launcher would not ask for. The error names the operation, the backend and a remedy."""
     monkeypatch.setattr(launch, "held", lambda blocks, shared: 10**6)
     call, attrs = chain_of(rows=3000, steps=1)
-    with pytest.raises(KernelError, match="half_steps: .* blocks of 128 threads .* wait for each other"):
+    message = (
+        r"^gibbs_chain \(backend 'cuda'\): half_steps: .* blocks of 128 threads .* wait for each other, "
+        "and cuda:0 runs .* at once; ask for backend='triton'"
+    )
+    with pytest.raises(KernelError, match=message):
         run(*call, **attrs)
 
 

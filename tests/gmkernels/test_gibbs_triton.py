@@ -197,7 +197,30 @@ def test_explain_says_how_chains_run():
         return registry.explain(spec.GIBBS_CHAIN, *on_device(inputs), backend="triton", steps=2, units="bernoulli").why
 
     assert "all steps in one launch" in why(512)
-    assert "a launch for each half-step" in why(513)
+    assert "a launch for each of 4 half-steps: a weight of 131328 bytes, above 131072" in why(513)
+
+
+@pytest.mark.parametrize(
+    "op, attrs, note",
+    [
+        (spec.GIBBS_HALF_STEP, {"dtype": "uint8"}, "in two parts of bfloat16, on tensor cores; one launch, in tiles"),
+        (spec.FREE_ENERGY, {}, "three products in tf32, on tensor cores; one launch, in tiles"),
+        (spec.CONTRASTIVE_DIVERGENCE, {"steps": 3}, "all steps in one launch"),
+        (spec.ANNEALED_IMPORTANCE_SAMPLING, {}, "a launch for each of 6 half-steps, in tiles of"),
+        (spec.BOLTZMANN_SWEEP, {"sweeps": 2}, "a program for 16 chains and all their sweeps"),
+    ],
+)
+def test_explain_says_how_each_call_runs(op, attrs, note):
+    states, (weight, c, b) = binary(4, 64).astype(np.float32), machine(64, 64)
+    inputs = {
+        spec.GIBBS_HALF_STEP: (states.astype(np.uint8), weight, b, KEY),
+        spec.FREE_ENERGY: (states, weight, c, b),
+        spec.CONTRASTIVE_DIVERGENCE: (states, states, weight, c, b, KEY),
+        spec.ANNEALED_IMPORTANCE_SAMPLING: (states, weight, c, b, c, np.linspace(0, 1, 4), KEY),
+        spec.BOLTZMANN_SWEEP: (states, weight, c, np.zeros(64, bool), KEY),
+    }[op]
+    attrs = attrs if op is spec.BOLTZMANN_SWEEP else attrs | {"units": "bernoulli"}
+    assert note in registry.explain(op, *on_device(inputs), backend="triton", **attrs).why
 
 
 # ---------------------------------------------------------------------------------------------------------

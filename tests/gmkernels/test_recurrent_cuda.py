@@ -1,11 +1,12 @@
 """Recurrent nets in CUDA C: ways through the steps give the same bits, the rule that picks one, the machine code."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from gmkernels import registry
+from gmkernels import cost, registry
 from gmkernels.recurrent import cuda, spec
 from tests.support import ahead
 from tests.support.cells import CELLS, GATES
@@ -13,7 +14,8 @@ from tests.support.cells import CELLS, GATES
 cupy = pytest.importorskip("cupy")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-H200 = cuda.Device(132, 227 << 10)
+RATES = cost.Device("H200", 4.3e12, 67e12, 33e12, half_factor=11.8, multiprocessors=132)
+H200 = cuda.Device(RATES, 227 << 10)
 BLOCK, GRID, LAUNCH = cuda.WAYS
 
 
@@ -185,7 +187,7 @@ def test_plans_fit_the_device(way):
         assert plan.shared(work) <= H200.shared and 32 <= plan.threads(work) <= 32 * work.most_warps, work
         down, across = plan.grid(work)
         assert across * plan.columns >= work.columns and down * plan.tiles * plan.sequences >= work.batch, work
-        assert plan.scope != "GRID" or across * down <= H200.multiprocessors, work
+        assert plan.scope != "GRID" or across * down <= RATES.multiprocessors, work
         assert plan.tiles * 8 <= spec.GPU_ROWS, work
 
 
@@ -212,9 +214,29 @@ def test_the_rule_picks_by_shape():
                                   (768, 2, "GRID"), (768, 4, "GRID"), (4096, 2, "LAUNCH")):  # fmt: skip
         for backward in (False, True):
             assert cuda.plan(cuda.Work("LSTM", backward, itemsize, size, 16), H200).scope == scope, (size, itemsize)
-    small = cuda.Device(4, 99 << 10)
+    small = cuda.Device(dataclasses.replace(RATES, multiprocessors=4), 99 << 10)
     found = cuda.plan(cuda.Work("LSTM", False, 4, 512, 16), small)
     assert found.scope == "LAUNCH" and "16 warps of a block" in found.why and "4 multiprocessors hold" in found.why
+
+
+def test_the_fastest_way_is_picked():
+    """Many sequences go round the multiprocessors where a block takes them through all steps."""
+    few, many = (cuda.Work("LSTM", False, 4, 64, batch) for batch in (500, 5000))
+    assert cuda.plan(few, H200).scope == "BLOCK" and cuda.plan(many, H200).scope == "LAUNCH"
+    for work in (few, many):
+        found = [way(work, H200) for way in cuda.WAYS]
+        fastest = min(plan.seconds(work, RATES) for plan in found if isinstance(plan, cuda.Plan))
+        assert cuda.plan(work, H200).seconds(work, RATES) == fastest
+    assert cuda.plan(many, H200).why.index("a launch for each step") < cuda.plan(many, H200).why.index("a block for 8")
+
+
+@pytest.mark.parametrize("way", [BLOCK, GRID])
+def test_blocks_that_stay_fit_in_little_shared_memory(way):
+    """What shares sums there too, where the weight is in registers: such a block would not run, nor wait for others."""
+    small = cuda.Device(RATES, 6 << 10)
+    plans = [(way(work, small), work) for work in WORK]
+    assert any(isinstance(way(work, H200), cuda.Plan) and isinstance(plan, str) for plan, work in plans)
+    assert all(isinstance(plan, str) or plan.shared(work) <= small.shared for plan, work in plans)
 
 
 def test_explain_says_which_way():

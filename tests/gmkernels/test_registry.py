@@ -85,6 +85,14 @@ def test_order_of_preference(spec, monkeypatch):
     assert chosen(spec) == "reference"
 
 
+def test_an_estimate_of_its_own_ranks_a_kernel(spec):
+    unregister(spec, "cpu")
+    register(spec, "cpu", scaled_cpu, estimate=lambda x, factor=1: 1e-9 if x.size < 8 else 1.0 + factor)
+    assert chosen(spec) == "cpu"
+    assert chosen(spec, LARGE) == "reference"
+    assert explain(spec, *LARGE, factor=3).estimates["cpu"] == 4.0
+
+
 def test_reference_loses_a_tie():
     spec = make_spec("tied")
     register(spec, "cpu", scaled_cpu)

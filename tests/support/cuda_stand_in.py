@@ -43,6 +43,7 @@ class Machine:
     memory : bytes of each.
     error : a CUDA error number that every call into the driver gives, such as 35 (the driver is too old or absent).
     peers : whether a GPU can read another's memory.
+    multiprocessors : of each.
     """
 
     devices: int = 1
@@ -50,6 +51,7 @@ class Machine:
     memory: int = 1 << 33
     error: int = 0
     peers: bool = False
+    multiprocessors: int = 4
 
 
 _machine = Machine()
@@ -625,7 +627,7 @@ class Device:
         return {
             "ComputeCapabilityMajor": major,
             "ComputeCapabilityMinor": minor,
-            "MultiProcessorCount": 4,
+            "MultiProcessorCount": _machine.multiprocessors,
             "WarpSize": 32,
             "MaxThreadsPerBlock": 1024,
             "MaxBlockDimX": 1024,

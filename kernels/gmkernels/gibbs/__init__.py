@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from gmkernels import blas
 from gmkernels.arrays import namespace
 from gmkernels.gibbs import reference, spec
-from gmkernels.registry import FLOATS, HALVES, KernelSpec, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Signature, deferred, register, run
 from gmkernels.rng import as_key
 
 __all__ = [
@@ -22,27 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _cuda_note(op: str, *inputs: Any, **attrs: Any) -> str:
-    from gmkernels.gibbs import cuda
-
-    if op in ("gibbs_half_step", "free_energy"):
-        return cuda.describe_half_step(*inputs)
-    if op == "boltzmann_sweep":
-        return "a block of threads for each chain"
-    if op == "annealed_importance_sampling":
-        return cuda.describe_chain(inputs[0], inputs[1], 2 * (len(inputs[5]) - 1), attrs["units"])
-    chain, weight = (inputs[0], inputs[1]) if op == "gibbs_chain" else (inputs[1], inputs[2])
-    return cuda.describe_chain(chain, weight, 2 * attrs["steps"] + (op != "gibbs_chain"), attrs["units"])
-
-
 def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
-
-
-def _triton_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
-    from gmkernels.gibbs import triton
-
-    return triton.note(inputs[op.inputs.index("weight")])
 
 
 for _spec in (
@@ -58,17 +38,15 @@ for _spec in (
         _spec, "cpu", f"gmkernels.gibbs.cpu:{_spec.name}",
         strided=_spec is spec.GIBBS_HALF_STEP, overhead=3e-5, accepts=_needs_blas,
     )  # fmt: skip
-    register(
-        _spec, "cuda", f"gmkernels.gibbs.cuda:{_spec.name}", dtypes=FLOATS + HALVES,
-        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2e-5, efficiency=0.5,
-        note=functools.partial(_cuda_note, _spec.name),
-    )  # fmt: skip
-    _has_chain = _spec in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE)
-    register(
-        _spec, "triton", f"gmkernels.gibbs.triton:{_spec.name}", dtypes=FLOATS + HALVES,
-        strided=_spec is spec.GIBBS_HALF_STEP, overhead=2.5e-5, efficiency=0.6,
-        note=functools.partial(_triton_note, _spec) if _has_chain else None,
-    )  # fmt: skip
+    for _backend, _efficiency in (("cuda", 0.5), ("triton", 0.6)):
+        _module = f"gmkernels.gibbs.{_backend}"
+        # A sweep is one launch: its time is that of its instructions.
+        _estimate = None if _spec is spec.BOLTZMANN_SWEEP else deferred(f"{_module}:estimate", _spec)
+        register(
+            _spec, _backend, f"{_module}:{_spec.name}", dtypes=FLOATS + HALVES,
+            strided=_spec is spec.GIBBS_HALF_STEP, efficiency=_efficiency, note=deferred(f"{_module}:note", _spec),
+            estimate=_estimate,
+        )  # fmt: skip
 
 
 def gibbs_half_step(

@@ -18,8 +18,10 @@ import numpy as np
 
 from gmkernels import launch
 from gmkernels.arrays import Array, address, is_same
+from gmkernels.cost import BARRIER, LAUNCH, nominal_gpu
 from gmkernels.dense.cuda import ACROSS, ALONG, RUNS, TILES, Copy, Tile, tile_of
 from gmkernels.gibbs import spec
+from gmkernels.registry import KernelSpec
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -442,32 +444,79 @@ def _multiplied(operand: np.dtype[Any], weight: Array) -> str:
     return "multiply-adds in float32" if operand == np.float32 else f"{operand} on tensor cores"
 
 
-def describe_half_step(states: Array, weight: Array, *others: Array) -> str:
-    """Of a half-step by itself, also that of a free energy: what it multiplies, and in which tiles."""
-    operand = spec.operand_dtype(weight, states)
-    tile = _tile(operand.name, len(states), len(weight))
-    return f"{_multiplied(operand, weight)}; tiles of {tile.m} by {tile.n}"
-
-
-def describe_chain(chain: Array, weight: Array, half_steps: int, units: str) -> str:
-    """Of a chain: besides, how it is launched, and why.
+def note(op: KernelSpec, *inputs: Array, **attrs: Any) -> str:
+    """What a call multiplies and in which tiles, and how a chain is launched and why.
 
     Parameters
     ----------
-    chain : its visible states.
-    weight : (hidden, visible).
-    half_steps : their number.
-    units : "bernoulli" or "gaussian".
+    op : the operation.
+    inputs, attrs : of the call.
     """
-    operand = spec.chain_operand_dtype(weight, units)
-    kind = _Kind.of(operand, weight)
-    rows, tile = len(chain), _tile(operand.name, len(chain), max(weight.shape))
-    tiles = _tiles(tile, rows, max(weight.shape))
-    together = _together(tile, _shared(tile, operand, kind), tiles)
-    if together:
-        how = f"one cooperative launch of {together} blocks for {half_steps} half-steps of up to {tiles} tiles"
-    elif tile.m == 128:
-        how = f"{half_steps} launches, as the {tiles} tiles of a half-step fill the device"
+    if op is spec.BOLTZMANN_SWEEP:
+        return "a block of threads for each chain"
+    way = _way(op, inputs, attrs)
+    multiplied, tile = _multiplied(way.operand, inputs[op.inputs.index("weight")]), f"{way.tile.m} by {way.tile.n}"
+    if op is spec.GIBBS_HALF_STEP or op is spec.FREE_ENERGY:
+        return f"{multiplied}; tiles of {tile}"
+    count = sum(number for number, *_ in spec.half_steps(op, inputs, attrs))
+    if way.together:
+        how = f"one cooperative launch of {way.together} blocks for {count} half-steps of up to {way.tiles} tiles"
+    elif way.tile.m == 128:
+        how = f"{count} launches, as the {way.tiles} tiles of a half-step fill the device"
     else:
-        how = f"{half_steps} launches, as no block of a cooperative one fits on a multiprocessor of this device"
-    return f"{_multiplied(operand, weight)}; {how}, of {tile.m} by {tile.n} each"
+        how = f"{count} launches, as no block of a cooperative one fits on a multiprocessor of this device"
+    return f"{multiplied}; {how}, of {tile} each"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a call takes
+# ---------------------------------------------------------------------------------------------------------
+
+_EFFICIENCY = 0.5  # share of the nominal rates that tiles are taken to reach
+_OTHERS = {"gibbs_half_step": 1, "free_energy": 2, "gibbs_chain": 1, "contrastive_divergence": 3,
+           "annealed_importance_sampling": 2}  # fmt: skip
+"""Launches of a call beside its half-steps."""
+
+
+class _Way(NamedTuple):
+    """How the half-steps of a call go: `tiles` of the larger layer, and blocks that are `together` in one launch."""
+
+    operand: np.dtype[Any]
+    tile: Tile
+    tiles: int
+    together: int
+
+
+def _way(op: KernelSpec, inputs: Arrays, attrs: Attrs) -> _Way:
+    states, weight = inputs[_states(op)], inputs[op.inputs.index("weight")]
+    alone = op is spec.GIBBS_HALF_STEP or op is spec.FREE_ENERGY
+    operand = spec.operand_dtype(weight, states) if alone else spec.chain_operand_dtype(weight, attrs["units"])
+    rows, units = len(states), len(weight) if alone else max(weight.shape)
+    tile = _tile(operand.name, rows, units)
+    tiles, shared = _tiles(tile, rows, units), _shared(tile, operand, _Kind.of(operand, weight))
+    return _Way(operand, tile, tiles, 0 if alone else _together(tile, shared, tiles))
+
+
+def _states(op: KernelSpec) -> int:
+    """The input that half-steps begin with."""
+    return op.inputs.index("chain") if op is spec.CONTRASTIVE_DIVERGENCE else 0
+
+
+def estimate(op: KernelSpec, *inputs: Array, **attrs: Any) -> float:
+    """Seconds of a call by the numbers of `gmkernels.cost`, which were measured elsewhere: not of these kernels.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    way, weight, rows = _way(op, inputs, attrs), inputs[op.inputs.index("weight")], len(inputs[_states(op)])
+    device = nominal_gpu(weight.data.device_id)
+    seconds = (_OTHERS[op.name] + (way.together > 0)) * LAUNCH
+    for count, units, given, kind in spec.half_steps(op, inputs, attrs):
+        of_unit = spec.product_cost(
+            weight, way.operand != weight.dtype, 0, 2 * given / _EFFICIENCY, spec.SLOTS[kind] / _EFFICIENCY
+        )
+        work = spec.half_step_seconds(device, rows, units, way.tile[:2], of_unit)
+        seconds += count * (work + (BARRIER if way.together else LAUNCH))
+    return seconds + device.floor(spec.statistics_cost(op, inputs, attrs)) / _EFFICIENCY

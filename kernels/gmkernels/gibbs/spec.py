@@ -33,13 +33,15 @@ Two steps never share a word where there are fewer than 2^40 states of a kind an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gmkernels.arrays import namespace, on_gpu
-from gmkernels.cost import Cost
+from gmkernels.cost import STEP, Cost, Device
 from gmkernels.dense.tiles import tiles
 from gmkernels.registry import FLOATS, HALVES, Array, Example, KernelError, KernelSpec, Layout
 from gmkernels.rng.spec import NORMAL_SLOTS, WORD_SLOTS, check_key, keys
@@ -49,7 +51,8 @@ STEP_BITS = 40
 MOST_STEPS = 2**23
 """Full steps of a call: 2^24 half-steps."""
 
-_SLOTS = {"bernoulli": WORD_SLOTS + 26, "gaussian": NORMAL_SLOTS + 2}
+SLOTS = {"bernoulli": WORD_SLOTS + 26, "gaussian": NORMAL_SLOTS + 2}
+"""Instructions for a unit, by what it is."""
 
 
 def step_key(key: Array, step: int, units: int) -> Array:
@@ -156,6 +159,56 @@ def gpu_chain(visible: Array, weight: Array, dtype: Any) -> Layout:
     return [*(gpu_operand(shape, dtype, parts) for shape in shapes), gpu_weight(weight, dtype)]
 
 
+def product_cost(weight: Array, narrow: bool, moved: float, flops: float, slots: float) -> Cost:
+    """The cost of products of states with the weight.
+
+    Parameters
+    ----------
+    weight : of the machine.
+    narrow : whether all states are small integers: a float32 weight is then two parts of bfloat16 on a GPU.
+    moved, flops, slots : as of a weight in one part.
+    """
+    split = narrow and weight.dtype == np.float32 and on_gpu(weight)
+    return Cost(moved, 2 * flops, slots, 2) if split else Cost(moved, flops, slots, weight.itemsize)
+
+
+def half_steps(op: KernelSpec, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> list[tuple[int, int, int, str]]:
+    """The half-steps of a call: how many, the units that they sample, of how many inputs, and what units these are.
+
+    Where contrastive divergence starts elsewhere than at the data, it has one half-step more, of the data.
+    """
+    named = dict(zip(op.inputs, inputs, strict=True))
+    hidden, visible = named["weight"].shape
+    if op is GIBBS_HALF_STEP or op is FREE_ENERGY:
+        return [(1, hidden, visible, attrs["units"] if op is GIBBS_HALF_STEP else "bernoulli")]
+    if op is ANNEALED_IMPORTANCE_SAMPLING:
+        count = 2 * (len(named["betas"]) - 1)
+    else:
+        count = 2 * attrs["steps"] + (op is CONTRASTIVE_DIVERGENCE)
+    return [(-(-count // 2), hidden, visible, "bernoulli"), (count // 2, visible, hidden, attrs["units"])]
+
+
+def statistics_cost(op: KernelSpec, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> Cost:
+    """What contrastive divergence multiplies besides."""
+    if op is not CONTRASTIVE_DIVERGENCE:
+        return Cost()
+    data, chain, weight = inputs[:3]
+    return product_cost(weight, attrs["units"] == "bernoulli", 0, 2 * weight.size * (len(data) + len(chain)), 0)
+
+
+def half_step_seconds(device: Device, rows: int, units: int, tile: tuple[int, int], of_unit: Cost) -> float:
+    """Seconds of a half-step on a GPU, beside its launch or barrier, in tiles of so many rows and units.
+
+    Parameters
+    ----------
+    of_unit : the cost of a unit of a row.
+    device, rows, units, tile : what runs it, and what it is made of.
+    """
+    size = math.prod(tile)
+    of_tile = replace(of_unit, flops=size * of_unit.flops, slots=size * of_unit.slots)
+    return STEP + device.rounds(of_tile, -(-rows // tile[0]) * -(-units // tile[1]))
+
+
 GPU_COUNTER = (1,), np.dtype(np.uint32)
 """Of the blocks that have come to a barrier of the grid."""
 
@@ -216,7 +269,8 @@ def _half_step_workspace(states: Array, weight: Array, bias: Array, key: Array, 
 def _half_step_cost(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> Cost:
     outputs = states.shape[0] * weight.shape[0]
     moved = states.nbytes + weight.nbytes + outputs * (weight.itemsize + np.dtype(dtype).itemsize)
-    return Cost(moved, 2 * states.size * weight.shape[0], _SLOTS[units] * outputs)
+    flops = 2 * states.size * weight.shape[0]
+    return product_cost(weight, states.dtype == np.uint8, moved, flops, SLOTS[units] * outputs)
 
 
 def _half_step_size(states: Array, weight: Array, bias: Array, key: Array, *, units: str, dtype: str) -> int:
@@ -293,8 +347,9 @@ def _chain_cost(
 ) -> Cost:
     hidden = visible.shape[0] * weight.shape[0]
     moved = 2 * weight.nbytes + 2 * weight.itemsize * (visible.size + hidden)
-    slots = _SLOTS[units] * visible.size + _SLOTS["bernoulli"] * hidden
-    return Cost(moved * steps, 4 * visible.size * weight.shape[0] * steps, slots * steps)
+    slots = SLOTS[units] * visible.size + SLOTS["bernoulli"] * hidden
+    flops = 4 * visible.size * weight.shape[0] * steps
+    return product_cost(weight, units == "bernoulli", moved * steps, flops, slots * steps)
 
 
 def _machine(rng: np.random.Generator, dtype: Any, visible: int, hidden: int) -> tuple[np.ndarray, ...]:
@@ -361,7 +416,8 @@ def _free_energy_flops(visible: Array, weight: Array, visible_bias: Array, hidde
 def _free_energy_cost(visible: Array, weight: Array, visible_bias: Array, hidden_bias: Array, *, units: str) -> Cost:
     hidden = visible.shape[0] * weight.shape[0]
     moved = visible.nbytes + weight.nbytes + weight.itemsize * hidden
-    return Cost(moved, 2 * visible.size * weight.shape[0], 48 * hidden + 4 * visible.size)
+    flops, slots = 2 * visible.size * weight.shape[0], 48 * hidden + 4 * visible.size
+    return product_cost(weight, visible.dtype == np.uint8, moved, flops, slots)
 
 
 def _free_energy_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -459,10 +515,10 @@ def _divergence_cost(
 ) -> Cost:  # fmt: skip
     hidden, visible = weight.shape
     flops = 2 * weight.size * _divergence_products(data, chain, steps)
-    slots = _SLOTS[units] * visible + _SLOTS["bernoulli"] * hidden
+    slots = SLOTS[units] * visible + SLOTS["bernoulli"] * hidden
     rows = data.shape[0] + steps * chain.shape[0]
     moved = weight.itemsize * (weight.size * (2 * steps + 3) + 2 * rows * (visible + hidden))
-    return Cost(moved, flops, slots * rows)
+    return product_cost(weight, units == "bernoulli", moved, flops, slots * rows)
 
 
 def _divergence_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -550,9 +606,8 @@ def _annealing_cost(
     *, units: str,
 ) -> Cost:  # fmt: skip
     steps = len(betas) - 1
-    chain = _chain_cost(visible, weight, visible_bias, hidden_bias, key, steps=1, units=units)
-    slots = chain.slots + 50 * visible.shape[0] * weight.shape[0]
-    return Cost(chain.bytes * steps, chain.flops * steps, slots * steps)
+    chain = _chain_cost(visible, weight, visible_bias, hidden_bias, key, steps=steps, units=units)
+    return replace(chain, slots=chain.slots + 50 * visible.shape[0] * weight.shape[0] * steps)
 
 
 def _annealing_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -628,7 +683,8 @@ def _sweep_cost(states: Array, weight: Array, bias: Array, clamped: Array, key: 
     flops = _sweep_flops(states, weight, bias, clamped, key, sweeps=sweeps)
     # A unit that flips, every other at most, adds its row of weights to the fields of the units after it.
     flips = states.size * weight.shape[0] / 4
-    return Cost((weight.nbytes + 2 * states.nbytes) * sweeps, flops, ((WORD_SLOTS + 40) * states.size + flips) * sweeps)
+    slots = ((WORD_SLOTS + 40) * states.size + flips) * sweeps
+    return Cost((weight.nbytes + 2 * states.nbytes) * sweeps, flops, slots, weight.itemsize)
 
 
 def _sweep_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:

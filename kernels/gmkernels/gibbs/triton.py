@@ -8,8 +8,8 @@ device, and inverse temperatures are read there, so that a CUDA graph repeats th
 
 The chain of a small machine is one launch. Rows are chains, and independent: a program goes through all steps of its
 rows alone, and sees its own states behind a barrier of its threads. Each program then reads the whole weight for each
-half-step, which one multiprocessor does at about 100 GB/s from the second-level cache; a launch in a graph takes about
-2 us more than its work. So up to `SMALL_WEIGHT` bytes no launches are cheaper, above many multiprocessors are.
+half-step (at `CACHE_RATE` of `gmkernels.cost`), in less time than a `LAUNCH` takes up to `SMALL_WEIGHT` bytes; above
+them many multiprocessors are cheaper.
 
 Sums of a row over a tile (of softplus, in the type to compute with, as a tree of at most 7 additions) are kept in
 float64, and added in the order of the tiles by another launch.
@@ -25,11 +25,12 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from gmkernels import launch
+from gmkernels import cost, launch
 from gmkernels.arrays import is_same
 from gmkernels.dense.triton import MANY, add_products, operands, place, precision, tile, tile_constants
 from gmkernels.elementary_triton import log1p_unit, number_of, sigmoid, softplus, widened
 from gmkernels.gibbs import spec
+from gmkernels.registry import KernelSpec
 from gmkernels.rng.triton import in_order, key_of, normals, normals_of_rows, words, words_of_rows
 from gmkernels.sampling.triton import fires
 
@@ -227,13 +228,16 @@ def _parts(choice: Mapping[str, int]) -> int:
     return max(1, choice["m"] * choice["n"] // (32 * 32 * choice["warps"]))
 
 
+def _kind(states: Any, weight: Any) -> str:
+    """How operands are multiplied."""
+    if weight.itemsize == 4:
+        return "float32" if states.dtype == weight.dtype else "split"
+    return "half" if weight.itemsize == 2 else "float64"
+
+
 def _choice(states: Any, weight: Any, units: int) -> Mapping[str, int]:
     """The tile for so many units, of all rows."""
-    if weight.itemsize == 4:
-        kind = "float32" if states.dtype == weight.dtype else "split"
-    else:
-        kind = "half" if weight.itemsize == 2 else "float64"
-    return CHOICES[kind, units >= MANY].at(units)
+    return CHOICES[_kind(states, weight), units >= MANY].at(units)
 
 
 def _room(scratch: Any, shape: tuple[int, int], dtype: Any) -> Any:
@@ -356,6 +360,13 @@ def _chain(
 
 SMALL_WEIGHT = 1 << 17
 """Bytes of a weight up to which programs go through all steps of their chains (see the top of this file)."""
+
+
+def _is_whole(weight: Any) -> bool:
+    """Whether a chain is one launch."""
+    return 0 < weight.nbytes <= SMALL_WEIGHT
+
+
 CHAINS = launch.Choices(
     "gibbs_chain.triton",
     ({"m": 16, "n": 64, "k": 64, "warps": 4, "stages": 3}, {"m": 32, "n": 64, "k": 32, "warps": 4, "stages": 3},
@@ -365,25 +376,13 @@ CHAINS = launch.Choices(
 """By chains."""
 
 
-def note(weight: Any) -> str:
-    """How chains of a machine go through their steps.
-
-    Parameters
-    ----------
-    weight : of the machine.
-    """
-    if weight.nbytes <= SMALL_WEIGHT:
-        return f"all steps in one launch: a weight of {weight.nbytes} bytes, {SMALL_WEIGHT} at most"
-    return f"a launch for each half-step: a weight of {weight.nbytes} bytes, above {SMALL_WEIGHT}"
-
-
 def _steps(
     start: Any, weight: Any, visible_bias: Any, hidden_bias: Any, key: Any, first: int, steps: int, units: str,
     visible: Any, visible_mean: Any, hidden: Any,
 ) -> None:  # fmt: skip
     """Half-steps number `first` to 2 `steps` of a call: from `start` with a `first` of 0, from `hidden` with 1."""
     rows, (hidden_units, visible_units) = len(visible), weight.shape
-    if 0 < weight.nbytes <= SMALL_WEIGHT:
+    if _is_whole(weight):
         choice = CHAINS.at(rows)
         v_unit, h_unit = math.gcd(visible_units, 16), math.gcd(hidden_units, 16)
         launch.triton(
@@ -880,3 +879,79 @@ def boltzmann_sweep(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
         stages=choice["stages"],
         registers=_FEW_REGISTERS,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What `explain` says, and what a call takes
+# ---------------------------------------------------------------------------------------------------------
+
+
+_MULTIPLIED = {
+    "half": "half types on tensor cores", "split": "the weight in two parts of bfloat16, on tensor cores",
+    "float32": "three products in tf32, on tensor cores", "float64": "float64",
+}  # fmt: skip
+
+
+def note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    """What a call multiplies and in which tiles, and how a chain is launched and why.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    states, weight = _states(op, inputs), inputs[op.inputs.index("weight")]
+    if op is spec.BOLTZMANN_SWEEP:
+        return f"a program for {SWEEPS.at(states.size)['m']} chains and all their sweeps"
+    multiplied = _MULTIPLIED[_kind(states, weight)]
+    if op is not spec.ANNEALED_IMPORTANCE_SAMPLING and "steps" in attrs and _is_whole(weight):
+        return f"{multiplied}; all steps in one launch: a weight of {weight.nbytes} bytes, {SMALL_WEIGHT} at most"
+    counted = spec.half_steps(op, inputs, attrs)
+    choices = [_choice(states, weight, len(states) * units) for _, units, *_ in counted]
+    tiles = " and ".join(dict.fromkeys(f"{choice['m']} by {choice['n']}" for choice in choices))
+    if "steps" in attrs:
+        why = f": a weight of {weight.nbytes} bytes, above {SMALL_WEIGHT}"
+    else:
+        why = ""
+    count = sum(number for number, *_ in counted)
+    launches = "one launch" if count == 1 else f"a launch for each of {count} half-steps"
+    return f"{multiplied}; {launches}{why}, in tiles of {tiles}"
+
+
+_EFFICIENCY = 0.6
+"""Share of the nominal rates that tiles are taken to reach."""
+_OTHERS = {"gibbs_half_step": 0, "free_energy": 1, "gibbs_chain": 0, "contrastive_divergence": 3,
+           "annealed_importance_sampling": 1}  # fmt: skip
+"""Launches of a call beside its half-steps."""
+
+
+def _states(op: KernelSpec, inputs: Arrays) -> Any:
+    """What half-steps begin with."""
+    return inputs[op.inputs.index("chain")] if op is spec.CONTRASTIVE_DIVERGENCE else inputs[0]
+
+
+def estimate(op: KernelSpec, *inputs: Any, **attrs: Any) -> float:
+    """Seconds of a call by the numbers of `gmkernels.cost`, which were measured elsewhere: not of these kernels.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    states, weight = _states(op, inputs), inputs[op.inputs.index("weight")]
+    device, rows = cost.nominal_gpu(weight.data.device_id), len(states)
+    kind = _kind(states, weight)
+    faster = _EFFICIENCY * (2 if kind == "float32" else 1)  # three products in tf32 take half the time of multiply-adds
+    seconds = _OTHERS[op.name] * cost.LAUNCH
+    whole = op in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE) and _is_whole(weight)
+    if whole:
+        programs = triton.cdiv(rows, CHAINS.at(rows)["m"])
+        half_step = cost.STEP + device.rounds(cost.Cost(weight.nbytes), programs)
+        seconds += cost.LAUNCH + sum(count for count, *_ in spec.half_steps(op, inputs, attrs)) * half_step
+    else:
+        for count, units, given, of in spec.half_steps(op, inputs, attrs):
+            choice = _choice(states, weight, rows * units)
+            of_unit = spec.product_cost(weight, kind == "split", 0, 2 * given / faster, spec.SLOTS[of] / _EFFICIENCY)
+            tile = choice["m"], choice["n"]
+            seconds += count * (cost.LAUNCH + spec.half_step_seconds(device, rows, units, tile, of_unit))
+    return seconds + device.floor(spec.statistics_cost(op, inputs, attrs)) / _EFFICIENCY

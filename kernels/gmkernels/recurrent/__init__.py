@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 from gmkernels import blas
 from gmkernels.recurrent import reference, spec
-from gmkernels.registry import FLOATS, HALVES, Array, KernelSpec, Signature, register, run
+from gmkernels.registry import FLOATS, HALVES, Array, Signature, deferred, register, run
 
 
 def _needs_blas(signature: Signature) -> str | None:
     return blas.available()
 
 
-def _triton_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
-    from gmkernels.recurrent import triton
-
-    return triton.note(inputs[op.inputs.index("weight")])
-
-
-def _cuda_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
-    from gmkernels.recurrent import cuda
-
-    return cuda.note(op, *inputs, **attrs)
-
-
 for _spec in (spec.RNN, spec.RNN_BACKWARD, spec.LSTM, spec.LSTM_BACKWARD, spec.GRU, spec.GRU_BACKWARD):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=5e-5, efficiency=0.1)
     register(_spec, "cpu", f"gmkernels.recurrent.cpu:{_spec.name}", overhead=2e-5, efficiency=0.4, accepts=_needs_blas)
-    register(
-        _spec, "triton", f"gmkernels.recurrent.triton:{_spec.name}", dtypes=FLOATS + HALVES,
-        overhead=5e-5, efficiency=0.2, note=functools.partial(_triton_note, _spec),
-    )  # fmt: skip
-    register(
-        _spec, "cuda", f"gmkernels.recurrent.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=3e-5, efficiency=0.3,
-        note=functools.partial(_cuda_note, _spec),
-    )  # fmt: skip
+    for _backend in ("triton", "cuda"):
+        _module = f"gmkernels.recurrent.{_backend}"
+        register(
+            _spec, _backend, f"{_module}:{_spec.name}", dtypes=FLOATS + HALVES,
+            note=deferred(f"{_module}:note", _spec), estimate=deferred(f"{_module}:estimate", _spec),
+        )  # fmt: skip
 
 
 def rnn(

@@ -1,20 +1,20 @@
 """Recurrent nets in CUDA C: which of the ways of ``cuda.cu`` a call goes, its launches, and the gradient of the weight.
 
-`plan` decides by shapes and by what the device holds. All ways give the same bits, since the parts of a sum follow from
-shapes alone.
+`plan` decides by what a step takes each of the ways that the device has room for. All give the same bits, since the
+parts of a sum follow from shapes alone.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gmkernels import launch
+from gmkernels import cost, launch
 from gmkernels.arrays import Array
 from gmkernels.dense.cuda import matmul
-from gmkernels.recurrent.spec import GPU_BYTES, GPU_ROWS, rounded, weight_products
+from gmkernels.recurrent.spec import GPU_BYTES, GPU_ROWS, rounded, seconds_beside_steps, weight_products
 from gmkernels.registry import KernelSpec
 
 Arrays = Sequence[Any]
@@ -30,11 +30,11 @@ class Device(NamedTuple):
 
     Parameters
     ----------
-    multiprocessors : of the device.
+    rates : nominal ones, and how many multiprocessors share them.
     shared : bytes of shared memory of a block.
     """
 
-    multiprocessors: int
+    rates: cost.Device
     shared: int
 
 
@@ -42,8 +42,7 @@ class Device(NamedTuple):
 def _device(number: int) -> Device:
     import cupy
 
-    has = cupy.cuda.Device(number).attributes
-    return Device(has["MultiProcessorCount"], has["MaxSharedMemoryPerBlockOptin"])
+    return Device(cost.nominal_gpu(number), cupy.cuda.Device(number).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _current() -> Device:
@@ -178,6 +177,25 @@ class Plan(NamedTuple):
         operand = work.operand_bytes(self.sequences) if self.scope == "BLOCK" else 0
         return weight + operand + work.partial_bytes(self.columns, self.tiles, self.sequences)
 
+    def seconds(self, work: Work, rates: cost.Device) -> float:
+        """Of a step, by the numbers of `gmkernels.cost`, which were measured elsewhere: not of these kernels.
+
+        The weight of a block is read from its shared memory or the second-level cache, and so are the states of other
+        blocks. One block does no more than a multiprocessor, so those of many sequences go round.
+        """
+        blocks, sequences = math.prod(self.grid(work)), self.tiles * self.sequences
+        units, weight = 8 * self.columns * work.groups, work.weight_bytes(self.columns)
+        states = sequences * work.itemsize * sum(length for _, length in work.products)
+        of_block = cost.Cost(
+            bytes=(weight if self.weights == "IN_GLOBAL" else 0) + (0 if self.scope == "BLOCK" else states),
+            flops=2 * sequences * units * sum(gates * length for gates, length in work.products),
+            slots=weight if self.weights == "IN_SHARED" else 0,
+            itemsize=work.itemsize,
+        )
+        wait = cost.STEP + {"BLOCK": 0.0, "GRID": cost.BARRIER, "LAUNCH": cost.LAUNCH}[self.scope]
+        rounds = -(-blocks // rates.multiprocessors) if self.scope == "BLOCK" else 1
+        return rounds * len(work.products) * wait + rates.rounds(of_block, blocks)
+
     def defines(self, work: Work) -> tuple[str, ...]:
         values = {
             "CELL": work.cell,
@@ -198,8 +216,10 @@ def _on_chip(work: Work, device: Device, plan: Plan) -> Plan | None:
     room = 255 if plan.threads(work) <= 256 else 128
     kept = -(-work.k_steps(work.products[0][1]) // work.parts)
     if len(work.products) == 1 and work.size > 32 and work.registers(kept, plan.tiles, plan.sequences) <= room:
-        return plan._replace(weights="IN_REGISTERS", kept=kept)
-    plan = plan._replace(weights="IN_SHARED")
+        plan = plan._replace(weights="IN_REGISTERS", kept=kept)
+        if plan.shared(work) <= device.shared:
+            return plan
+    plan = plan._replace(weights="IN_SHARED", kept=0)
     fits = plan.shared(work) <= device.shared and work.registers(0, plan.tiles, plan.sequences) <= room
     return plan if fits else None
 
@@ -208,7 +228,7 @@ def _block(work: Work, device: Device) -> Plan | str:
     """By one block for 4 sequences, or 8 where there are many; or why not."""
     if work.columns > work.most_warps:
         return f"{work.most_warps} warps of a block make less than {work.size} hidden units"
-    sequences = 4 if work.batch <= 4 * device.multiprocessors else 8
+    sequences = 4 if work.batch <= 4 * device.rates.multiprocessors else 8
     plan = _on_chip(work, device, Plan("BLOCK", "", 1, sequences, work.columns, 0, ""))
     if plan is None or work.columns * work.parts > work.most_warps:
         return f"a block holds less than {work.weight_bytes(work.columns) >> 10} KiB of weights"
@@ -234,12 +254,12 @@ def _grid(work: Work, device: Device) -> Plan | str:
         if plan is None:
             break
         blocks = math.prod(plan.grid(work))
-        if blocks <= device.multiprocessors:
+        if blocks <= device.rates.multiprocessors:
             where = "registers" if plan.kept else "shared memory"
             how = f"one kernel for all steps, {blocks} blocks that wait for each other"
             return plan._replace(why=f"{how}, weights in their {where}")
     total = (work.weight_bytes(work.columns) >> 10) * -(-work.batch // (8 * tiles))
-    return f"{device.multiprocessors} multiprocessors hold less than {total} KiB of weights"
+    return f"{device.rates.multiprocessors} multiprocessors hold less than {total} KiB of weights"
 
 
 def _launch(work: Work, device: Device) -> Plan:
@@ -249,24 +269,26 @@ def _launch(work: Work, device: Device) -> Plan:
 
 
 WAYS = (_block, _grid, _launch)
-"""In the order in which they are tried."""
 
 
 def plan(work: Work, device: Device) -> Plan:
-    """The first way that the call can go.
+    """The way whose steps take the least time, of those that the call can go.
 
     Parameters
     ----------
     work : of a step.
     device : what runs it.
     """
-    refusals: list[str] = []
-    for way in WAYS:
-        found = way(work, device)
-        if isinstance(found, Plan):
-            return found._replace(why="; ".join([found.why, *refusals]))
-        refusals.append(found)
-    raise AssertionError("a launch for each step takes any shapes")
+    return _fastest(WAYS, work, device)
+
+
+@functools.cache
+def _fastest(ways: tuple[Callable[[Work, Device], Plan | str], ...], work: Work, device: Device) -> Plan:
+    tried = [way(work, device) for way in ways]
+    found = [(each.seconds(work, device.rates), each) for each in tried if isinstance(each, Plan)]
+    found.sort(key=lambda each: each[0])
+    told = [f"{each.why}, {seconds * 1e6:.1f} us a step" for seconds, each in found]
+    return found[0][1]._replace(why="; ".join([*told, *(each for each in tried if isinstance(each, str))]))
 
 
 def _work(op: str, h0: Array, attrs: Attrs) -> Work:
@@ -286,6 +308,21 @@ def note(op: KernelSpec, *inputs: Array, **attrs: Any) -> str:
     """
     h0 = inputs[op.inputs.index("h0")]
     return plan(_work(op.name, h0, attrs), _device(h0.data.device_id)).why
+
+
+def estimate(op: KernelSpec, *inputs: Array, **attrs: Any) -> float:
+    """Seconds of a call: of its steps, what else it launches, and what moves and multiplies besides.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    h0, steps = inputs[op.inputs.index("h0")], inputs[op.inputs.index("batch_sizes")].size
+    work, device = _work(op.name, h0, attrs), _device(h0.data.device_id)
+    launches = 3 + 3 * work.backward  # before the steps, and of the weight's gradient
+    seconds = steps * plan(work, device).seconds(work, device.rates) + launches * cost.LAUNCH
+    return seconds + seconds_beside_steps(op, inputs, attrs)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gmkernels.arrays import on_gpu
-from gmkernels.cost import Cost
+from gmkernels.cost import Cost, nominal_gpu
 from gmkernels.dense.spec import product_workspace
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.registry import Array, Example, KernelError, KernelSpec, Layout, is_float
@@ -68,6 +69,13 @@ def rounded(size: int, multiple: int) -> int:
 def weight_products(gates: int, size: int) -> tuple[int, ...]:
     """Rows of the weight in each of the products that its gradient is: a GRU's candidate has other factors."""
     return (2 * size, size) if gates == 3 else (gates * size,)
+
+
+def seconds_beside_steps(op: KernelSpec, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> float:
+    """Of a call on a GPU, with a third of its nominal rates: for its rows, and for the gradient of its weight."""
+    found = op.cost(*inputs, **attrs)
+    found = replace(found, flops=found.flops / 2 if op.name.endswith("_backward") else 0)
+    return 3 * nominal_gpu(inputs[0].data.device_id).floor(found, inputs[0].itemsize)
 
 
 class _Shapes:

@@ -7,7 +7,7 @@ fewer sequences a program has, the sooner its gates are done.
 
 A launch a step (`_step`, `_step_backward`): a program makes a tile of the states of some sequences, all gates of its
 units, so that the gates are applied where their product ends. A step waits for all units of the one before: the next
-launch. In a CUDA graph a launch takes a microsecond.
+launch.
 
 `batch_sizes` is read on the device. The first row of each step is computed there, with sizes cut to what the arrays
 hold, so that nothing outside them is touched whatever they are. The state before a row is that of the same sequence in
@@ -30,12 +30,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from gmkernels import launch
+from gmkernels import cost, launch
 from gmkernels.dense import triton as dense
 from gmkernels.dense.spec import product_workspace
 from gmkernels.elementary_triton import number_of, sigmoid, tanh, widened
+from gmkernels.recurrent.spec import seconds_beside_steps
 from gmkernels.reduce import triton as reduce
 from gmkernels.reduce.spec import Stage
+from gmkernels.registry import KernelSpec
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -638,8 +640,7 @@ def _sequence_backward(
 # ---------------------------------------------------------------------------------------------------------
 
 _RESIDENT, _OTHER = 128 << 10, 28 << 10
-"""Bytes of shared memory: most of a weight that stays there, for a larger one takes longer to read at each step than a
-launch; and what a program needs beside it."""
+"""Bytes of shared memory: most of a weight that stays there, and what a program needs beside it."""
 
 
 def _units(size: int) -> int:
@@ -663,19 +664,6 @@ def _resident(weight: Any) -> tuple[int, int]:
     rows, size = weight.shape
     taken = rows // max(1, size) * _units(size) ** 2 * weight.itemsize * (2 if weight.itemsize == 4 else 1)
     return taken, min(_RESIDENT, _shared(weight.data.device_id) - _OTHER)
-
-
-def note(weight: Any) -> str:
-    """Which variant takes a call, and why.
-
-    Parameters
-    ----------
-    weight : the recurrent weight, (gates H, H).
-    """
-    taken, room = _resident(weight)
-    if taken <= room:
-        return f"all steps in one launch: the weight takes {taken >> 10} of {room >> 10} KiB on chip"
-    return f"a launch a step: the weight would take {taken >> 10} of {room >> 10} KiB on chip"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -716,6 +704,91 @@ def _whole_warps(units: int, itemsize: int) -> tuple[int, int]:
     return (min(8, units // 8), 1) if itemsize == 8 else (min(8, units // 16), 2)
 
 
+@functools.cache
+def _step_seconds(
+    cell: str, direction: str, batch: int, size: int, itemsize: int, resident: int | None, device: cost.Device
+) -> tuple[float, float]:
+    """Of a step where all are one launch, and where each is one, by the numbers of `gmkernels.cost`: they were measured
+    elsewhere, not of these kernels.
+
+    Parameters
+    ----------
+    cell : of `_GATES`.
+    direction : "forward" or "backward".
+    batch, size, itemsize : B, H, and bytes of an element.
+    resident : bytes of shared memory that the weight takes; None: it has no room there.
+    device : what runs it.
+    """
+    gates, products = _GATES[cell], 2 if cell == "gru_before" else 1
+    faster = 2 if itemsize == 4 else 1  # three products in tf32 take half the time of multiply-adds
+    whole = math.inf
+    if resident is not None:
+        programs = triton.cdiv(batch, _ROWS)
+        flops = 2 * _ROWS * gates * _units(size) ** 2 / faster
+        rounds = triton.cdiv(programs, device.multiprocessors)
+        of_program = cost.Cost(flops=flops, slots=resident, itemsize=itemsize)
+        whole = rounds * products * cost.STEP + device.rounds(of_program, programs)
+    tile = CHOICES[itemsize, direction, batch >= _MANY].at(batch)
+    states = tile["rows"] * size * (gates if direction == "backward" else 1)
+    of_program = cost.Cost(
+        bytes=itemsize * (tile["units"] * gates * size + states),
+        flops=2 * tile["rows"] * tile["units"] * gates * size / faster,
+        itemsize=itemsize,
+    )
+    programs = triton.cdiv(batch, tile["rows"]) * triton.cdiv(size, tile["units"])
+    return whole, products * (cost.STEP + cost.LAUNCH) + device.rounds(of_program, programs)
+
+
+def _ways(cell: str, direction: str, weight: Any, batch: int) -> tuple[float, float]:
+    """`_step_seconds` on the device of a weight."""
+    taken, room = _resident(weight)
+    return _step_seconds(
+        cell, direction, batch, weight.shape[1], weight.itemsize, taken if taken <= room else None,
+        cost.nominal_gpu(weight.data.device_id),
+    )  # fmt: skip
+
+
+def _asked(op: KernelSpec, inputs: Arrays, attrs: Attrs) -> tuple[Any, tuple[float, float]]:
+    """The recurrent weight of a call, and its `_ways`."""
+    cell, _, direction = op.name.partition("_")
+    if cell == "rnn":
+        cell = attrs["nonlinearity"]
+    elif cell == "gru" and not attrs["reset_after"]:
+        cell = "gru_before"
+    weight, h0 = (inputs[op.inputs.index(name)] for name in ("weight", "h0"))
+    return weight, _ways(cell, direction or "forward", weight, len(h0))
+
+
+def note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
+    """Which variant takes a call, and why.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    weight, (whole, launched) = _asked(op, inputs, attrs)
+    taken, room = (size >> 10 for size in _resident(weight))
+    each = f"a launch a step, {launched * 1e6:.1f} us each"
+    if whole == math.inf:
+        return f"{each}: the weight would take {taken} of {room} KiB on chip"
+    one = f"all steps in one launch, {whole * 1e6:.1f} us each: the weight takes {taken} of {room} KiB on chip"
+    return f"{one}; {each}" if whole <= launched else f"{each}; {one}"
+
+
+def estimate(op: KernelSpec, *inputs: Any, **attrs: Any) -> float:
+    """Seconds of a call: of its steps, what else it launches, and what moves and multiplies besides.
+
+    Parameters
+    ----------
+    op : the operation.
+    inputs, attrs : of the call.
+    """
+    launches = 4 if op.name.endswith("_backward") else 1  # before the steps, and of the weight's gradient
+    seconds = inputs[op.inputs.index("batch_sizes")].size * min(_asked(op, inputs, attrs)[1])
+    return seconds + launches * cost.LAUNCH + seconds_beside_steps(op, inputs, attrs)
+
+
 _GATHERED = (16, 128)
 """Rows and units of a program that finds the states before rows: units at a time."""
 _SUMMED = 128
@@ -739,8 +812,8 @@ class _Launches:
         self, cell: str, direction: str, weight: Any, h0: Any, batch_sizes: Any, rows: int, starts: Any, reverse: bool
     ) -> None:
         self.steps, (self.batch, self.size), self.itemsize = len(batch_sizes), h0.shape, h0.itemsize
-        taken, room = _resident(weight)
-        self.is_whole = taken <= room
+        whole, launched = _ways(cell, direction, weight, self.batch)
+        self.is_whole = whole <= launched
         unit = math.gcd(self.size, 16 // h0.itemsize)
         self.in_units = self.size // unit
         self.constants = {"UNIT": unit, "PRECISION": dense.precision(h0.itemsize)}
