@@ -56,7 +56,7 @@ CHAINS = (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE, spec.ANNEALED_IMPORTANC
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [100, 512, 5000])
+@pytest.mark.parametrize("rows", [100, 512, 2000, 5000])
 @pytest.mark.parametrize("op", CHAINS)
 def test_chains_are_one_cooperative_launch(op, rows, dtype):
     inputs, attrs = gibbs(op, rows, DTYPES[dtype])
