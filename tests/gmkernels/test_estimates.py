@@ -149,3 +149,24 @@ def test_steps_take_their_time():
     for backend in ("cuda", "triton"):
         assert 1020 * cost.STEP < many.estimates[backend] - few.estimates[backend] < 1020 * (cost.STEP + cost.LAUNCH)
     assert many.floor < 0.01 * many.estimates["cuda"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Any shapes
+# ---------------------------------------------------------------------------------------------------------
+
+FAMILIES = [op for op in registry.specs().values() if op.family in ("gibbs", "recurrent")]
+
+
+@pytest.mark.parametrize("op", FAMILIES, ids=lambda op: op.name)
+def test_all_shapes_have_estimates(op):
+    """Also of no rows, no units, no steps."""
+    for example in op.examples(np.random.default_rng(0), np.float32):
+        found = registry.explain(op, *map(cupy.asarray, example.inputs), **example.attrs)
+        times = [found.estimates[backend] for backend in ("cuda", "triton")]
+        assert np.isfinite(times).all() and min(times) > 0, str(found)
+
+
+@pytest.mark.parametrize("size, batch, steps", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 0)])
+def test_empty_sequences_have_estimates(size, batch, steps):
+    assert set(lstm(size, batch, "float32", steps).estimates) == {"reference", "triton", "cuda"}

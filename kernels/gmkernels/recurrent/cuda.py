@@ -89,8 +89,8 @@ class Work(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Columns of warps."""
-        return -(-self.size // (8 * self.groups))
+        """Columns of warps; one also of no units, for an estimate."""
+        return max(1, -(-self.size // (8 * self.groups)))
 
     def padded(self, length: int) -> int:
         """Elements of a row of an operand."""
