@@ -108,7 +108,8 @@ def test_weights_in_registers(dtype, monkeypatch):
 def test_columns_of_a_block(monkeypatch):
     """Blocks of three columns of warps, of which the last has two."""
     work = cuda.Work("RNN", False, 4, 70, 11)
-    monkeypatch.setattr(cuda, "_current", lambda: cuda.Device(4, 227 << 10))
+    few = cuda.Device(dataclasses.replace(RATES, multiprocessors=4), 227 << 10)
+    monkeypatch.setattr(cuda, "_current", lambda: few)
     plans = check_ways(monkeypatch, "tanh", (11, 11, 3), 70, np.float32)
     assert {(p.columns, p.grid(work)) for p in plans if p.scope == "GRID"} == {(3, (2, 2))} and work.columns == 5
 
