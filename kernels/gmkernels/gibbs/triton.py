@@ -904,15 +904,13 @@ def note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
     if op is spec.BOLTZMANN_SWEEP:
         return f"a program for {SWEEPS.at(states.size)['m']} chains and all their sweeps"
     multiplied = _MULTIPLIED[_kind(states, weight)]
-    if op is not spec.ANNEALED_IMPORTANCE_SAMPLING and "steps" in attrs and _is_whole(weight):
+    of_chain = op is spec.GIBBS_CHAIN or op is spec.CONTRASTIVE_DIVERGENCE
+    if of_chain and _is_whole(weight):
         return f"{multiplied}; all steps in one launch: a weight of {weight.nbytes} bytes, {SMALL_WEIGHT} at most"
     counted = spec.half_steps(op, inputs, attrs)
     choices = [_choice(states, weight, len(states) * units) for _, units, *_ in counted]
     tiles = " and ".join(dict.fromkeys(f"{choice['m']} by {choice['n']}" for choice in choices))
-    if "steps" in attrs:
-        why = f": a weight of {weight.nbytes} bytes, above {SMALL_WEIGHT}"
-    else:
-        why = ""
+    why = f": a weight of {weight.nbytes} bytes, above {SMALL_WEIGHT}" if of_chain else ""
     count = sum(number for number, *_ in counted)
     launches = "one launch" if count == 1 else f"a launch for each of {count} half-steps"
     return f"{multiplied}; {launches}{why}, in tiles of {tiles}"
@@ -943,11 +941,12 @@ def estimate(op: KernelSpec, *inputs: Any, **attrs: Any) -> float:
     kind = _kind(states, weight)
     faster = _EFFICIENCY * (2 if kind == "float32" else 1)  # three products in tf32 take half the time of multiply-adds
     seconds = _OTHERS[op.name] * cost.LAUNCH
-    whole = op in (spec.GIBBS_CHAIN, spec.CONTRASTIVE_DIVERGENCE) and _is_whole(weight)
-    if whole:
+    diverges = op is spec.CONTRASTIVE_DIVERGENCE
+    if (op is spec.GIBBS_CHAIN or diverges) and _is_whole(weight):
         programs = triton.cdiv(rows, CHAINS.at(rows)["m"])
         half_step = cost.STEP + device.rounds(cost.Cost(weight.nbytes), programs)
-        seconds += cost.LAUNCH + sum(count for count, *_ in spec.half_steps(op, inputs, attrs)) * half_step
+        seconds += sum(count for count, *_ in spec.half_steps(op, inputs, attrs)) * half_step
+        seconds += (1 + 2 * diverges) * cost.LAUNCH  # the means of both phases are half-steps by themselves
     else:
         for count, units, given, of in spec.half_steps(op, inputs, attrs):
             choice = _choice(states, weight, rows * units)
