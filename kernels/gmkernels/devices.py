@@ -102,9 +102,8 @@ def examine() -> dict[str, str]:
     missing = [name for name in ("cupy", "triton", "ml_dtypes") if not _is_there(name)]
     wanted = driver
     if (cupy := _cupy()) is not None:
-        wanted = (
-            cupy.cuda.runtime.runtimeGetVersion()
-        )  # what else is missing comes with the same CuPy, not with another
+        # What else is missing comes with the same CuPy, not with another beside it.
+        wanted = cupy.cuda.runtime.runtimeGetVersion()
         try:
             found["nvrtc"] = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
         except Exception as error:  # whatever the loader says: it is what the reader needs
