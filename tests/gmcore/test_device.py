@@ -287,7 +287,10 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 @emulated
 @pytest.mark.parametrize(
     "driver, remedy",
-    [(12040, r'update the driver, or pip uninstall cupy-cuda13x, then pip install "gmcore\[cuda12\]"; without'), (11080, "update the driver; without")],
+    [
+        (12040, r'update the driver, or pip uninstall cupy-cuda13x, then pip install "gmcore\[cuda12\]"; without'),
+        (11080, "update the driver; without"),
+    ],
 )
 def test_a_driver_that_is_too_old(driver: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: driver)
