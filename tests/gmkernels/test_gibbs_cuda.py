@@ -355,6 +355,35 @@ def test_sweeps_of_more_units_than_threads(units, sweeps, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Indices of 64 bits
+# ---------------------------------------------------------------------------------------------------------
+
+
+@slow
+def test_indices_of_64_bits_make_no_difference(monkeypatch):
+    weight, c, b = machine(41, 37)
+    data, betas, none = binary(35, 41), np.array([0, 0.5, 1]), np.zeros(41, bool)
+    upper = np.triu(weight[:, :37], 1)
+    calls = [
+        (("gibbs_half_step", binary(35, 41, "uint8"), weight, b, KEY), {"units": "bernoulli", "dtype": "uint8"}),
+        (("contrastive_divergence", data, data, weight, c, b, KEY), {"steps": 2, "units": "bernoulli"}),
+        (("free_energy", data, weight, c, b), {"units": "bernoulli"}),
+        (("annealed_importance_sampling", data, weight, c, b, c, betas, KEY), {"units": "bernoulli"}),
+        (("boltzmann_sweep", data[:, :37], upper + upper.T, b, none[:37], KEY), {"sweeps": 2}),
+    ]
+    before = [run(*call, **attrs) for call, attrs in calls]
+    used, source = [], launch.cuda_source
+    monkeypatch.setattr(
+        launch, "cuda_source", lambda *a, **options: used.append(options["wide"]) or source(*a, **options)
+    )
+    monkeypatch.setattr(launch, "LARGEST_SIZE", -1)  # of arrays that 32 bits suffice for
+    for (call, attrs), wanted in zip(calls, before, strict=True):
+        for a, b in zip(run(*call, **attrs), wanted, strict=True):
+            assert a.tobytes() == b.tobytes(), call[0]
+    assert used and all(used)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Bad input
 # ---------------------------------------------------------------------------------------------------------
 

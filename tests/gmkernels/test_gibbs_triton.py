@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 
-from gmkernels import registry
+from gmkernels import launch, registry
 from gmkernels.gibbs import spec
 from tests.support import ahead
 
@@ -189,6 +189,23 @@ def test_a_sweep_over_several_blocks(rows):
     upper = np.triu(dyadic(rng, 67, 67), 1)
     inputs = (binary(rows, 67), upper + upper.T, dyadic(rng, 67), rng.random(67) < 0.8, KEY)
     check(spec.BOLTZMANN_SWEEP, inputs, sweeps=2)
+
+
+@pytest.mark.slow
+def test_indices_of_64_bits_make_no_difference(monkeypatch):
+    weight, c, b = machine(36, 33)
+    data, betas = binary(35, 36), np.array([0, 0.5, 1])
+    calls = [
+        ("gibbs_half_step", (data, weight, b, KEY), {"units": "bernoulli", "dtype": "uint8"}),
+        ("contrastive_divergence", (data, data, weight, c, b, KEY), {"steps": 2, "units": "bernoulli"}),
+        ("free_energy", (data, weight, c, b), {"units": "bernoulli"}),
+        ("annealed_importance_sampling", (data, weight, c, b, c, betas, KEY), {"units": "bernoulli"}),
+    ]
+    before = [run(registry.specs()[op], inputs, **attrs) for op, inputs, attrs in calls]
+    monkeypatch.setattr(launch, "LARGEST_SIZE", -1)  # of arrays that 32 bits suffice for
+    for (op, inputs, attrs), wanted in zip(calls, before, strict=True):
+        for x, y in zip(run(registry.specs()[op], inputs, **attrs), wanted, strict=True):
+            assert x.tobytes() == y.tobytes(), op
 
 
 def test_explain_says_how_chains_run():

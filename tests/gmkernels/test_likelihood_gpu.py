@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmkernels import registry
+from gmkernels import launch, registry
 from gmkernels.likelihood import cuda, spec
 from tests.support import ahead
 
@@ -78,6 +78,13 @@ SHAPES = [  # leading axes, out, in, axes of x
 )
 def test_tiles_slices_and_parts(leading, n, k, x_ndim, backend):
     check(layer(leading, n, k, x_ndim, np.float32), backend, "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_indices_of_64_bits(backend, monkeypatch):
+    monkeypatch.setattr(launch, "LARGEST_SIZE", -1)  # of arrays that 32 bits suffice for
+    check(layer((3, 50), 70, 9, 2, np.float32), backend, "float32")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gmkernels import cost, registry
+from gmkernels import cost, launch, registry
 from gmkernels.recurrent import cuda, spec
 from tests.support import ahead
 from tests.support.cells import CELLS, GATES
@@ -207,6 +207,21 @@ def test_the_workspace_holds_what_is_packed_into_it(cell, dtype):
         assert work.weight_bytes(work.columns) <= panels[0] * work.itemsize, work
         lengths = [work.padded(n) for _, n in work.products]
         assert batch % spec.GPU_ROWS == 0 and sum(lengths * (3 - len(lengths))) <= 2 * inner, work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_indices_of_64_bits_make_no_difference(cell, monkeypatch):
+    before = [run(*call) for call in calls(cell, RAGGED, 19, np.float32)]
+    used, source = [], launch.cuda_source
+    monkeypatch.setattr(
+        launch, "cuda_source", lambda *a, **options: used.append(options["wide"]) or source(*a, **options)
+    )
+    monkeypatch.setattr(launch, "LARGEST_SIZE", -1)  # of arrays that 32 bits suffice for
+    for call, wanted in zip(calls(cell, RAGGED, 19, np.float32), before, strict=True):
+        for a, b in zip(run(*call), wanted, strict=True):
+            assert a.tobytes() == b.tobytes(), call[0].name
+    assert used and all(used)
 
 
 def test_the_rule_picks_by_shape():

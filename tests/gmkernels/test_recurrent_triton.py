@@ -95,6 +95,14 @@ def test_ragged_sequences_over_several_programs(cell, variant):
     check_both(cell, RAGGED, UNITS, reverse=(variant == "steps") == (cell in ("lstm", "relu", "gru_before")))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_indices_of_64_bits(cell, variant, monkeypatch):
+    from gmkernels import launch
+
+    monkeypatch.setattr(launch, "LARGEST_SIZE", -1)  # of arrays that 32 bits suffice for
+    check_both(cell, RAGGED, UNITS, reverse=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
 def test_many_sequences_have_larger_tiles(cell, monkeypatch):
