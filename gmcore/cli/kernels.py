@@ -59,7 +59,10 @@ def _tune(op: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json([{**m._asdict(), "best": m.best} for m in found])
         return
-    rows = [(m.kernel, f"{m.size:,}", str(m.best), " ".join(f"{1e6 * s:.1f}" for s in m.seconds)) for m in found]
+    rows = [
+        (m.kernel, f"{m.size:,}", "-" if m.best is None else str(m.best), " ".join(f"{1e6 * s:.1f}" for s in m.seconds))
+        for m in found
+    ]
     output.print_table(("kernel", "size", "best", "us by candidate"), rows)
     print(f"\nwritten to {configurations.FILE}")
 

@@ -65,6 +65,7 @@ class Choices:
         self._tried: Mapping[str, int] | None = None
         self.asked: int | None = None
         """The size that `at` was last asked for, inside `trying`."""
+        self._asking = False
         Choices.every[name] = self
 
     def at(self, size: int) -> Mapping[str, int]:
@@ -76,6 +77,8 @@ class Choices:
         """
         import cupy
 
+        if self._asking:
+            raise Asked(size)
         if self._tried is not None:
             self.asked = size
             return self._tried
@@ -107,6 +110,34 @@ class Choices:
         finally:
             self._tried = None
 
+    def size_of(self, call: Callable[[], Any]) -> int | None:
+        """The size for which a call asks `at`, which ends it there: its kernel is not launched. None if it does not.
+
+        Parameters
+        ----------
+        call : of an operation.
+        """
+        self._asking = True
+        try:
+            call()
+        except Asked as asked:
+            return asked.size
+        finally:
+            self._asking = False
+        return None
+
+
+class Asked(Exception):
+    """Ends a call that has asked for a configuration, inside `Choices.size_of`.
+
+    Parameters
+    ----------
+    size : for which it asked.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
 
 # ---------------------------------------------------------------------------------------------------------
 # Measuring
@@ -133,10 +164,11 @@ class Measurement(NamedTuple):
     seconds: tuple[float, ...]
 
     @property
-    def best(self) -> int:
-        """Number of the fastest candidate; the first unless another is 2 % faster, which is more than noise."""
+    def best(self) -> int | None:
+        """Number of the fastest candidate; the first unless another is 2 % faster, which is more than noise. None
+        without a measurement."""
         if not self.seconds:
-            return 0
+            return None
         fastest = min(range(len(self.seconds)), key=self.seconds.__getitem__)
         return fastest if self.seconds[fastest] < 0.98 * self.seconds[0] else 0
 
@@ -151,7 +183,8 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
 
     Yields
     ------
-    What was measured, class by class. The file is written after each kernel.
+    What was measured, class by class. The file is written after each kernel; of a kernel of which a class could not be
+    measured, it keeps what it held.
 
     Raises
     ------
@@ -169,11 +202,14 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
     for name, choices in sorted(Choices.every.items()):
         if len(choices.candidates) < 2 or (names and name.rpartition(".")[0] not in names):
             continue
-        best = []
+        best: list[int] = []
         for number in range(len(choices.classes) + 1):
             found = _measure(choices, number)
-            best.append(found.best)
+            if found.best is not None:
+                best.append(found.best)
             yield found
+        if len(best) <= len(choices.classes):
+            continue
         measured.cache_clear()
         held = measured(path)
         held.setdefault(capability, {})[name] = best
@@ -196,8 +232,13 @@ def _typical(choices: Choices, number: int) -> int:
 
 def _measure(choices: Choices, number: int) -> Measurement:
     wanted = _typical(choices, number)
-    call = next(_calls(choices, number, wanted), None)
-    if call is None:
+    for stretched in examples_of(choices, number, wanted):
+        try:
+            call = stretched.call()
+        except (registry.KernelError, MemoryError):
+            continue
+        break
+    else:
         return Measurement(choices.name, wanted, ())
     seconds = []
     for candidate in choices.candidates:
@@ -207,66 +248,113 @@ def _measure(choices: Choices, number: int) -> Measurement:
     return Measurement(choices.name, choices.asked, tuple(seconds))
 
 
-def _calls(choices: Choices, number: int, wanted: int) -> Iterator[Callable[[], Any]]:
-    """Calls whose kernel asks for a configuration in a class: examples of operations, with longer arrays."""
-    backend = choices.name.rpartition(".")[2]
-    for spec, dtype in itertools.product(registry.specs().values(), _DTYPES):
+class Stretched(NamedTuple):
+    """An example of an operation in which axes of one length are longer.
+
+    Parameters
+    ----------
+    spec, backend : the operation, and whose kernel is called.
+    example : what is stretched: its arrays, and the attribute ``shape`` of operations that have no other size.
+    length, longer : the former and the new length.
+    """
+
+    spec: registry.KernelSpec
+    backend: str
+    example: registry.Example
+    length: int
+    longer: int
+
+    def _shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.longer if n == self.length else n for n in shape)
+
+    def _call(self, of_array: Callable[[np.ndarray], Any]) -> Callable[..., tuple[Any, ...]]:
+        """The call with given outputs, its arrays made of the example's by a function."""
+
+        def made(arrays: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(made(a) if type(a) is tuple else of_array(a) for a in arrays)
+
+        inputs, attrs = made(self.example.inputs), dict(self.example.attrs)
+        if "shape" in attrs:
+            attrs["shape"] = self._shape(attrs["shape"])
+        updated = made(self.example.updated) if self.spec.updates else None
+
+        def call(outputs: Any = updated) -> tuple[Any, ...]:
+            return registry.run(self.spec, inputs, attrs, outputs=outputs, backend=self.backend)
+
+        return call
+
+    def size_for(self, choices: Choices) -> int | None:
+        """The size for which the call asks; None if it does not. Floats are any: no kernel is to be launched.
+
+        Raises
+        ------
+        KernelError, MemoryError : the operation refuses such arrays, or there is no room for them.
+        """
+        import cupy
+
+        def shapes_only(a: np.ndarray) -> Any:
+            return cupy.empty(self._shape(a.shape), a.dtype) if a.dtype.kind == "f" else self._longer(a)
+
+        if sum(math.prod(self._shape(shape)) for shape in _shapes(self.example)) > _MOST_ELEMENTS:
+            raise MemoryError
+        return choices.size_of(self._call(shapes_only))
+
+    def _longer(self, a: np.ndarray) -> Any:
+        import cupy
+
+        return cupy.asarray(a if a.dtype == np.uint64 else np.resize(a, self._shape(a.shape)))  # keys stay
+
+    def call(self) -> Callable[[], Any]:
+        """The call, to be timed."""
+        call = self._call(self._longer)
+        return functools.partial(call, call())
+
+
+def _shapes(example: registry.Example) -> list[tuple[int, ...]]:
+    """Of the arrays of a call but its key, and of its result where no array says it."""
+    arrays = registry.flat((*example.inputs, *example.updated))
+    return [*(a.shape for a in arrays if a.dtype != np.uint64), example.attrs.get("shape", ())]
+
+
+def _elements(example: registry.Example) -> int:
+    return sum(map(math.prod, _shapes(example)))
+
+
+def examples_of(choices: Choices, number: int, wanted: int) -> Iterator[Stretched]:
+    """Examples of operations, with longer arrays, whose kernel asks for a configuration in a class.
+
+    Parameters
+    ----------
+    choices : of the kernel.
+    number : of the class.
+    wanted : the size that is asked for, within a factor of four.
+    """
+    operation, backend = choices.name.partition(".")[0], choices.name.rpartition(".")[2]
+    specs = sorted(registry.specs().values(), key=lambda spec: spec.name != operation)
+    for spec, dtype in itertools.product(specs, _DTYPES):
         entry = registry.entries(spec).get(backend)
         if entry is None or entry.kernel().__module__ != choices.module:
             continue
         with np.errstate(over="ignore"):  # of what half types lack
             examples = sorted(spec.examples(np.random.default_rng(0), dtype), key=_elements, reverse=True)
         for example in examples:
-            for length in sorted({n for a in registry.flat(example.inputs) for n in a.shape if n > 1}, reverse=True):
+            for length in sorted({n for shape in _shapes(example) for n in shape if n > 1}, reverse=True):
                 factor = 1.0
                 for _ in range(16):
-                    call = _stretched(spec, backend, example, length, max(round(length * factor), 1))
-                    if call is None:
+                    stretched = Stretched(spec, backend, example, length, max(round(length * factor), 1))
+                    try:
+                        asked = stretched.size_for(choices)
+                    except (registry.KernelError, MemoryError):
                         break
-                    if (asked := _asked(choices, call)) is None:  # smaller than what has a choice, or of another kernel
+                    if asked is None:  # smaller than what has a choice, or of another kernel
                         if factor > _LARGEST_FACTOR:
                             break
                         factor *= 8
                         continue
                     if choices.class_of(asked) == number and wanted / 4 <= asked <= wanted * 4:
-                        yield call
+                        yield stretched
                         break
                     factor *= min(max(wanted / max(asked, 1), 1 / 8), 8)  # the size may grow with a power of the length
-
-
-def _elements(example: registry.Example) -> int:
-    return sum(a.size for a in registry.flat(example.inputs))
-
-
-def _stretched(
-    spec: registry.KernelSpec, backend: str, example: registry.Example, length: int, longer: int
-) -> Callable[[], Any] | None:
-    """A call like an example in which axes of one length are longer, on the GPU; None if the operation refuses it."""
-    import cupy
-
-    def shape(a: np.ndarray) -> tuple[int, ...]:
-        is_key = a.dtype == np.uint64
-        return a.shape if is_key else tuple(longer if n == length else n for n in a.shape)
-
-    def on_gpu(arrays: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(on_gpu(a) if type(a) is tuple else cupy.asarray(np.resize(a, shape(a))) for a in arrays)
-
-    if sum(math.prod(shape(a)) for a in registry.flat((*example.inputs, *example.updated))) > _MOST_ELEMENTS:
-        return None
-    try:
-        inputs = on_gpu(example.inputs)
-        outputs = on_gpu(example.updated) if spec.updates else None
-        outputs = registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend)
-    except (registry.KernelError, MemoryError):
-        return None
-    return lambda: registry.run(spec, inputs, example.attrs, outputs=outputs, backend=backend)
-
-
-def _asked(choices: Choices, call: Callable[[], Any]) -> int | None:
-    """The size for which a call asks for a configuration; None if it does not."""
-    with choices.trying(choices.candidates[0]):
-        call()
-    return choices.asked
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -53,18 +53,55 @@ def test_classes_begin_at_their_sizes(starts, size):
     assert all(start <= size for start in starts[:number]) and all(size < start for start in starts[number:])
 
 
-def test_every_entry_of_the_shipped_file_is_a_candidate():
+@pytest.fixture
+def every():
+    """All configurations that the kernels of the package have, by name."""
     for module in pkgutil.iter_modules(gmkernels.__path__, "gmkernels."):
         if module.ispkg:
             importlib.import_module(module.name)  # registers its kernels
+    for spec in registry.specs().values():
+        for backend in {"triton", "cuda"} & set(registry.entries(spec)):
+            registry.entries(spec)[backend].kernel()  # whose module makes its choices
+    return launch.Choices.every
+
+
+def test_every_entry_of_the_shipped_file_is_a_candidate(every):
     for kernels in json.loads(configurations.FILE.read_text()).values():
         for name, numbers in kernels.items():
-            backend = name.rpartition(".")[2]
-            for spec in registry.specs().values():
-                if backend in registry.entries(spec):
-                    registry.entries(spec)[backend].kernel()  # whose module makes its choices
-            choices = launch.Choices.every[name]
+            choices = every[name]
             assert len(numbers) == len(choices.classes) + 1 and max(numbers) < len(choices.candidates), name
+
+
+@pytest.fixture
+def hollow(monkeypatch):
+    """Arrays as large as those that are to be measured, whose memory nothing touches, and launches of nothing."""
+
+    def lend(block, used):
+        block.live, block.lent, block.used = True, block.lent + 1, used
+        for zone, guard in block._zones():
+            zone[:] = np.frombuffer(guard, np.uint8)
+
+    monkeypatch.setattr(cuda_stand_in.Block, "lend", lend)
+    monkeypatch.setattr(launch, "triton", lambda *call, **options: None)
+    monkeypatch.setattr(launch, "cuda", lambda *call, **options: None)
+
+
+@pytest.mark.slow
+def test_every_class_is_measured_in_a_call(every, hollow):
+    missing = []
+    for name, choices in every.items():
+        for number in range(len(choices.classes) + 1) if len(choices.candidates) > 1 else ():
+            wanted = configurations._typical(choices, number)
+            found = next(configurations.examples_of(choices, number, wanted), None)
+            if found is None or choices.class_of(found.size_for(choices)) != number:
+                missing.append((name, number))
+    assert every and not missing
+
+
+def test_calls_whose_only_size_is_an_attribute_are_lengthened(every, hollow):
+    choices = every["rng.triton"]
+    found = next(configurations.examples_of(choices, 0, 1 << 20))
+    assert found.example.attrs["shape"] == (40961,) and found.size_for(choices) == found.longer >= 1 << 18
 
 
 def test_tune_measures_each_class_and_writes_the_fastest(choices, tmp_path, monkeypatch):
@@ -100,6 +137,11 @@ def test_tune_measures_each_class_and_writes_the_fastest(choices, tmp_path, monk
         }  # fmt: skip
         sizes.clear()
         assert not list(configurations.tune(path, names=("others",))) and not sizes
+        monkeypatch.setattr(configurations, "_MOST_ELEMENTS", 1 << 12)
+        choices.classes = (8, 64, 1 << 13)  # the last is of longer arrays
+        held = path.read_text()
+        assert [m.best for m in configurations.tune(path, names=("filled",))] == [1, 1, 1, None]
+        assert path.read_text() == held
     finally:
         registry.unregister(spec, "cuda")
 
