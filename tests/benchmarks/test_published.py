@@ -48,6 +48,21 @@ def test_a_run_is_written_with_its_deviations_and_becomes_a_table(tmp_path, monk
     assert f"| VAE, digits | -20 | {vae['reached']:.4g} (test) | 0 min, {vae['steps']} steps | " in report.table(kept)
 
 
+@pytest.mark.slow
+def test_a_figure_is_computed_on_a_gpu(tmp_path, monkeypatch):
+    """The VAE's recipe, captured, at small sizes."""
+    np.save(tmp_path / "images.npy", (np.random.default_rng(0).random((24, 28, 28)) < 0.2).astype(np.float32))
+    figure = published.FIGURES["vae"]
+    small = {"latent_size": 2, "hidden_sizes": [8], "eval_samples": 2, "batch_size": 8, "epochs": 1}
+    of_images = figure._replace(data=str(tmp_path / "images.npy"), settings={**figure.settings, **small})
+    monkeypatch.setitem(published.FIGURES, "vae", of_images)
+    published.main(["vae", "--device", "cuda", "--out", str(tmp_path / "run")], tmp_path)
+    file = tmp_path / f"{published.device_name('cuda')}-published.json"
+    found = json.loads(file.read_text())["published"]["vae"]
+    assert found["steps"] >= 2 and np.isfinite(found["reached"]) and found["deviations"] == list(figure.deviations)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cuda:0"
+
+
 def test_a_run_goes_on_as_it_was_begun(capsys):
     with pytest.raises(SystemExit):
         published.main(["vae", "--resume", "run", "--epochs", "3"])

@@ -1,4 +1,5 @@
-"""The random stream and sampling in CUDA C, beyond the specs' examples: shapes, alignment, splits, machine code."""
+"""The random stream and sampling on a GPU, beyond the specs' examples: bits of the stream on both backends; of CUDA C
+shapes, alignment, splits, machine code."""
 
 import functools
 import importlib.util
@@ -19,8 +20,8 @@ SEED, DRAW = 0x0123456789ABCDEF, 2**33 + 7
 
 
 def run(name, inputs, backend="cuda", **attrs):
-    """On the host; the kernel of CUDA C gets arrays of the device."""
-    if backend == "cuda":
+    """On the host; kernels of a GPU get arrays of the device."""
+    if backend in GPU:
         return [a.get() for a in registry.run(SPECS[name], tuple(map(cupy.asarray, inputs)), attrs, backend=backend)]
     return registry.run(SPECS[name], inputs, attrs, backend=backend)
 
@@ -30,15 +31,31 @@ def assert_same_bits(actual, expected):
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+GPU = ("cuda", "triton")
 FILLS = [("random_words", {}), *((name, {"dtype": d}) for name in ("uniform", "normal") for d in registry.FLOATS)]
 
 
+@pytest.mark.parametrize("backend, block", [("cuda", 4096), ("triton", 1024)])
 @pytest.mark.parametrize("name, attrs", FILLS)
-@pytest.mark.parametrize("offset", [0, 1, 6, 2**64 - 4096 * 4 - 3])
-def test_fills_have_the_bits_of_the_reference(name, attrs, offset):
+@pytest.mark.parametrize("offset", [0, 1, 6, 2**64 - 1024 - 3])
+def test_fills_have_the_bits_of_the_reference(name, attrs, offset, backend, block):
     """Three blocks, of which the last is short; at every lane, and where the index wraps around."""
-    key, shape = key_array(SEED, DRAW, offset), (2 * 4096 + 3,)
-    assert_same_bits(run(name, (key,), shape=shape, **attrs), run(name, (key,), "reference", shape=shape, **attrs))
+    key, shape = key_array(SEED, DRAW, offset), (2 * block + 3,)
+    expected = run(name, (key,), "reference", shape=shape, **attrs)
+    assert_same_bits(run(name, (key,), backend, shape=shape, **attrs), expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", *GPU])
+@pytest.mark.parametrize("dtype", registry.FLOATS)
+@pytest.mark.parametrize("samples", [None, 3])
+@pytest.mark.parametrize("offset", [0, 2**64 - 1001])
+def test_samples_have_the_normals_of_the_reference_bit_for_bit(samples, offset, dtype, backend):
+    """Of a standard normal distribution: rows that begin at every lane, and the index wraps around in one."""
+    key, shape = key_array(SEED, DRAW, offset), (7, 145)
+    zeros = np.zeros(shape, dtype)
+    z = run("gaussian_sample", (zeros, zeros, key), backend, samples=samples)[0]
+    expected = run("normal", (key,), "reference", shape=z.shape, dtype=dtype)
+    assert_same_bits([z], expected)
 
 
 def test_fills_of_memory_that_is_not_aligned():
@@ -110,14 +127,18 @@ def test_how_rows_are_split_does_not_matter(shape, samples, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fused_normals_are_within_an_ulp(monkeypatch):
+@pytest.mark.parametrize(
+    "backend",
+    ["cuda", pytest.param("triton", marks=pytest.mark.skipif(not has_gpu(), reason="its interpreter fuses nothing"))],
+)
+def test_fused_normals_are_within_an_ulp(backend, monkeypatch):
     """Where compilers may fuse, words and uniforms keep their bits, and normals move by an ulp at most."""
     calls = [(name, (key_array(SEED, DRAW),), {"shape": (65536,), **attrs}) for name, attrs in FILLS[:4]]
-    exact = [run(name, inputs, **attrs) for name, inputs, attrs in calls]
+    exact = [run(name, inputs, backend, **attrs) for name, inputs, attrs in calls]
     monkeypatch.setattr(launch, "FUSION", True)
-    for cache in ("_cuda_kernels", "_cuda_modules"):
+    for cache in ("_cuda_kernels", "_cuda_modules", "_binaries"):
         monkeypatch.setattr(launch, cache, {})
-    words, uniforms, wide_uniforms, (z,) = (run(name, inputs, **attrs) for name, inputs, attrs in calls)
+    words, uniforms, wide_uniforms, (z,) = (run(name, inputs, backend, **attrs) for name, inputs, attrs in calls)
     assert_same_bits([*words, *uniforms, *wide_uniforms], [a for (a,) in exact[:3]])
     expected = exact[3][0]
     assert (np.abs(z - expected) <= 3e-7 * np.maximum(1, np.abs(expected))).all()
