@@ -14,6 +14,7 @@ from gmkernels import launch, registry
 from gmkernels.rng import key_array
 from gmkernels.sampling import cuda as sampling_cuda
 from tests.support import ahead
+from tests.support.cupy_stand_in import has_gpu
 
 SPECS = registry.specs()
 SEED, DRAW = 0x0123456789ABCDEF, 2**33 + 7
