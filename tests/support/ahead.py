@@ -631,7 +631,7 @@ def results(family: str, backends: Sequence[str], capabilities: Sequence[int]) -
                 cost = spec.cost(*inputs, **case.attrs)
                 largest = max(a.size for a in registry.flat(inputs))
                 elements = case.elements or (spec.size(*inputs, **case.attrs) if spec.size else largest)
-                for capability in capabilities if dtype == "float32" else capabilities[-1:]:
+                for capability in capabilities:
                     made = launches(case, backend, dtype, capability)
                     main = max(made, key=lambda one: one.threads * one.report.path.bytes)
                     for one in made:

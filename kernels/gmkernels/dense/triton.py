@@ -375,15 +375,16 @@ def _activation_backward(
         mask = (row[:, None] < last) & (column[None, :] < features)
         at = row[:, None] * features + column[None, :]
         d = widened(tl.load(g + at, mask, 0.0))
-        if ACTIVATION != "identity":
-            d = tl.where(mask, _times_slope(d, widened(tl.load(y + at, mask, 0.0)), ACTIVATION), 0.0)
+        if ACTIVATION != "identity":  # outside it is 0 times the slope where y is 0
+            d = _times_slope(d, widened(tl.load(y + at, mask, 0.0)), ACTIVATION)
         tl.store(d_pre + at, d.to(d_pre.dtype.element_ty), mask)
         total += d
     found = tl.sum(total, axis=0).to(sums.dtype.element_ty)
     tl.store(sums + block * features + column, found, column < features)
 
 
-_BACKWARD_TILE = 2048
+_BACKWARD_BYTES = 8192
+"""Of the sums that a program adds up at one time."""
 
 
 def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -403,7 +404,7 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
         (blocks * strips,),
         (g, y, d_pre, partial if blocks > 1 else d_bias, rows, features // unit, triton.cdiv(rows, blocks), strips),
         {
-            "UNIT": unit, "ROWS": _BACKWARD_TILE // columns, "COLUMNS": columns,
+            "UNIT": unit, "ROWS": _BACKWARD_BYTES // (max(4, g.itemsize) * columns), "COLUMNS": columns,
             "ACTIVATION": attrs["activation"],
         },
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from tests.support.ahead import Case
 
-_LIMITS = {"wide": {"cuda": 0.8, "triton": 1.0}, "dtypes": ("float32",)}
+_LIMITS = {"wide": {"cuda": 0.8, "triton": 1.0}}
 _SHAPE = (100_000_000,)
 CASES = [
     Case("leaky_relu", (_SHAPE,), {"negative_slope": 0.2}, {"cuda": 15, "triton": 8}, **_LIMITS),
