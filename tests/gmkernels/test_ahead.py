@@ -1,4 +1,6 @@
-"""All kernels compiled ahead of time: no spills, wide accesses, and the budget of instructions of each case."""
+"""All kernels compiled ahead of time: no spills, shared memory that a block can have, wide accesses, and
+the budget of instructions of each case.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -20,5 +22,6 @@ def test_kernels_compile_within_their_limits(family):
     assert results
     for r in results:
         assert r.spills == 0, r
+        assert r.shared <= ahead.SHARED[r.capability], r
         assert r.wide_share >= r.wide, r
         assert r.budget is None or r.per_element <= r.budget, r

@@ -19,7 +19,7 @@ import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Launch:
     ----------
     function : name of the kernel.
     grid, block : numbers of blocks and of threads.
-    shared : bytes of dynamic shared memory of a block.
+    shared, most_shared : bytes of dynamic shared memory of a block, and how many it may have.
     stream : its handle.
     words : the first parameters, eight bytes each.
     image : the binary that the kernel is of.
@@ -45,6 +45,7 @@ class Launch:
     grid: tuple[int, ...]
     block: tuple[int, ...]
     shared: int
+    most_shared: int
     stream: int
     words: tuple[int, ...]
     image: bytes
@@ -59,6 +60,7 @@ class Recorder(types.ModuleType):
         self.launches: list[Launch] = []
         self.loaded: list[bytes] = []
         self._functions: list[tuple[str, int]] = []
+        self._most_shared: dict[int, int] = {}
 
     def moduleLoadData(self, image: bytes) -> int:
         self.loaded.append(image)
@@ -72,7 +74,9 @@ class Recorder(types.ModuleType):
         self._functions.append((name, module))
         return len(self._functions)
 
-    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None: ...
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        assert attribute == 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._most_shared[function] = value
 
     def funcGetAttribute(self, attribute: int, function: int) -> int:
         return {0: 1024, 3: 0, 4: 32}[attribute]
@@ -93,7 +97,8 @@ class Recorder(types.ModuleType):
         words = tuple(ctypes.c_uint64.from_address(a).value for a in addresses)
         name, module = self._functions[function - 1]
         image = self.loaded[module - 1]
-        kept = Launch(name, tuple(sizes[:3]), tuple(sizes[3:]), shared, stream, words, image, cooperative)
+        most = self._most_shared.get(function, USUAL_SHARED)
+        kept = Launch(name, tuple(sizes[:3]), tuple(sizes[3:]), shared, most, stream, words, image, cooperative)
         self.launches.append(kept)
 
 
@@ -113,6 +118,11 @@ def install() -> Recorder:
 # What every launch must keep to
 # ---------------------------------------------------------------------------------------------------------------
 
+USUAL_SHARED, MOST_SHARED = 48 << 10, 227 << 10
+"""Bytes of shared memory that a block has without asking, and that it can have."""
+SHARED = 64 << 10
+"""What every kernel of Triton needs: more than there is without asking. What compiled ones need, `ahead` says."""
+
 
 def compile_nothing(source: Any, target: Any, options: dict[str, Any]) -> Any:
     """In place of `triton.compiler.compile`: a binary that holds the signature."""
@@ -120,8 +130,20 @@ def compile_nothing(source: Any, target: Any, options: dict[str, Any]) -> Any:
     signature = [kind for kind in source.signature.values() if kind != "constexpr"]
     names = {source.fn.arg_names[place[0]] for place in source.constants}
     assert names == {name for name, kind in source.signature.items() if kind == "constexpr"}, "a constant has no value"
-    metadata = types.SimpleNamespace(name=source.fn.__name__, shared=0, num_warps=options["num_warps"])
+    metadata = types.SimpleNamespace(name=source.fn.__name__, shared=SHARED, num_warps=options["num_warps"])
     return types.SimpleNamespace(metadata=metadata, asm={"cubin": json.dumps(signature).encode()})
+
+
+class Call(NamedTuple):
+    """A launch of a CUDA C kernel; `most_shared` is how much shared memory its blocks may have."""
+
+    name: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    values: tuple[Any, ...]
+    shared: int
+    most_shared: int
+    stream: int
 
 
 class Module:
@@ -130,30 +152,41 @@ class Module:
     def __init__(self, **given: Any) -> None: ...
 
     def get_function(self, name: str) -> Any:
+        import cupy
+
         def kernel(grid: Any, block: Any, values: Any, *, shared_mem: int = 0) -> None:
-            cuda_stand_in.submit("launch", lambda: _calls.append((name, grid, block, values)))
+            most = kernel.max_dynamic_shared_size_bytes  # type: ignore[attr-defined]
+            call = Call(name, grid, block, values, shared_mem, most, cupy.cuda.get_current_stream().ptr)
+            cuda_stand_in.submit("launch", lambda: _calls.append(call))
 
         kernel.kernel = types.SimpleNamespace(ptr=0)  # type: ignore[attr-defined]
+        kernel.max_dynamic_shared_size_bytes = USUAL_SHARED  # type: ignore[attr-defined]
         return kernel
 
 
-_calls: list[tuple[str, Any, Any, Any]] = []
+_calls: list[Call] = []
 
 
-def _wrong_sizes(name: str, grid: tuple[int, ...], block: tuple[int, ...]) -> Iterator[str]:
+def _wrong_form(launch: Any, name: str, most_shared: int, stream: int) -> Iterator[str]:
+    """What is wrong with the form of a launch, whatever its kernel is written in."""
+    grid, block = launch.grid, launch.block
     limits = (2**31 - 1, 65535, 65535)
     if not all(0 < n <= most for n, most in zip(grid, limits, strict=False)):
         yield f"{name}: grid {grid}"
     threads = int(np.prod(block))
     if not 0 < threads <= 1024:
         yield f"{name}: block {block}"
+    if not 0 <= launch.shared <= min(most_shared, MOST_SHARED):
+        yield f"{name}: {launch.shared} bytes of shared memory, may have {most_shared}"
+    if launch.stream != stream:
+        yield f"{name}: on stream {launch.stream}, not on the current one"
 
 
 def _wrong_triton(launch: Launch, stream: int) -> Iterator[str]:
     """What is wrong with a launch of a Triton kernel."""
-    yield from _wrong_sizes(launch.function, launch.grid, launch.block)
-    if launch.stream != stream:
-        yield f"{launch.function}: on stream {launch.stream}, not on the current one"
+    yield from _wrong_form(launch, launch.function, launch.most_shared, stream)
+    if launch.shared != SHARED:
+        yield f"{launch.function}: {launch.shared} bytes of shared memory, needs {SHARED}"
     kinds = json.loads(launch.image)
     if launch.words[len(kinds) : len(kinds) + 2] != (0, 0):
         yield f"{launch.function}: memory for scratch"
@@ -165,12 +198,11 @@ def _wrong_triton(launch: Launch, stream: int) -> Iterator[str]:
             yield f"{launch.function}: argument {position} has more than 32 bits"
 
 
-def _wrong_cuda(call: tuple[str, Any, Any, Any], device: int) -> Iterator[str]:
-    name, grid, block, values = call
-    yield from _wrong_sizes(name, grid, block)
-    for position, value in enumerate(values):
+def _wrong_cuda(call: Call, device: int, stream: int) -> Iterator[str]:
+    yield from _wrong_form(call, call.name, call.most_shared, stream)
+    for position, value in enumerate(call.values):
         if not isinstance(value, (np.generic, np.ndarray)) and value.device.id != device:
-            yield f"{name}: argument {position} is on another device"
+            yield f"{call.name}: argument {position} is on another device"
 
 
 def _on_device(arrays: Any, made_in: Any, dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -232,7 +264,7 @@ def check(recorder: Recorder) -> tuple[dict[str, int], list[str]]:
                     wrong.append(f"{what}: {error!r}")
                     continue
                 found = [w for launch in recorder.launches for w in _wrong_triton(launch, stream.ptr)]
-                found += [w for call in _calls for w in _wrong_cuda(call, 0)]
+                found += [w for call in _calls for w in _wrong_cuda(call, 0, stream.ptr)]
                 # A stream that is being captured takes launches, and copies on the device.
                 found += [f"asks for {kind}" for kind in asked if kind not in ("launch", "elementwise")]
                 launched = len(recorder.launches) + len(_calls)
