@@ -161,15 +161,13 @@ def _digest(array: Array) -> bytes:
     return hashlib.blake2b(data.reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
-_OPERATION, _IN_SINGLE, _RULE = Op.__call__.__code__, Op._in_single.__code__, Node.vjp.__code__
+_OPERATION, _RULE = Op.__call__.__code__, Node.vjp.__code__
 
 
 def _operation() -> list[Array] | None:
     """The arrays of the operation whose forward function is about to run a kernel; None outside operations."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code is not _RULE:
-        if frame.f_code is _IN_SINGLE:
-            return []
         if frame.f_code is _OPERATION:
             return frame.f_locals["arrays"]
         frame = frame.f_back

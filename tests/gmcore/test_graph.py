@@ -118,6 +118,19 @@ def test_each_repetition_draws_anew():
     assert len(set(found)) == 6
 
 
+@emulated
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_kernels_that_store_half_types_write_where_the_program_has_room(dtype):
+    """A graph of two launches, as in float32: neither result is copied from where an operation had put it."""
+    draw = np.random.default_rng(0).standard_normal
+    x, weight = (gmcore.tensor(draw((4, 4), np.float32), dtype=dtype, device="cuda") for _ in range(2))
+    run = gmcore.capture(lambda x: ops.linear(ops.linear(x, weight), weight))
+    found = [run(x) for _ in range(3)]
+    (program,) = run.programs
+    assert [kind for kind, *_ in program._graph._work] == ["launch"] * 2
+    assert len(set(bits(found))) == 1
+
+
 def test_a_graph_that_cannot_be_made_changes_no_parameter(monkeypatch):
     call = GraphProgram._call
 

@@ -275,6 +275,8 @@ COMPILED = [  # cell, direction, dtype, H, way, capability
     ("GRU_BEFORE", "backward", "float32", 64, BLOCK, 90),
     ("GRU_AFTER", "forward", "float64", 512, LAUNCH, 80),
     ("LSTM", "forward", "bfloat16", 1024, LAUNCH, 90),
+    ("LSTM", "backward", "float16", 64, BLOCK, 90),
+    ("GRU_AFTER", "backward", "float64", 128, GRID, 90),
 ]
 STEP = {"forward": 1.96e-6, "backward": 3.1e-6}
 """Seconds of cuDNN for a step of an LSTM of 768 and 16 sequences in bfloat16, by FlashRNN's chart."""

@@ -189,7 +189,10 @@ COMPILED = [
     ("_sequence", "fp32", "gru", 64, 90), ("_step", "fp32", "lstm", 768, 90),
     ("_sequence_backward", "bf16", "lstm", 128, 80), ("_sequence_backward", "bf16", "lstm", 128, 90),
     ("_sequence_backward", "fp32", "lstm", 64, 90), ("_step", "bf16", "lstm", 768, 90),
-    ("_step_backward", "bf16", "lstm", 768, 90),
+    ("_step_backward", "bf16", "lstm", 768, 90), ("_sequence", "fp16", "gru", 128, 90),
+    ("_sequence_backward", "fp16", "lstm", 128, 90), ("_step", "fp16", "lstm", 768, 90),
+    ("_sequence", "fp64", "lstm", 32, 90), ("_step", "fp64", "lstm", 256, 90),
+    ("_step_backward", "fp64", "gru", 256, 90),
 ]  # fmt: skip
 BUDGET = {
     ("_sequence", 80): 145, ("_sequence", 90): 145, ("_sequence_backward", 80): 150, ("_sequence_backward", 90): 180,
@@ -207,7 +210,7 @@ def compiled(name, kind, cell, size, capability):
     from gmkernels.dense.triton import precision
     from gmkernels.recurrent import triton as recurrent
 
-    kernel, itemsize = getattr(recurrent, name), {"bf16": 2, "fp32": 4}[kind]
+    kernel, itemsize = getattr(recurrent, name), {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}[kind]
     constants = {
         "CELL": cell, "GATES": recurrent._GATES[cell], "REVERSE": False, "UNIT": 16 // itemsize, "WIDE": False,
         "PRECISION": precision(itemsize), "PART": "all",
@@ -261,7 +264,7 @@ def test_products_run_on_tensor_cores_without_spills():
         what = f"{name} {kind} {cell} {size} on {capability}: {opcodes}"
         assert spills == 0, what
         assert shared <= SHARED[capability], what
-        assert any(code.startswith(("HMMA", "HGMMA")) for code in opcodes), what
+        assert any(code.startswith(("HMMA", "HGMMA", "DMMA")) for code in opcodes), what
         assert "LDG.E.128" in opcodes or "LDGSTS.E.BYPASS.128" in opcodes, what
         if kind == "bf16" and (name, capability) in BUDGET:
             assert each <= BUDGET[name, capability], (each, what)

@@ -19,6 +19,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
+from copy import copy as shallow_copy
 from typing import Any
 
 import numpy as np
@@ -1089,9 +1090,18 @@ class _Interpreted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if cuda.capturing() is not None:
                 pointers = [a.data_ptr() for a in (*args, *kwargs.values()) if hasattr(a, "data_ptr")]
                 touched = tuple(block for p in pointers if (block := cuda.block_of(p)) is not None)
+                args, kwargs = tuple(map(_pointing, args)), {name: _pointing(a) for name, a in kwargs.items()}
             cuda.submit("launch", lambda: _silently(lambda: launch(executor, *args, **kwargs)), touched)
 
         module.GridExecutor.__call__ = enqueue
+
+
+def _pointing(argument: Any) -> Any:
+    """An argument of Triton's interpreter, without the memory of its array if it is a `gmkernels.launch.Pointer`."""
+    if hasattr(argument, "data_ptr"):
+        argument = shallow_copy(argument)
+        argument.array = _unowned(argument.array)
+    return argument
 
 
 @functools.cache
