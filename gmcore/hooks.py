@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from gmcore.errors import DtypeError, ShapeError
-from gmkernels.arrays import as_array
+from gmkernels.arrays import Array, as_array
 
 if TYPE_CHECKING:
     from gmcore.tensor import Tensor
@@ -61,10 +61,17 @@ class Retain:
         self.tensor = weakref.ref(tensor)
 
     def __call__(self, g: Tensor) -> None:
+        from gmcore.watch import computed  # which needs tensors, and these need hooks
+
         tensor = self.tensor()
         if tensor is not None:
-            total = g._data.copy() if tensor.grad is None else tensor.grad._data + g._data
-            tensor.grad = type(g)(as_array(total))
+            arrays = [g._data] if tensor.grad is None else [tensor.grad._data, g._data]
+            tensor.grad = type(g)(computed(_total, *arrays))
+
+
+def _total(*arrays: Array) -> Array:
+    """The sum of one or two arrays, in new memory."""
+    return arrays[0].copy() if len(arrays) == 1 else as_array(arrays[0] + arrays[1])
 
 
 def register(place: Any, slot: int, hook: Callable[..., Any]) -> RemovableHandle:

@@ -196,6 +196,8 @@ class Recorder(Watch):
         """Why the step cannot be repeated without Python."""
         self.made: list[weakref.ref[Tensor]] = []
         """The tensors of the step, after it those that outlive it and were not returned."""
+        self.left: Any = None
+        """After the step: what it returned, and the gradients that it leaves, with arrays as `Place`."""
         self._counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
         self._starts: list[int] = []
         self._blocks: list[Block] = []
@@ -448,6 +450,7 @@ class Recorder(Watch):
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
+        self.left = self._argument((result, [tensor.grad for tensor in self.tensors.values()]))
 
 
 def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -> list[Array]:
@@ -540,6 +543,24 @@ def difference(first: Recorder, second: Recorder) -> str | None:
                     f"computes (at {b.line}): Python or NumPy made it, or an earlier step did. Give it to the step as "
                     "an argument, compute it with gmcore.ops, or keep it in a leaf that the step writes with copy_"
                 )
+    return _left_differently(first, second)
+
+
+def _left_differently(first: Recorder, second: Recorder) -> str | None:
+    """Why a repetition would not return what the step does, or leave its gradients."""
+    if not _same_values(first.left, second.left):
+        return (
+            "what it returns, or the gradients that it leaves, change from call to call in more than the numbers of "
+            "tensors: a number that varies must be a tensor that the step computes"
+        )
+    for p, q in zip(places(first.left), places(second.left), strict=True):
+        if p.block is None or q.block is None or p.block.start == q.block.start:
+            continue
+        if p.block.kind == "outside" and p.block.digest != q.block.digest:
+            return (
+                f"it returns an array of {q}, or leaves it as a gradient, that changes from step to step and that no "
+                "operation of the step computes: Python or NumPy made it. Compute it with gmcore.ops"
+            )
     return None
 
 

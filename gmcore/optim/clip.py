@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.device import allocating
 from gmcore.errors import ArgumentError
 from gmcore.tensor import Array, Tensor
 from gmcore.watch import computed, is_watched
@@ -61,8 +62,8 @@ def clip_grad_norm_(
     by_dtype: dict[np.dtype[Any], list[Any]] = {}
     for p, g in pairs:
         by_dtype.setdefault(p.dtype, []).append(g)
-    norms = [total_norm(grads, norm_type=norm_type) for grads in by_dtype.values()]
-    norm = total_norm(norms, norm_type=norm_type)  # of the dtypes' norms, as a rule of one
+    norms = [allocating(total_norm, grads, norm_type=norm_type) for grads in by_dtype.values()]
+    norm = allocating(total_norm, norms, norm_type=norm_type)  # of the dtypes' norms, as a rule of one
     if error_if_nonfinite and not math.isfinite(number := Tensor(norm).item()):
         raise ArgumentError(f"clip_grad_norm_: the norm of the gradients is {number}; {_first_nonfinite(pairs)}")
     scale = computed(_scale, norm, max_norm=float(max_norm))

@@ -80,7 +80,7 @@ class EMA:
             by_dtype.setdefault(p.dtype, []).append(name)
         for names in by_dtype.values():
             params = [self._params[name]._data for name in names]
-            average([self.averages[name]._data for name in names], params, decay=self.decay)
+            allocating(average, [self.averages[name]._data for name in names], params, decay=self.decay)
             for name in names:
                 self.averages[name]._written()
         hosted(self._count)

@@ -548,6 +548,40 @@ def test_numbers_that_vary_and_come_from_nowhere_are_refused():
     assert "Give it to the step as an argument" in message
 
 
+def test_results_that_vary_and_that_no_operation_computes_are_refused():
+    counter = itertools.count()
+    refused(lambda x: np.full(1, float(next(counter))), r"returns an array of float64\[1\].* no operation")
+    refused(lambda x: (x * 2.0, next(counter)), "what it returns.* change from call to call")
+    w = gmcore.tensor(np.ones(2), requires_grad=True)
+
+    def leave(x):
+        w.grad = gmcore.Tensor(np.full(2, float(next(counter))))
+        return w * x
+
+    refused(leave, "leaves it as a gradient")
+    constant = gmcore.capture(lambda x: (gmcore.tensor([2.0]), "unchanged", float("nan")))
+    for _ in range(3):
+        result = constant(gmcore.tensor(np.ones(2)))
+    assert constant.programs and result[0].item() == 2.0 and result[1] == "unchanged"
+
+
+def test_a_retained_gradient_is_computed_anew():
+    w = gmcore.tensor(np.ones(2), requires_grad=True)
+
+    @gmcore.capture
+    def step(x):
+        y = w * x
+        y.retain_grad()
+        w.grad = None
+        ops.sum(y * y).backward(retain_graph=True)
+        ops.sum(y).backward()
+        return y.grad
+
+    for i in range(4):
+        np.testing.assert_array_equal(step(gmcore.tensor(np.full(2, float(i)))).numpy(), 2.0 * i + 1.0)
+    assert step.programs
+
+
 def test_state_that_is_not_kept_in_a_leaf_is_refused():
     class Holder:
         h = gmcore.tensor(np.zeros(2))

@@ -349,6 +349,7 @@ NO_ROOM: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "a kernel": (lambda x: ops.linear(x, x), r"linear\(x: float32\[1024, 1024\], .*\(backend '\w+'\): "),
     "a derivative": (lambda x: x.requires_grad_()[0, 0].backward(), r"scatter_add\(x: float32\[\], .*"),
     "an optimiser": (lambda x: Adam([x]).step(), "FusedOptimizer.step: "),
+    "a clipped gradient": (lambda x: clip_grad_norm_([x], 1e-3), "clip_grad_norm_: "),
 }
 
 

@@ -123,7 +123,7 @@ def test_each_repetition_draws_anew():
 def test_kernels_that_store_half_types_write_where_the_program_has_room(dtype):
     """A graph of two launches, as in float32: neither result is copied from where an operation had put it."""
     draw = np.random.default_rng(0).standard_normal
-    x, weight = (gmcore.tensor(draw((4, 4), np.float32), dtype=dtype, device="cuda") for _ in range(2))
+    x, weight = (gmcore.tensor(draw((n, 5), np.float32), dtype=dtype, device="cuda") for n in (3, 5))
     run = gmcore.capture(lambda x: ops.linear(ops.linear(x, weight), weight))
     found = [run(x) for _ in range(3)]
     (program,) = run.programs
