@@ -4,7 +4,7 @@ The array is (outer, K, inner), the samples on the middle axis. Where inner > 1,
 go through the samples together, a vector of columns at a time. Where inner = 1, the vectors lie along the
 samples.
 
-What bounds both kernels is the number of instructions of an exponential. Forward, a column is read once: four
+What bounds both kernels is the number of instructions of an exponential. Forward, a column is read once: eight
 samples at a time raise the highest so far, which costs an exponential, to scale what was summed before, and not
 a second pass (Milakov & Gimelshein, arXiv:1805.02867). The weights are computed where they are used, backward:
 to write and read them would take longer than the exponentials.
@@ -49,6 +49,18 @@ def _fill(x, value):
 
 
 @jitable
+def _copy(x, y):
+    for j in range(x.size):
+        y[j] = x[j]
+
+
+@jitable
+def _accumulate(x, total):
+    for j in range(x.size):
+        total[j] += x[j]
+
+
+@jitable
 def _difference(x, highest):
     """x - highest; 0 where they are equal, be they infinite."""
     return select(x != highest, x - highest, 0.0)
@@ -68,14 +80,17 @@ def _plus_exp(total, x, highest):
 
 
 @jitable
-def _add_four(a, b, c, d, highest, total):
-    """Raise `highest` to what four samples have, and add their exponentials to `total`, which is relative to it."""
+def _add_eight(a, b, c, d, e, f, g, h, highest, total):
+    """Raise `highest` to what eight samples have, and add their exponentials to `total`, which is relative to it."""
     long_loop()
     for j in range(highest.size):
         top = _larger(_larger(_larger(a[j], b[j]), _larger(c[j], d[j])), highest[j])
+        top = _larger(_larger(_larger(e[j], f[j]), _larger(g[j], h[j])), top)
         p, power = exp_factors(_difference(highest[j], top))
         two = _plus_exp(_plus_exp(p * power * total[j], a[j], top), b[j], top)
-        total[j] = _plus_exp(_plus_exp(two, c[j], top), d[j], top)
+        four = _plus_exp(_plus_exp(two, c[j], top), d[j], top)
+        six = _plus_exp(_plus_exp(four, e[j], top), f[j], top)
+        total[j] = _plus_exp(_plus_exp(six, g[j], top), h[j], top)
         highest[j] = top
 
 
@@ -91,31 +106,28 @@ def _add(x, highest, total):
 
 
 @jitable
-def _merge(run_highest, run_total, highest, total):
-    """Add the sums of a run to those in float64."""
+def _lower(total, highest, top):
+    """Make sums of exponentials relative to `highest` relative to `top`."""
     long_loop()
     for j in range(total.size):
-        top = _larger(run_highest[j], highest[j])
-        p, power = exp_factors(_difference(highest[j], top))
-        q, power_of_run = exp_factors(_difference(run_highest[j], top))
-        total[j] = total[j] * (p * power) + run_total[j] * q * power_of_run
-        highest[j] = top
+        p, power = exp_factors(_difference(highest[j], top[j]))
+        total[j] *= p * power
 
 
 @jitable
 def _finish(total, samples, highest, bound, scale):
     """The bound, and what makes weights of exponentials. A NaN among the samples is in the total, not in `highest`."""
     long_loop()
-    log_samples = log(np.float64(samples))
+    log_samples = bound.dtype.type(log(np.float64(samples)))
     for j in range(total.size):
         highest[j] = select(total[j] == total[j], highest[j], np.nan)
-        bound[j] = highest[j] + (log(total[j]) - log_samples)
+        bound[j] = highest[j] + (log(bound.dtype.type(total[j])) - log_samples)
         scale[j] = select(highest[j] == -np.inf, 0.0, 1.0 / total[j])
 
 
 @block_kernel
 def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, most):
-    tops, sums, totals = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype), scratch(_TILE, np.float64)
+    befores, sums, totals = scratch(_TILE, log_w.dtype), scratch(_TILE, log_w.dtype), scratch(_TILE, np.float64)
     per_outer = -(-inner // most)
     tiles = bound.size // inner * per_outer
     for tile in range(block * per_block, min((block + 1) * per_block, tiles)):
@@ -123,21 +135,26 @@ def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, mos
         column = tile % per_outer * most
         width = min(most, inner - column)
         at = outer * inner + column
-        run_top, run_sum, total = part(tops, 0, width), part(sums, 0, width), part(totals, 0, width)
+        before, run_sum, total = part(befores, 0, width), part(sums, 0, width), part(totals, 0, width)
         top = part(highest, at, width)
         _fill(top, -np.inf)
         _fill(total, 0)
         for run in range(0, samples, _RUN):
             start, stop = (outer * samples + run) * inner + column, min(_RUN, samples - run)
-            _fill(run_top, -np.inf)
+            if run:
+                _copy(top, before)
             _fill(run_sum, 0)
-            for k in range(0, stop - 3, 4):
+            for k in range(0, stop - 7, 8):
                 a, b = part(log_w, start + k * inner, width), part(log_w, start + (k + 1) * inner, width)
                 c, d = part(log_w, start + (k + 2) * inner, width), part(log_w, start + (k + 3) * inner, width)
-                _add_four(a, b, c, d, run_top, run_sum)
-            for k in range(stop // 4 * 4, stop):
-                _add(part(log_w, start + k * inner, width), run_top, run_sum)
-            _merge(run_top, run_sum, top, total)
+                e, f = part(log_w, start + (k + 4) * inner, width), part(log_w, start + (k + 5) * inner, width)
+                g, h = part(log_w, start + (k + 6) * inner, width), part(log_w, start + (k + 7) * inner, width)
+                _add_eight(a, b, c, d, e, f, g, h, top, run_sum)
+            for k in range(stop // 8 * 8, stop):
+                _add(part(log_w, start + k * inner, width), top, run_sum)
+            if run:
+                _lower(total, before, top)
+            _accumulate(run_sum, total)
         _finish(total, samples, top, part(bound, at, width), part(scale, at, width))
 
 
