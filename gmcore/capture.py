@@ -11,13 +11,16 @@ The first calls run the step eagerly and record it (`gmcore.recorder`); as soon 
 from __future__ import annotations
 
 import threading
+import types
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+import numpy as np
+
 from gmcore.device import device_of, memory_error
 from gmcore.errors import ArgumentError, CaptureError, DeviceMemoryError, GmcoreError, GraphError, user_line
-from gmcore.tensor import Array, Tensor, _mode, copied
+from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import registry
 from gmkernels.arrays import is_array
 
@@ -76,6 +79,14 @@ class Captured(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<{self._name}, {self.state}>"
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A step that was captured in the body of a class is a method of its objects."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        # A copy, of a model that has it or to another process, records anew: a program is of the memory it was made on.
+        return type(self), (self._step, self._limit, self._fallback)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # Inside a watch or another recording the step is to be seen as it is.
         if self.refusal is not None or type(_mode.get()) is not bool:
@@ -89,11 +100,13 @@ class Captured(Generic[P, R]):
             program = self._programs.get(key)
             if program is not None:
                 if program.holds():
-                    return program.run(arrays)
+                    if program.recorder.fits(arrays):
+                        return program.run(arrays)
+                    self._recordings[key] = [program.recorder]  # to find out whether what is different matters
                 del self._programs[key]
-            return self._record(key, args, kwargs)
+            return self._record(key, arrays, args, kwargs)
 
-    def _record(self, key: Any, args: Any, kwargs: Any) -> R:
+    def _record(self, key: Any, arrays: list[Array], args: Any, kwargs: Any) -> R:
         """Run the step eagerly, and record it."""
         # With Numba or CuPy, which one who captures nothing need not wait for.
         from gmcore.recorder import difference
@@ -105,7 +118,7 @@ class Captured(Generic[P, R]):
             )
             return self._step(*args, **kwargs)
         try:
-            recorder, result = self._recorded(args, kwargs)
+            recorder, result = self._recorded(key, arrays, args, kwargs)
         except MemoryError as error:
             # From here, since the frames of the recording hold all the memory of the step.
             name = f"{self._name}, in a recording by gmcore.capture, which keeps all that the step computes"
@@ -115,6 +128,7 @@ class Captured(Generic[P, R]):
         kind: type[GmcoreError] = CaptureError
         program = None
         if refusal is None and earlier and (refusal := difference(earlier[-1], recorder)) is None:
+            recorder.agree(earlier[-1])
             try:
                 program = _program(recorder, result)
             except (CaptureError, DeviceMemoryError) as error:
@@ -135,24 +149,31 @@ class Captured(Generic[P, R]):
         earlier.append(recorder)
         return result
 
-    def _recorded(self, args: Any, kwargs: Any) -> tuple[Recorder, R]:
+    def _recorded(self, key: Any, arrays: list[Array], args: Any, kwargs: Any) -> tuple[Recorder, R]:
         """Run the step eagerly on copies of its arguments; what it did, and what it returned."""
         from gmcore.recorder import Recorder, mapped
 
         copies: list[Array] = []
+        raw: list[int] = []
 
         def own(value: Any) -> Any:
             if isinstance(value, Tensor) and value.requires_grad:
                 return value
-            array = copied(value._data if isinstance(value, Tensor) else value)
+            array = (value._data if isinstance(value, Tensor) else value).copy(order="K")
+            if isinstance(value, np.ndarray):
+                raw.append(len(copies))
             copies.append(array)
             return Tensor(array) if isinstance(value, Tensor) else array
 
         own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
-        recorder = Recorder(copies)
+        recorder = Recorder(copies, raw, next(iter(self._recordings.get(key, [])[-1:]), None))
         with recorder.recording():
             result = self._step(*own_args, **own_kwargs)
         recorder.finish(result)
+        if recorder.refusal is not None:  # it may be that the step writes into them
+            for array, own_array in zip(arrays, copies, strict=True):
+                if array.tobytes() != own_array.tobytes():
+                    array[...] = own_array
         return recorder, result
 
     def _refuse(self, reason: str, kind: type[GmcoreError]) -> None:
@@ -183,7 +204,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         array = value._data
         if value._edge is None:
             arrays.append(array)
-            return ("tensor", array.shape, array.dtype, device_of(array))
+            return ("tensor", array.shape, _axes(array), array.dtype, device_of(array))
         if not value.is_leaf:
             raise GraphError(
                 "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
@@ -192,16 +213,23 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         return _Same(value)
     if is_array(value):
         arrays.append(value)
-        return ("array", value.shape, value.dtype, device_of(value))
+        return ("array", value.shape, _axes(value), value.dtype, device_of(value))
     if isinstance(value, (tuple, list)):
         return (type(value), *[_signature(part, arrays) for part in value])
     if isinstance(value, dict):
-        return (dict, *[(name, _signature(part, arrays)) for name, part in value.items()])
+        return (type(value), *[(name, _signature(part, arrays)) for name, part in value.items()])
     try:
         hash(value)
     except TypeError:
         return _Same(value)
-    return (type(value), value)
+    return (type(value), value, value.hex() if type(value) is float else "")  # 0.0 == -0.0
+
+
+def _axes(array: Array) -> tuple[int, ...] | None:
+    """The axes by how far apart in memory their elements lie, in which order sums are taken; None in C order."""
+    if array.flags.c_contiguous:
+        return None
+    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
 
 
 class _Same:
@@ -220,7 +248,7 @@ class _Same:
 def _described(signature: Any) -> str:
     """The arrays and numbers of a signature."""
     if isinstance(signature, tuple) and signature and signature[0] in ("tensor", "array"):
-        return f"{signature[2]}{list(signature[1])}"
+        return f"{signature[3]}{list(signature[1])}"
     if isinstance(signature, tuple):
         parts = [_described(part) for part in signature if not isinstance(part, type)]
         return ", ".join(part for part in parts if part)
@@ -254,11 +282,16 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     Notes
     -----
     The step runs eagerly, and as it is, until two runs of it have been the same, as a rule twice; then repetitions give
-    the same bits as eager steps. Read from memory at each repetition are the arguments, the parameters and the
-    buffers; hyperparameters of the optimisers (also what a schedule changes); random draws, each a fresh one of its
-    generator. Frozen are Python numbers inside the step, the branches it took, and the training flags of modules.
-    ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again. Where memory that
-    the program knows was exchanged (another state loaded into an optimiser), the step is recorded anew.
+    the same bits as eager steps. Read from memory at each repetition are the arguments, of which it has copies, the
+    parameters and the buffers; hyperparameters of the optimisers (also what a schedule changes); random draws, each a
+    fresh one of its generator. Frozen are Python numbers inside the step, the branches it took, and which arrays,
+    tensors and generators it found in variables and attributes. Arrays of NumPy among the arguments, and what NumPy
+    computes of them, it sees only when they come to operations: give tensors to a step that looks at its arguments.
+    ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again.
+
+    The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
+    parameter, what a module consists of, its training flag and its hooks, what is frozen, the groups and the state of
+    an optimiser, whether there was a gradient before, numbers outside that Python looked at.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 

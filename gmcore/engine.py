@@ -29,8 +29,8 @@ from gmcore.tensor import (
     no_grad,
     set_grad_enabled,
 )
-from gmcore.watch import computed
-from gmkernels.arrays import as_array, is_array
+from gmcore.watch import computed, computed_tensor
+from gmkernels.arrays import is_array
 
 _NOTHING: frozenset[Any] = frozenset()
 
@@ -182,8 +182,7 @@ def _sweep(
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
     """a + b in new memory, off the tape."""
-    total = computed(np.add, a._data, b._data)
-    return Tensor(as_array(total))
+    return computed_tensor(np.add, a._data, b._data)
 
 
 def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
@@ -213,7 +212,7 @@ def _accumulate(found: Sums, start: Tensor) -> None:
             array = g._data
             owner = array if array.base is None else array.base
             if id(owner) in taken or (owner is not array and not array.flags.c_contiguous) or node.hooks:
-                g = Tensor(computed(copied, array))
+                g = computed_tensor(copied, array)
             taken.add(id(owner))
             leaf.grad = g
         if node.accumulated is not None:

@@ -61,12 +61,12 @@ class Retain:
         self.tensor = weakref.ref(tensor)
 
     def __call__(self, g: Tensor) -> None:
-        from gmcore.watch import computed  # which needs tensors, and these need hooks
+        from gmcore.watch import computed_tensor  # which needs tensors, and these need hooks
 
         tensor = self.tensor()
         if tensor is not None:
             arrays = [g._data] if tensor.grad is None else [tensor.grad._data, g._data]
-            tensor.grad = type(g)(computed(_total, *arrays))
+            tensor.grad = computed_tensor(_total, *arrays)
 
 
 def _total(*arrays: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.errors import CaptureError
 from gmcore.op import Op
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
 from gmcore.tensor import Array, Tensor, copied
@@ -45,8 +46,9 @@ class Program:
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self.recorder = recorder
-        self._result = mapped(result, self._returned)
-        self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in recorder.tensors.values()]
+        self._result = mapped(result, self._returned, returned=True)
+        changed = [t for name, t in recorder.tensors.items() if name not in recorder.unchanged]
+        self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in changed]
         kept = {place.block for place in places((self._result, [place for _, place in self._gradients]))}
         self.instructions = self._wanted(_needed(recorder.instructions, kept))
         self.stages = _staged(self.instructions, list(map(self._launches, self.instructions)))
@@ -57,7 +59,9 @@ class Program:
         self._prepare()
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
         self._counters = [t._counter() for t in recorder.written]
-        self._final = [(t, Tensor(self.array(g)) if isinstance(g, Place) else g) for t, g in self._gradients]
+        given: set[int] = set()
+        mapped(result, lambda part: given.add(id(part)), returned=True)
+        self._final = [(t, self._left(t, g, given) if isinstance(g, Place) else g) for t, g in self._gradients]
         self._results = {place: self.array(place) for place in places(self._result)}
 
     @property
@@ -74,6 +78,17 @@ class Program:
             return value
         place.wraps = isinstance(value, Tensor)
         return place
+
+    def _left(self, leaf: Tensor, place: Place, given: set[int]) -> Tensor:
+        """The gradient of a leaf, in memory that each repetition writes: the tensor that the step has left there, which
+        others may know, unless that was given to the caller."""
+        array, gradient = self.array(place), leaf.grad
+        assert gradient is not None
+        if id(gradient) in given:
+            return Tensor(array)
+        array[...] = gradient._data
+        gradient._data = array
+        return gradient
 
     def _allocate(self) -> None:
         self._arena = _aligned(self.size)
@@ -105,7 +120,7 @@ class Program:
             counter[0] += 1
         for leaf, gradient in self._final:
             leaf.grad = gradient
-        return mapped(self._result, self._copy)
+        return mapped(self._result, self._copy, returned=True)
 
     def _prepare(self) -> None:
         """Make what `_repeat` needs, once the memory is there."""
@@ -203,19 +218,26 @@ class Program:
         if isinstance(call, Op):
             if isinstance(call.forward, np.ufunc):
                 return functools.partial(call.forward, *inputs, out=outputs[0])
-            return functools.partial(_store, functools.partial(call.compute, inputs, attrs), outputs)
+            return functools.partial(_store, instruction, functools.partial(call.compute, inputs, attrs), outputs)
         function = functools.partial(call, *inputs, **attrs)
         if "out" in attrs or not outputs:
             return function
-        return functools.partial(_store, function, outputs)
+        return functools.partial(_store, instruction, function, outputs)
 
 
-def _store(function: Callable[[], Any], outputs: Sequence[Array | None]) -> None:
+def _store(instruction: Instruction, function: Callable[[], Any], outputs: Sequence[Array | None]) -> None:
     """Write what a function gives into the program's memory."""
     results = function()
     for out, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
-        if out is not None:
-            out[...] = result
+        if out is None:
+            continue
+        if np.shape(result) != out.shape:
+            raise CaptureError(
+                f"{instruction.name} (at {instruction.line}) gave the shape {out.shape} when the step was "
+                f"recorded, and {np.shape(result)} now: shapes that numbers decide, as where a mask chooses elements, "
+                "cannot be repeated. Weight the elements instead (gmcore.ops.where), or run the step eagerly"
+            )
+        out[...] = result
 
 
 def _aligned(size: int) -> Array:
@@ -286,7 +308,7 @@ def _planned(
     """Offsets of the blocks, and the size of the whole: largest first, each as low as fits beside those alive with it.
 
     An elementwise NumPy function whose input is used for the last time, and by nobody else in that stage, writes its
-    result there.
+    result there; not where it reads another view of that memory too, of which it would overwrite what it needs later.
     """
     spans = dict(lifetimes)
     home: dict[Block, Block] = {block: block for block in spans}
@@ -302,7 +324,8 @@ def _planned(
                     for other, (first, last) in zip(instructions, stages, strict=True)
                     if first <= stage <= last and any(p.block in home and home[p.block] is taken for p in other.reads)
                 ]
-                alone = here == [instruction]
+                views = [p for p in instruction.reads if p.block in home and home[p.block] is taken]
+                alone = here == [instruction] and all(p.key[2:] == out.key[2:] for p in views)
                 if alone and taken.size == out.block.size and spans[taken][1] == spans[out.block][0] == stage:
                     home[out.block] = taken
                     spans[taken] = (spans[taken][0], spans.pop(out.block)[1])

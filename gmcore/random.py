@@ -16,7 +16,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, GraphError
 from gmcore.tensor import Tensor
-from gmcore.watch import computed, hosted
+from gmcore.watch import computed_tensor, hosted, unrepeatable
 
 _WORD = 1 << 64
 
@@ -34,7 +34,10 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.manual_seed(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
+        if seed is None:
+            self._seed, self._draw = int.from_bytes(os.urandom(8), "little"), 0
+        else:
+            self.manual_seed(seed)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of a seed at its first draw.
@@ -57,6 +60,10 @@ class Generator:
             raise ArgumentError(f"a seed is an integer, got {seed!r}") from None
         if not 0 <= seed < _WORD:
             raise ArgumentError(f"a seed is an integer in 0..2**64 - 1, got {seed}")
+        unrepeatable(
+            "it seeds a generator, or sets its state, and a repetition draws on: make the generator once, outside, and "
+            "seed it between the calls"
+        )
         self._seed, self._draw = seed, 0
         return self
 
@@ -149,7 +156,7 @@ def shift_key(key: Tensor, elements: int) -> Tensor:
     A call on a part of an array, with the key shifted to where the part begins in C order, draws the numbers that
     one call on the whole would have drawn there. Chunks and shards therefore agree with the undivided call.
     """
-    return Tensor(computed(np.add, key._data, np.array((0, 0, elements), np.uint64)))
+    return computed_tensor(np.add, key._data, np.array((0, 0, elements), np.uint64))
 
 
 _default: ContextVar[Generator] = ContextVar("gmcore.generator")

@@ -9,6 +9,8 @@ no address means two things.
 from __future__ import annotations
 
 import bisect
+import copy
+import dataclasses
 import functools
 import hashlib
 import sys
@@ -47,7 +49,7 @@ class Block:
     gpu: int | None
     """Number of the GPU in whose memory it is; None in the CPU's."""
     digest: bytes | None = None
-    """Of the numbers in memory outside, when the step first saw it."""
+    """Of the numbers in memory outside, and in an argument, when the step first saw it; None if it was written then."""
 
     @property
     def on_gpu(self) -> bool:
@@ -124,27 +126,37 @@ class Instruction:
         return [place for place in self.outputs if place is not None]
 
 
-def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+def mapped(value: Any, function: Callable[[Any], Any], returned: bool = False) -> Any:
     """`value` with `function` applied to the arrays, tensors and places in it, however deep in tuples, lists, dicts and
-    slices."""
+    slices; in what a step has `returned` in dataclasses too, which as arguments may be state that the step changes."""
     if isinstance(value, (np.ndarray, Tensor, Place)) or is_array(value):
         return function(value)
     if isinstance(value, tuple):
-        parts = [mapped(part, function) for part in value]
+        parts = [mapped(part, function, returned) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
-        return [mapped(part, function) for part in value]
+        return [mapped(part, function, returned) for part in value]
     if isinstance(value, dict):
-        return {name: mapped(part, function) for name, part in value.items()}
+        named = {name: mapped(part, function, returned) for name, part in value.items()}
+        if type(value) is dict:
+            return named
+        other = copy.copy(value)  # such as an OrderedDict
+        other.update(named)
+        return other
     if isinstance(value, slice):
-        return slice(*[mapped(part, function) for part in (value.start, value.stop, value.step)])
+        return slice(*[mapped(part, function, returned) for part in (value.start, value.stop, value.step)])
+    if returned and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(changed, field.name, mapped(getattr(value, field.name), function, returned))
+        return changed
     return value
 
 
 def places(value: Any) -> list[Place]:
     """The places in `value`, in order."""
     found: list[Place] = []
-    mapped(value, lambda part: found.append(part) if isinstance(part, Place) else None)
+    mapped(value, lambda part: found.append(part) if isinstance(part, Place) else part, returned=True)
     return found
 
 
@@ -174,15 +186,44 @@ def _operation() -> list[Array] | None:
     return None
 
 
+def _standing(tensor: Tensor) -> tuple[Any, ...]:
+    """Whether a leaf requires a gradient, and its hooks."""
+    if tensor._edge is None:
+        return False, ()
+    leaf = tensor._edge[0]
+    return True, (*(leaf.hooks or ()), *(leaf.accumulated or ()))
+
+
+def _has_gradient(tensor: Tensor, gradient: Tensor, array: Array) -> bool:
+    return tensor.grad is gradient and gradient._data is array
+
+
+class _Unchanged:
+    """Whether a tensor that Python has looked at still holds the same numbers."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._array = tensor, tensor._data
+        self._content = self._now()
+
+    def _now(self) -> Any:
+        # Numbers on a GPU would have to be waited for.
+        return self._tensor.version if on_gpu(self._array) else self._array.tobytes()
+
+    def holds(self) -> bool:
+        return self._tensor._data is self._array and self._now() == self._content
+
+
 class Recorder(Watch):
     """Watches one eager run of a step.
 
     Parameters
     ----------
     arguments : the arrays that the step is given, and that differ from call to call.
+    raw : numbers of those that are NumPy's own, and can be looked at without notice.
+    earlier : an earlier recording, which knows what to look at before the step runs.
     """
 
-    def __init__(self, arguments: Sequence[Array]) -> None:
+    def __init__(self, arguments: Sequence[Array], raw: Sequence[int] = (), earlier: Recorder | None = None) -> None:
         self.instructions: list[Instruction] = []
         self.hosts: list[tuple[Callable[[], Any], Place | None]] = []
         """What Python tells the step, in order, and the memory it writes."""
@@ -198,6 +239,16 @@ class Recorder(Watch):
         """The tensors of the step, after it those that outlive it and were not returned."""
         self.left: Any = None
         """After the step: what it returned, and the gradients that it leaves, with arrays as `Place`."""
+        self.circumstances: dict[tuple[int, str], Any] = {}
+        """What was so before the step and may decide what it does, by what it is said of."""
+        self.free: set[tuple[int, str]] = set()
+        """Those of the circumstances that were different in another recording of the same step."""
+        self.unchanged: set[int] = set()
+        """Of `tensors` those, by id, whose gradient the step has left as it was."""
+        self._entered = {} if earlier is None else {id(t): (t.grad, _standing(t)) for t in earlier.tensors.values()}
+        self._before = {} if earlier is None else earlier.digests()
+        for i in raw:
+            self.circumstances[i, "array"] = arguments[i].tobytes()
         self._counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
         self._starts: list[int] = []
         self._blocks: list[Block] = []
@@ -206,6 +257,11 @@ class Recorder(Watch):
         self._kernel: tuple[Array, Instruction] | None = None
         """What an operation that has not ended has run: its first output, and the call."""
         self.arguments = [self.place(a, "argument") for a in arguments]
+
+    def digests(self) -> dict[tuple[int, int], bytes]:
+        """Of the numbers that are now in each piece of memory outside, by its start and size."""
+        outside = [block for block in self._blocks if block.kind == "outside"]
+        return {(block.start, block.size): _digest(block.array) for block in outside}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -219,13 +275,15 @@ class Recorder(Watch):
         return {block.gpu for block in self._blocks if block.gpu is not None}
 
     # -- memory ----------------------------------------------------------------------------------------------
-    def _new_block(self, kind: str, array: Array) -> Block:
+    def _new_block(self, kind: str, array: Array, written: bool = False) -> Block:
         owner = _owner(array)
         start, end = byte_bounds(owner)
         gpu = owner.device.id if on_gpu(owner) else None
         block = Block(kind, self._counts[kind], owner, start, end - start, gpu)
-        if kind == "outside":
+        if kind in ("outside", "argument") and not written:
             block.digest = _digest(owner)
+            if kind == "outside" and self._before.get((start, block.size), block.digest) != block.digest:
+                self.unrepeatable("Python or NumPy writes into an array that an operation then reads; use copy_")
         self._counts[kind] += 1
         at = bisect.bisect(self._starts, start)
         self._starts.insert(at, start)
@@ -252,9 +310,9 @@ class Recorder(Watch):
             found = Place(self._new_block(kind, array), array)
         return found
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: Any, returned: bool = False) -> Any:
         """`value` with its arrays as places."""
-        return mapped(value, lambda part: self.place(part._data if isinstance(part, Tensor) else part))
+        return mapped(value, lambda part: self.place(part._data if isinstance(part, Tensor) else part), returned)
 
     # -- what the engine tells -------------------------------------------------------------------------------
     def call(self, call: Call) -> None:
@@ -285,6 +343,9 @@ class Recorder(Watch):
         results: tuple[Array, ...],
         line: str,
     ) -> None:
+        into = attrs.get("out")
+        if into is not None and self.known(into) is None:
+            self._new_block("outside", into, written=True)
         given = self._argument(inputs)
         options = self._argument(dict(attrs))
         into = options.get("out")
@@ -308,23 +369,26 @@ class Recorder(Watch):
     def derived(self, tensor: Tensor) -> None:
         self.made.append(weakref.ref(tensor))
 
+    def unrepeatable(self, reason: str) -> None:
+        self.refusal = self.refusal or f"{reason} (at {user_line(models=True)})"
+
     def wrote(self, tensor: Tensor) -> None:
         self._use(tensor)
         if not any(t is tensor for t in self.written):
             self.written.append(tensor)
 
-    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None) -> None:
         for tensor in tensors:
             self._use(tensor)
-        self.conditions.append(holds)
+        if holds is not None:
+            self.conditions.append(holds)
 
     def _use(self, tensor: Tensor) -> None:
         """Keep a tensor outside: its memory may be exchanged, and its gradient is what a step leaves."""
         if tensor.is_leaf and id(tensor) not in self.tensors:
             found = self.known(tensor._data)
-            if tensor.requires_grad or (
-                found is not None and found.block is not None and found.block.kind == "outside"
-            ):
+            block = None if found is None else found.block
+            if tensor.requires_grad if block is None else block.kind == "outside":
                 self.tensors[id(tensor)] = tensor
 
     # -- kernels ---------------------------------------------------------------------------------------------
@@ -426,6 +490,21 @@ class Recorder(Watch):
         return moved
 
     # -- the end ---------------------------------------------------------------------------------------------
+    def fits(self, arguments: Sequence[Array]) -> bool:
+        """Whether all is as it was before the step, as far as no other recording shows that it does not matter."""
+        for key, value in self.circumstances.items():
+            if key in self.free:
+                continue
+            name, what = key
+            if what == "array":
+                now: Any = arguments[name].tobytes()
+            else:
+                tensor = self.tensors[name]
+                now = _standing(tensor) if what == "standing" else tensor.grad is not None
+            if now != value:
+                return False
+        return True
+
     def finish(self, result: Any) -> None:
         """After the step, which has returned `result`, in the context that called it."""
         for function, _ in self.hosts:
@@ -434,23 +513,74 @@ class Recorder(Watch):
                 self.conditions.append(functools.partial(is_default, generator))
                 break
         keep = {id(t.grad) for t in self.tensors.values() if t.grad is not None}
-        mapped(result, lambda part: keep.add(id(part)))
+        mapped(result, lambda part: keep.add(id(part)), returned=True)
         self.made = [each for each in self.made if (t := each()) is not None and id(t) not in keep]
         written = {place.block for instruction in self.instructions for place in instruction.writes}
         for tensor, line in self._looked_at:
             found = self.known(tensor._data)
-            if (
-                found is not None
-                and found.block is not None
-                and (found.block.kind != "outside" or found.block in written)
-            ):
+            if found is None or found.block is None or (found.block.kind == "outside" and found.block not in written):
+                self.conditions.append(_Unchanged(tensor).holds)
+            else:
                 self.refusal = self.refusal or (
                     f"Python looks at numbers that change from step to step (at {line}). What follows from them would "
                     "be repeated as it was in the first step: keep them in tensors (gmcore.ops.where chooses by "
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
-        self.left = self._argument((result, [tensor.grad for tensor in self.tensors.values()]))
+        for block in self._blocks:
+            if block.kind == "argument" and block in written:
+                self.refusal = self.refusal or (
+                    "it writes into an argument, of which a repetition has a copy: state that a step keeps lies in a "
+                    "tensor that it does not get as an argument"
+                )
+            elif block.digest is not None and block not in written and _digest(block.array) != block.digest:
+                self.refusal = self.refusal or (
+                    f"Python or NumPy writes into {'an argument' if block.kind == 'argument' else 'an array'} of "
+                    f"{block.size} bytes that operations read too: compute with gmcore.ops, or write with copy_"
+                )
+        self._circumstances(written)
+        gradients = {id(t): None if id(t) in self.unchanged else t.grad for t in self.tensors.values()}
+        self.left = self._argument(result, returned=True), self._argument(list(gradients.values()))
+
+    def _circumstances(self, written: set[Block | None]) -> None:
+        """What was so before the step, as far as that is known, and what it has left of it."""
+        read = {place.block for instruction in self.instructions for place in instruction.reads}
+        for name, tensor in self.tensors.items():
+            if name not in self._entered:
+                continue
+            gradient, standing = self._entered[name]
+            if tensor.grad is gradient:
+                self.unchanged.add(name)
+            self.circumstances[name, "gradient"] = gradient is not None
+            self.circumstances[name, "standing"] = standing
+            if gradient is None or (found := self.known(gradient._data)) is None:
+                continue
+            if found.block is not None and found.block.kind == "outside" and found.block in read:
+                self.conditions.append(functools.partial(_has_gradient, tensor, gradient, gradient._data))
+
+    def agree(self, first: Recorder) -> None:
+        """Take over what an earlier recording of the same step tells of it."""
+        self.free = first.free | {
+            key
+            for key, value in self.circumstances.items()
+            if key in first.circumstances and first.circumstances[key] != value
+        }
+        # Where there was no gradient before and is none after, another recording tells whether the step clears it.
+        self.unchanged -= {name for name in self.unchanged if self._leaves_none(name) and first.clears(name)}
+
+    def _leaves_none(self, name: int) -> bool:
+        return name in self.unchanged and not self.circumstances[name, "gradient"]
+
+    def clears(self, name: int) -> bool:
+        return (name, "gradient") in self.circumstances and name not in self.unchanged
+
+    def changes_differently(self, first: Recorder) -> bool:
+        """Whether this recording leaves a gradient as it was, that another one changes, or the reverse."""
+        return any(
+            (name in self.unchanged) != (name in first.unchanged)
+            for name in self.tensors
+            if all((name, "gradient") in each.circumstances and not each._leaves_none(name) for each in (self, first))
+        )
 
 
 def _allocated(spec: KernelSpec, plan: registry.Plan, layout: registry.Layout) -> list[Array]:
@@ -548,12 +678,22 @@ def difference(first: Recorder, second: Recorder) -> str | None:
 
 def _left_differently(first: Recorder, second: Recorder) -> str | None:
     """Why a repetition would not return what the step does, or leave its gradients."""
-    if not _same_values(first.left, second.left):
+    if second.changes_differently(first):
+        return "it leaves a gradient as it was in some calls and changes it in others"
+    kept = [a in first.unchanged or b in second.unchanged for a, b in zip(first.tensors, second.tensors, strict=False)]
+    (result, gradients), (result_now, gradients_now) = [
+        (each.left[0], [None if keep else g for keep, g in zip(kept, each.left[1], strict=False)])
+        for each in (first, second)
+    ]
+    if (other := _differing(result, result_now)) is not None:
         return (
-            "what it returns, or the gradients that it leaves, change from call to call in more than the numbers of "
-            "tensors: a number that varies must be a tensor that the step computes"
+            f"what it returns changes from call to call in more than the numbers of tensors: {other}. It may return "
+            "tensors, arrays and what stays the same, in tuples, lists, dicts and dataclasses"
         )
-    for p, q in zip(places(first.left), places(second.left), strict=True):
+    if (other := _differing(gradients, gradients_now)) is not None:
+        return f"the gradients that it leaves change from call to call in more than their numbers: {other}"
+    left = places((result, gradients)), places((result_now, gradients_now))
+    for p, q in zip(*left, strict=True):
         if p.block is None or q.block is None or p.block.start == q.block.start:
             continue
         if p.block.kind == "outside" and p.block.digest != q.block.digest:
@@ -562,6 +702,25 @@ def _left_differently(first: Recorder, second: Recorder) -> str | None:
                 "operation of the step computes: Python or NumPy made it. Compute it with gmcore.ops"
             )
     return None
+
+
+def _differing(a: Any, b: Any) -> str | None:
+    """Where two values are not the same but for numbers in memory, in words."""
+    if type(a) is type(b) and not isinstance(a, Place):
+        parts: Any = None
+        if isinstance(a, (tuple, list)) and len(a) == len(b):
+            parts = zip(a, b, strict=True)
+        elif isinstance(a, dict) and a.keys() == b.keys():
+            parts = [(a[name], b[name]) for name in a]
+        elif dataclasses.is_dataclass(a) and not isinstance(a, type):
+            parts = [[getattr(each, field.name) for each in (a, b)] for field in dataclasses.fields(a)]
+        if parts is not None:
+            return next((found for pair in parts if (found := _differing(*pair)) is not None), None)
+    return None if _same_values(a, b) else f"{_named(a)}, then {_named(b)}"
+
+
+def _named(value: Any) -> str:
+    return f"a new {type(value).__name__}" if type(value).__repr__ is object.__repr__ else f"{value}"[:60]
 
 
 def _unbound(function: Any) -> Any:

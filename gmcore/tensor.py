@@ -289,6 +289,9 @@ class Tensor:
             )
         data = self._read()
         if writable:
+            mode = _mode.get()
+            if type(mode) is not bool:
+                mode.tell("unrepeatable", "it takes the memory of a tensor to write into it; use copy_")
             self._written()
             return data
         view = data.view()
@@ -778,7 +781,11 @@ def tensor(x: Any, dtype: Any = None, device: str | None = None, requires_grad: 
         x = x._data
     dtype = None if dtype is None else as_dtype(dtype)
     data = _named(_computed, _numbers, x, dtype)
-    return Tensor(data if device is None else put(data, device), requires_grad)
+    out = Tensor(data if device is None else put(data, device), requires_grad)
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("derived", out)
+    return out
 
 
 def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> Array:

@@ -16,6 +16,7 @@ from gmcore.device import memory_error
 from gmcore.errors import user_line
 from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import KernelSpec, select
+from gmkernels.arrays import as_array
 
 if TYPE_CHECKING:
     from gmcore.op import Edge, Node, Op
@@ -77,13 +78,16 @@ class Watch:
         """Python code was given the numbers in a tensor."""
 
     def derived(self, tensor: Tensor) -> None:
-        """A tensor was made that shares the memory of another one."""
+        """A tensor was made, outside operations, of memory that is another's or that `computed` gave."""
 
     def wrote(self, tensor: Tensor) -> None:
         """The memory of a tensor was written."""
 
-    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
-        """The memory of these tensors was used, and what is done with it is the same as long as ``holds()``."""
+    def unrepeatable(self, reason: str) -> None:
+        """Python code did what a captured step cannot repeat."""
+
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None) -> None:
+        """These tensors were used, and what is done with them is the same as long as ``holds()``."""
 
 
 class Watched:
@@ -221,8 +225,28 @@ def hosted(function: Callable[[], Any]) -> Any:
     return result
 
 
-def relies(tensors: Sequence[Tensor], holds: Callable[[], bool]) -> None:
-    """Tell that the memory of these tensors comes next, and for how long a captured step may go on as it was recorded.
+def computed_tensor(function: Callable[..., Any], *arrays: Array, **options: Any) -> Tensor:
+    """The array of `computed` as a tensor."""
+    return derived(Tensor(as_array(computed(function, *arrays, **options))))
+
+
+def derived(tensor: Tensor) -> Tensor:
+    """Tell of a tensor that no operation has made; returns it."""
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("derived", tensor)
+    return tensor
+
+
+def unrepeatable(reason: str) -> None:
+    """Tell that Python did what a captured step cannot repeat; `reason` goes on from "cannot be repeated: "."""
+    mode = _mode.get()
+    if type(mode) is not bool:
+        mode.tell("unrepeatable", reason)
+
+
+def relies(tensors: Sequence[Tensor], holds: Callable[[], bool] | None = None) -> None:
+    """Tell that these tensors, or their gradients, come next, and for how long a captured step may go on as recorded.
 
     A captured step asks ``holds()`` before each repetition, and is recorded anew where that is false.
     """

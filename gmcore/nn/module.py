@@ -16,6 +16,7 @@ from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
 from gmcore.tensor import Array, Tensor, is_floating
+from gmcore.watch import is_watched, relies
 from gmkernels.arrays import is_array
 
 
@@ -69,6 +70,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_watched():
+            relies((), _AsItIs(self).holds)
         if not self._forward_hooks and not self._forward_pre_hooks and not self._backward_hooks:
             return self.forward(*args, **kwargs)
         for hook, with_kwargs in list(self._forward_pre_hooks.values()):
@@ -442,6 +445,7 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the parameters here and below; or make them zeros."""
+        relies(list(self.parameters()))
         for parameter in self.parameters():
             if set_to_none or parameter.grad is None:
                 parameter.grad = None
@@ -476,6 +480,32 @@ def _join(prefix: str, name: str) -> str:
 
 def _array(value: Any) -> Array:
     return value._data if isinstance(value, Tensor) else value if is_array(value) else np.asarray(value)
+
+
+class _AsItIs:
+    """What decides what calling a module does, besides numbers in memory: a captured step relies on it."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._training = module.training
+        self._hooks = self._now()
+        self._parts = [
+            (name, value)
+            for name, value in vars(module).items()
+            if name in module._buffers or isinstance(value, (Parameter, Module))
+        ]
+
+    def _now(self) -> tuple[Any, ...] | None:
+        hooks = self._module._forward_pre_hooks, self._module._forward_hooks, self._module._backward_hooks
+        return tuple(map(tuple, hooks)) if any(hooks) else None
+
+    def holds(self) -> bool:
+        values = vars(self._module)
+        return (
+            self._module.training is self._training
+            and all([values.get(name) is value for name, value in self._parts])
+            and self._now() == self._hooks
+        )
 
 
 def is_hooked(module: Module) -> bool:

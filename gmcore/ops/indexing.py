@@ -19,7 +19,7 @@ from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import cast, real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor, is_floating
-from gmcore.watch import computed
+from gmcore.watch import computed, computed_tensor
 from gmkernels.arrays import is_array, namespace, on_gpu
 from gmkernels.indexing import spec
 from gmkernels.indexing.reference import add_at as add_rows
@@ -521,7 +521,7 @@ def one_hot(x: Any, num_classes: int = -1) -> Tensor:
     classes = num_classes
     if num_classes == -1:
         classes = int(x._read().max()) + 1 if x.size else 0
-    return Tensor(computed(_one_hot, x._data, classes=classes))
+    return computed_tensor(_one_hot, x._data, classes=classes)
 
 
 def _one_hot(x: np.ndarray, classes: int) -> np.ndarray:

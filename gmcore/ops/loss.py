@@ -41,7 +41,7 @@ from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.tensor import Tensor, as_tensor, is_floating
-from gmcore.watch import computed
+from gmcore.watch import computed, computed_tensor
 from gmkernels.arrays import namespace, on_gpu
 from gmkernels.softmax import spec
 
@@ -514,7 +514,7 @@ def multi_margin_loss(
     weight = _class_weight(name, weight, classes, input)
     index, _ = _indices(name, target, input, shape, classes)
     excess = relu(margin - expand_dims(_pick(rows, index), 1) + rows)
-    others = Tensor(computed(_other_classes, index, classes=classes))
+    others = computed_tensor(_other_classes, index, classes=classes)
     loss = sum(where(others, excess if p == 1 else excess * excess, 0.0), axis=1) * (1.0 / max(classes, 1))
     if weight is not None:
         loss = loss * weight[index]

@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.device import allocating
 from gmcore.errors import ArgumentError
 from gmcore.tensor import Array, Tensor
-from gmcore.watch import computed, is_watched
+from gmcore.watch import computed, computed_tensor, is_watched
 from gmkernels import total_norm
 from gmkernels.arrays import as_array, on_gpu
 
@@ -71,8 +71,9 @@ def clip_grad_norm_(
     # gradient that is short enough is scaled by 1.
     if is_watched() or on_gpu(scale) or scale != 1.0:
         for p, g in pairs:
-            p.grad = Tensor(computed(_scaled, g, scale))
-    return Tensor(computed(_rounded, norm, dtype=np.result_type(*by_dtype) if by_dtype else np.dtype(np.float32)))
+            p.grad = computed_tensor(_scaled, g, scale)
+    dtype = np.result_type(*by_dtype) if by_dtype else np.dtype(np.float32)
+    return computed_tensor(_rounded, norm, dtype=dtype)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -95,7 +96,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     _check("clip_grad_value_", "clip_value", clip_value, foreach)
     for p, g in _with_gradients("clip_grad_value_", parameters):
         bound = p.dtype.type(clip_value)
-        p.grad = Tensor(computed(_limited, g, bound=bound))
+        p.grad = computed_tensor(_limited, g, bound=bound)
 
 
 def _scale(norm: Array, max_norm: float) -> Array:

@@ -13,8 +13,9 @@ from gmcore.device import allocating
 from gmcore.errors import ArgumentError, CheckpointError
 from gmcore.tensor import Tensor, copied, is_floating, on_host
 from gmcore.watch import hosted
-from gmkernels import average
 from gmkernels.arrays import namespace
+from gmkernels.optim import spec
+from gmkernels.registry import run
 
 if TYPE_CHECKING:
     from gmcore.nn import Module
@@ -75,18 +76,23 @@ class EMA:
 
     def update(self) -> None:
         """Move the averages towards the parameters as they are now."""
+        decay = hosted(self._next_decay)
         by_dtype: dict[np.dtype[Any], list[str]] = {}
         for name, p in self._params.items():
             by_dtype.setdefault(p.dtype, []).append(name)
         for names in by_dtype.values():
-            params = [self._params[name]._data for name in names]
-            allocating(average, [self.averages[name]._data for name in names], params, decay=self.decay)
+            params = tuple([self._params[name]._data for name in names])
+            averages = tuple([self.averages[name]._data for name in names])
+            allocating(run, spec.AVERAGE, (params, decay), outputs=(averages,))
             for name in names:
                 self.averages[name]._written()
-        hosted(self._count)
 
-    def _count(self) -> None:
+    def _next_decay(self) -> np.ndarray:
+        """Count an update, and the kernel's array of the decay at it."""
+        if not 0.0 <= self.decay <= 1.0:
+            raise ArgumentError(f"EMA: decay must be a number in [0, 1], got {self.decay!r}")
         self.updates += 1
+        return np.array([self.decay], np.float64)
 
     def copy_to(self) -> None:
         """Write the averages into the parameters, for good."""

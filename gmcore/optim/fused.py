@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -74,6 +75,8 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        groups = [(group, list(group["params"])) for group in self.param_groups]
+        relies((), functools.partial(self._has_groups, groups))
         for group in self.param_groups:
             self.check_group(group)
             used = self.state_names(group)
@@ -89,13 +92,14 @@ class FusedOptimizer(Optimizer):
                 grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])
                 # For a state it does not use the kernel wants arrays of these shapes all the same.
-                states = [
+                outputs = [
                     tuple([self.state[p][name]._data for p in params]) if name in used else arrays
                     for name in self._states
                 ]
                 hyper = hosted(functools.partial(self._next_hyper, group, params, used))
-                relies(params, functools.partial(self._is_as_it_was, self.state, group, used))
-                allocating(run, self.kernel, (grads, hyper), outputs=(arrays, *states))
+                states = [self.state[p] for p in params] if used else []
+                relies(params, functools.partial(self._is_as_it_was, group, used, params, states))
+                allocating(run, self.kernel, (grads, hyper), outputs=(arrays, *outputs))
                 for p in params:
                     p._written()
         return loss
@@ -124,9 +128,23 @@ class FusedOptimizer(Optimizer):
                 self.state[p]["step"] += 1
         return np.array(self.hyper(group, self.state[params[0]]["step"] if used else 1), np.float64)
 
-    def _is_as_it_was(self, state: dict[Tensor, State], group: Group, used: tuple[str, ...]) -> bool:
-        """Whether no other state was loaded, and the same hyperparameters are in use."""
-        return self.state is state and self.state_names(group) == used
+    def _is_as_it_was(self, group: Group, used: tuple[str, ...], params: list[Tensor], states: list[State]) -> bool:
+        """Whether no other state was loaded or set, and the same hyperparameters are in use."""
+        find = self.state.get
+        return self.state_names(group) == used and all([find(p) is s for p, s in zip(params, states, strict=False)])
+
+    def _has_groups(self, groups: list[tuple[Group, list[Tensor]]]) -> bool:
+        """Whether these are all its groups and their parameters."""
+        if len(self.param_groups) != len(groups):
+            return False
+        return all(
+            [
+                group is known
+                and len(group["params"]) == len(params)
+                and all(map(operator.is_, group["params"], params))
+                for group, (known, params) in zip(self.param_groups, groups, strict=True)
+            ]
+        )
 
     def state_layout(self, p: Tensor, group: Group, found: Mapping[str, tuple[int, ...]]) -> Layout:
         # A state may be left from a time when it was used: momentum that is 0 now may come back.

@@ -12,6 +12,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, CheckpointError, DeviceError, DtypeError, ShapeError, unknown_name
 from gmcore.tensor import Tensor, is_floating, on_host
+from gmcore.watch import relies
 from gmkernels.arrays import on_gpu
 
 Group = dict[str, Any]
@@ -158,6 +159,7 @@ class Optimizer(ABC):
         ----------
         set_to_none : False to keep those that there are, as zeros.
         """
+        relies(self._parameters())
         for p in self._parameters():
             if set_to_none:
                 p.grad = None

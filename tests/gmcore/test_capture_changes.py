@@ -1,0 +1,443 @@
+"""What changes between the calls of a captured step: it does as the eager step would, or says why it cannot."""
+
+import collections
+import copy
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+import gmcore
+from gmcore import nn, ops, optim
+from gmcore.errors import CaptureError, GraphError
+from gmcore.random import Generator
+
+CALLS = 8
+"""Two are recorded; what changes does so before the fifth, and where it changes back before the seventh."""
+
+
+def leaf(seed=0):
+    return gmcore.tensor(np.random.default_rng(seed).standard_normal((4, 4)), requires_grad=True)
+
+
+def batch(i):
+    return gmcore.tensor(np.random.default_rng(100 + i).standard_normal((4, 4)))
+
+
+def loss(x, *weights):
+    for w in weights:
+        x = ops.tanh(x @ w)
+    return ops.sum(ops.square(x))
+
+
+def freezing(wrap):
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.SGD([w, v], lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss(x, w, v).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        w.requires_grad = i not in (4, 5)
+        run(batch(i))
+        yield w.detach(), v.detach()
+
+
+def training_and_evaluation(wrap):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    run = wrap(lambda x: model(x).detach())
+    for i in range(CALLS):
+        model.train(i not in (4, 5))
+        yield run(batch(i).astype("float32")), model[1].running_mean
+
+
+def another_parameter(wrap):
+    model = nn.Sequential(nn.Linear(4, 4, dtype="float64"))
+    run = wrap(lambda x: model(x).detach())
+    for i in range(CALLS):
+        if i == 4:
+            model[0].weight = nn.Parameter(np.ones((4, 4)))
+        yield run(batch(i))
+
+
+def hooks_of_a_module(wrap):
+    model = nn.Linear(4, 4, dtype="float64")
+    run = wrap(lambda x: model(x).detach())
+    for i in range(CALLS):
+        if i == 4:
+            handle = model.register_forward_hook(lambda module, args, output: output * 2.0)
+        if i == 6:
+            handle.remove()
+        yield run(batch(i))
+
+
+def hooks_of_a_leaf(wrap):
+    w = leaf()
+
+    def step(x):
+        w.grad = None
+        loss(x, w).backward()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 4:
+            handle = w.register_hook(lambda g: g * 0.5)
+        if i == 6:
+            handle.remove()
+        run(batch(i))
+        yield w.grad
+
+
+def gradients_of_others(wrap):
+    """That the step only reads a parameter of leaves its gradient to the caller."""
+    w = leaf()
+    optimizer = optim.SGD([w], lr=0.1)
+    run = wrap(lambda x: (x @ w).detach())
+    for i in range(CALLS):
+        if i != 1:
+            loss(batch(i), w).backward()
+        yield run(batch(i)), w.grad
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def clearing_what_it_does_not_use(wrap):
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.SGD([w, v], lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss(x, w).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i > 3:
+            loss(batch(i), v).backward()
+        run(batch(i))
+        yield w.detach(), v.detach(), v.grad
+
+
+def another_group(wrap):
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.SGD([w], lr=0.1)
+
+    def step(x):
+        w.grad = v.grad = None
+        loss(x, w, v).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 4:
+            optimizer.add_param_group({"params": [v]})
+        run(batch(i))
+        yield w.detach(), v.detach()
+
+
+def another_state(wrap):
+    w = leaf()
+    optimizer = optim.Adam([w], lr=0.1)
+
+    def step(x):
+        w.grad = None
+        loss(x, w).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 3:
+            optimizer.state.clear()
+        if i == 6:
+            optimizer.state[w] = {"step": 0, "exp_avg_sq": gmcore.tensor(np.ones((4, 4)))}
+        run(batch(i))
+        yield w.detach()
+
+
+def decay_of_an_average(wrap):
+    w = leaf()
+    average = optim.EMA([w], 0.5)
+
+    def step(x):
+        w.copy_(w.detach() + x)
+        average.update()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        average.decay = 0.5 if i < 4 else 0.5 + 0.01 * i
+        run(batch(i))
+        yield average.averages["0"]
+
+
+def numbers_that_python_looks_at(wrap):
+    temperature = gmcore.tensor(1.0)
+    run = wrap(lambda x: x * 2.0 if temperature.item() > 0.5 else x * 3.0)
+    for i in range(CALLS):
+        temperature.copy_(np.float32(i not in (4, 5)))
+        yield run(batch(i))
+
+
+def equal_batches_at_first(wrap):
+    """Of which NumPy computes something: that it is the same in two calls says nothing."""
+    run = wrap(lambda x: gmcore.tensor(2.0) * np.round(x).sum())
+    for i in range(5):
+        yield run(np.full(3, 1.0 if i < 4 else 1.2))
+
+
+def layouts(wrap):
+    """Sums are taken in the order of memory."""
+    w = leaf()
+    run = wrap(lambda x: (ops.sum(x), ops.mean(x, axis=0), ops.cumsum(x, 0), (x @ w).detach()))
+    for i in range(CALLS):
+        numbers = np.random.default_rng(i).standard_normal((131, 4))
+        yield run(gmcore.Tensor(np.asfortranarray(numbers) if i % 2 else numbers))
+
+
+def views_of_one_result(wrap):
+    """Whose memory the sum could have taken, were it not read by row too."""
+
+    def step(x):
+        y = x * 1.5
+        return y + y[0]
+
+    run = wrap(step)
+    for i in range(CALLS):
+        yield run(batch(i))
+
+
+@dataclasses.dataclass
+class Found:
+    loss: object
+    parts: dict
+
+
+def results_in_dataclasses_and_ordered_dictionaries(wrap):
+    run = wrap(lambda x: Found(ops.sum(x), collections.OrderedDict(b=x * 2.0, a="constant")))
+    for i in range(CALLS):
+        found = run(batch(i))
+        assert type(found.parts) is collections.OrderedDict and found.parts["a"] == "constant"
+        yield found.loss, found.parts["b"]
+
+
+def gradients_that_are_kept(wrap):
+    w, kept = leaf(), {}
+
+    def step(x):
+        w.grad = None
+        loss(x, w).backward()
+        kept["g"] = w.grad
+        return ops.sum(x)
+
+    run = wrap(step)
+    for i in range(CALLS):
+        run(batch(i))
+        yield kept["g"]
+
+
+def methods(wrap):
+    class Model:
+        def __init__(self, seed):
+            self.w = leaf(seed)
+
+        step = wrap(lambda self, x: (x @ self.w).detach())
+
+    a, b = Model(0), Model(1)
+    for i in range(CALLS):
+        yield a.step(batch(i)), b.step(batch(i))
+
+
+class Holder(nn.Module):
+    def __init__(self, wrap):
+        self.layer = nn.Linear(4, 4, dtype="float64")
+        self.run = wrap(self.compute)
+
+    def compute(self, x):
+        return self.layer(x).detach()
+
+
+def copies(wrap):
+    model = Holder(wrap)
+    for i in range(3):
+        yield model.run(batch(i))
+    other = copy.deepcopy(model)
+    other.layer.weight.copy_(np.ones((4, 4)))
+    for i in range(CALLS):
+        yield model.run(batch(i)), other.run(batch(i))
+
+
+CASES = (
+    freezing, training_and_evaluation, another_parameter, hooks_of_a_module, hooks_of_a_leaf, gradients_of_others,
+    clearing_what_it_does_not_use, another_group, another_state, decay_of_an_average, numbers_that_python_looks_at,
+    equal_batches_at_first, layouts, views_of_one_result, results_in_dataclasses_and_ordered_dictionaries,
+    gradients_that_are_kept, methods, copies,
+)  # fmt: skip
+
+
+def bits(found):
+    found = found if isinstance(found, tuple) else (found,)
+    return [None if t is None else (t.dtype, t.shape, t.numpy().tobytes()) for t in found]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_captured_step_does_as_the_eager_one(case):
+    gmcore.manual_seed(3)
+    expected = [bits(found) for found in case(lambda step: step)]
+    captured = []
+
+    def wrap(step):
+        captured.append(gmcore.capture(step))
+        return captured[-1]
+
+    gmcore.manual_seed(3)
+    for i, (found, eager) in enumerate(zip(case(wrap), expected, strict=True)):
+        assert bits(found) == eager, f"call {i}"
+    assert all(each.refusal is None for each in captured)
+    assert case is equal_batches_at_first or all(each.programs for each in captured)
+
+
+def refused(step, match, arguments=batch):
+    captured = gmcore.capture(step)
+    with pytest.raises(CaptureError, match=match) as caught:
+        for i in range(CALLS):
+            captured(arguments(i))
+    return str(caught.value)
+
+
+def test_state_that_is_an_argument_is_refused_and_written():
+    h = gmcore.tensor(np.zeros((4, 4)))
+    captured = gmcore.capture(lambda x, h: h.copy_(h + x))
+    with pytest.raises(CaptureError, match="it writes into an argument"):
+        captured(batch(0), h)
+    np.testing.assert_array_equal(h.numpy(), batch(0).numpy())
+    array = np.zeros(3)
+
+    def step(x):
+        x += 1.0
+        return ops.sum(x)
+
+    refused(step, "NumPy writes into an argument", lambda i: array)
+    assert array.tolist() == [1.0] * 3
+
+
+def test_memory_that_python_writes_is_refused():
+    buffer, rng = np.zeros((4, 4)), np.random.default_rng(0)
+
+    def step(x):
+        buffer[:] = rng.standard_normal((4, 4))
+        return x + buffer
+
+    assert "test_capture_changes.py:" in refused(step, "NumPy writes into an array that an operation then reads")
+
+    def after(x):
+        y = x + buffer
+        buffer[:] += 1.0
+        return y
+
+    refused(after, "NumPy writes into an array of 128 bytes that operations read too")
+    held = gmcore.tensor(np.zeros((4, 4)))
+
+    def through_a_tensor(x):
+        held.numpy(writable=True)[...] += 1.0
+        return x + held
+
+    refused(through_a_tensor, "takes the memory of a tensor to write into it")
+
+
+def test_generators_that_the_step_seeds_are_refused():
+    own = Generator(1)
+
+    def again(x):
+        state = own.state
+        a = ops.normal((4, 4), generator=own)
+        own.state = state
+        return a + ops.normal((4, 4), generator=own)
+
+    for step in (again, lambda x: ops.normal((4,), generator=Generator(1)), lambda x: gmcore.manual_seed(1)):
+        refused(step, "it seeds a generator, or sets its state")
+    fresh = gmcore.capture(lambda: ops.normal((4,), generator=Generator()))
+    assert len({fresh().numpy().tobytes() for _ in range(CALLS)}) == CALLS
+
+
+def test_gradients_that_one_step_hands_to_another_in_changing_memory_are_refused():
+    w = leaf()
+    optimizer = optim.SGD([w], lr=0.1)
+
+    @gmcore.capture
+    def compute(x):
+        w.grad = None
+        loss(x, w).backward()
+
+    update = gmcore.capture(optimizer.step)
+    expected = w.detach().numpy().copy()
+
+    def call(rows):
+        x = gmcore.tensor(np.ones((rows, 4)))
+        compute(x)
+        expected[...] -= 0.1 * w.grad.numpy()
+        update()
+        np.testing.assert_array_equal(w.detach().numpy(), expected)
+
+    for _ in range(CALLS):
+        call(3)
+    assert update.programs
+    with pytest.raises(CaptureError, match="changes from step to step|in memory from step to step"):
+        for i in range(CALLS):
+            call(3 + i % 2)
+
+
+def test_gradients_that_pile_up_later_are_refused():
+    w = leaf()
+    captured = gmcore.capture(lambda x: loss(x, w).backward())
+    total = np.zeros((4, 4))
+    with pytest.raises(CaptureError, match="changes from step to step"):
+        for i in range(3 * CALLS):
+            if i < CALLS:
+                w.grad, total = None, 0.0
+            v = gmcore.tensor(w.detach().numpy(), requires_grad=True)
+            loss(batch(i), v).backward()
+            total = total + v.grad.numpy()
+            captured(batch(i))
+            np.testing.assert_array_equal(w.grad.numpy(), total)
+
+
+def test_shapes_that_numbers_decide_are_refused_by_name():
+    captured = gmcore.capture(lambda x: x[x > 0.0])
+    for _ in range(3):
+        captured(gmcore.tensor([1.0, 1.0, -1.0]))
+    with pytest.raises(CaptureError, match=r"getitem \(at .*\) gave the shape \(2,\) .* and \(1,\) now"):
+        captured(gmcore.tensor([1.0, -1.0, -1.0]))
+
+
+def test_what_a_step_keeps_without_returning_it_says_so():
+    w, kept = leaf(), {}
+
+    def step(x):
+        w.grad = None
+        loss(x, w).backward()
+        kept["norm"] = optim.clip_grad_norm_([w], 1.0)
+        kept["leaf"] = x.detach().requires_grad_()
+        loss(kept["leaf"]).backward()
+
+    captured = gmcore.capture(step)
+    for i in range(3):
+        captured(batch(i))
+    for tensor in (kept["norm"], kept["leaf"], kept["leaf"].grad):
+        with pytest.raises(GraphError, match="computed inside a captured step"):
+            tensor.detach().numpy()
+
+
+def test_an_object_that_is_made_anew_cannot_be_returned():
+    class Result:
+        def __init__(self, y):
+            self.y = y
+
+    refused(lambda x: Result(x * 2.0), "a new Result, then a new Result. It may return tensors")
+
+
+def test_a_captured_function_is_pickled_by_name():
+    captured = pickle.loads(pickle.dumps(gmcore.capture(loss, limit=3, fallback=True)))
+    assert captured(batch(0)).item() == loss(batch(0)).item()
