@@ -100,7 +100,7 @@ class Captured(Generic[P, R]):
             program = self._programs.get(key)
             if program is not None:
                 if program.holds():
-                    if program.recorder.fits(arrays):
+                    if program.fits(arrays):
                         return program.run(arrays)
                     self._recordings[key] = [program.recorder]  # to find out whether what is different matters
                 del self._programs[key]

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from gmcore.tensor import Tensor
 
 _numbers = itertools.count()
+_changes = 0
+
+
+def changes() -> int:
+    """How often a hook, what a leaf requires, or an attribute of a module was changed: while it stays, so do these."""
+    return _changes
+
+
+def changed() -> None:
+    """Count such a change."""
+    global _changes
+    _changes += 1
 
 
 class RemovableHandle:
@@ -40,10 +52,12 @@ class RemovableHandle:
             del table[number]
         table[self._number] = hook
         table.update(others)
+        changed()
 
     def remove(self) -> None:
         """Take the hook out; nothing happens the second time."""
         self._table.pop(self._number, None)
+        changed()
 
     def __enter__(self) -> Self:
         return self

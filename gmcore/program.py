@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from gmcore import hooks
 from gmcore.errors import CaptureError
 from gmcore.op import Op
-from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
+from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places, standing
 from gmcore.tensor import Array, Tensor, copied
 from gmkernels import KernelSpec, arithmetic, pool
 
@@ -58,6 +59,11 @@ class Program:
         self._allocate()
         self._prepare()
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
+        before = [(*key, value) for key, value in recorder.circumstances.items() if key not in recorder.free]
+        self._had_gradients = [(recorder.tensors[t], value) for t, what, value in before if what == "gradient"]
+        self._stood = [(recorder.tensors[t], value) for t, what, value in before if what == "standing"]
+        self._given = [(i, value) for i, what, value in before if what == "array"]
+        self._changes = -1  # none of those that are counted has been looked at
         self._counters = [t._counter() for t in recorder.written]
         given: set[int] = set()
         mapped(result, lambda part: given.add(id(part)), returned=True)
@@ -111,7 +117,22 @@ class Program:
         for tensor, array in self._leaves:
             if tensor._data is not array:
                 return False
-        return all(condition() for condition in self.recorder.conditions)
+        for condition in self.recorder.conditions:
+            if not condition():
+                return False
+        return self._changes == hooks.changes() or all([setting() for setting in self.recorder.settings])
+
+    def fits(self, arguments: Sequence[Array]) -> bool:
+        """Whether all is as it was before the step that was recorded, as far as no other recording has shown that it
+        does not matter; asked where it `holds`."""
+        for tensor, has_gradient in self._had_gradients:
+            if (tensor.grad is not None) is not has_gradient:
+                return False
+        if self._changes != (now := hooks.changes()):
+            if not all([standing(tensor) == before for tensor, before in self._stood]):
+                return False
+            self._changes = now
+        return all([arguments[i].tobytes() == before for i, before in self._given])
 
     def run(self, arguments: Sequence[Array]) -> Any:
         """Repeat the step on other arguments of the same shapes and dtypes."""

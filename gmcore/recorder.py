@@ -186,7 +186,7 @@ def _operation() -> list[Array] | None:
     return None
 
 
-def _standing(tensor: Tensor) -> tuple[Any, ...]:
+def standing(tensor: Tensor) -> tuple[Any, ...]:
     """Whether a leaf requires a gradient, and its hooks."""
     if tensor._edge is None:
         return False, ()
@@ -231,6 +231,8 @@ class Recorder(Watch):
         """Tensors outside whose memory the step uses, by id; kept, so that ids stay theirs."""
         self.conditions: list[Callable[[], bool]] = []
         """What must hold for the recording to be what the step does."""
+        self.settings: list[Callable[[], bool]] = []
+        """Those of them that hold until `gmcore.hooks.changed` counts another change."""
         self.written: list[Tensor] = []
         """Tensors outside that are written, once each time."""
         self.refusal: str | None = None
@@ -245,7 +247,7 @@ class Recorder(Watch):
         """Those of the circumstances that were different in another recording of the same step."""
         self.unchanged: set[int] = set()
         """Of `tensors` those, by id, whose gradient the step has left as it was."""
-        self._entered = {} if earlier is None else {id(t): (t.grad, _standing(t)) for t in earlier.tensors.values()}
+        self._entered = {} if earlier is None else {id(t): (t.grad, standing(t)) for t in earlier.tensors.values()}
         self._before = {} if earlier is None else earlier.digests()
         for i in raw:
             self.circumstances[i, "array"] = arguments[i].tobytes()
@@ -377,11 +379,11 @@ class Recorder(Watch):
         if not any(t is tensor for t in self.written):
             self.written.append(tensor)
 
-    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None) -> None:
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None, counted: bool) -> None:
         for tensor in tensors:
             self._use(tensor)
         if holds is not None:
-            self.conditions.append(holds)
+            (self.settings if counted else self.conditions).append(holds)
 
     def _use(self, tensor: Tensor) -> None:
         """Keep a tensor outside: its memory may be exchanged, and its gradient is what a step leaves."""
@@ -490,21 +492,6 @@ class Recorder(Watch):
         return moved
 
     # -- the end ---------------------------------------------------------------------------------------------
-    def fits(self, arguments: Sequence[Array]) -> bool:
-        """Whether all is as it was before the step, as far as no other recording shows that it does not matter."""
-        for key, value in self.circumstances.items():
-            if key in self.free:
-                continue
-            name, what = key
-            if what == "array":
-                now: Any = arguments[name].tobytes()
-            else:
-                tensor = self.tensors[name]
-                now = _standing(tensor) if what == "standing" else tensor.grad is not None
-            if now != value:
-                return False
-        return True
-
     def finish(self, result: Any) -> None:
         """After the step, which has returned `result`, in the context that called it."""
         for function, _ in self.hosts:
@@ -548,11 +535,11 @@ class Recorder(Watch):
         for name, tensor in self.tensors.items():
             if name not in self._entered:
                 continue
-            gradient, standing = self._entered[name]
+            gradient, stood = self._entered[name]
             if tensor.grad is gradient:
                 self.unchanged.add(name)
             self.circumstances[name, "gradient"] = gradient is not None
-            self.circumstances[name, "standing"] = standing
+            self.circumstances[name, "standing"] = stood
             if gradient is None or (found := self.known(gradient._data)) is None:
                 continue
             if found.block is not None and found.block.kind == "outside" and found.block in read:
@@ -771,4 +758,4 @@ def _same_values(a: Any, b: Any) -> bool:
     return bool(a is b or a == b)
 
 
-__all__ = ["Block", "Instruction", "Place", "Recorder", "difference", "mapped", "places"]
+__all__ = ["Block", "Instruction", "Place", "Recorder", "difference", "mapped", "places", "standing"]

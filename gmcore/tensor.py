@@ -208,6 +208,7 @@ class Tensor:
         if value and not is_floating(self._data.dtype):
             raise DtypeError(f"only floating tensors can require a gradient, this one is {self.dtype}")
         self._edge = (Leaf(self), 0) if value else None
+        hooks.changed()
 
     @property
     def _node(self) -> Node | Leaf | None:

@@ -86,8 +86,8 @@ class Watch:
     def unrepeatable(self, reason: str) -> None:
         """Python code did what a captured step cannot repeat."""
 
-    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None) -> None:
-        """These tensors were used, and what is done with them is the same as long as ``holds()``."""
+    def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None, counted: bool) -> None:
+        """These tensors were used, and what is done with them is the same as long as ``holds()``: see `relies`."""
 
 
 class Watched:
@@ -245,11 +245,12 @@ def unrepeatable(reason: str) -> None:
         mode.tell("unrepeatable", reason)
 
 
-def relies(tensors: Sequence[Tensor], holds: Callable[[], bool] | None = None) -> None:
+def relies(tensors: Sequence[Tensor], holds: Callable[[], bool] | None = None, counted: bool = False) -> None:
     """Tell that these tensors, or their gradients, come next, and for how long a captured step may go on as recorded.
 
-    A captured step asks ``holds()`` before each repetition, and is recorded anew where that is false.
+    A captured step asks ``holds()`` before each repetition, and is recorded anew where that is false. If it is
+    `counted`, only a change that `gmcore.hooks.changed` counts can make it false.
     """
     mode = _mode.get()
     if type(mode) is not bool:
-        mode.tell("relies", tensors, holds)
+        mode.tell("relies", tensors, holds, counted)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gmcore.device import allocating, gpu_number, put
 from gmcore.errors import ArgumentError, CheckpointError, unknown_name
-from gmcore.hooks import RemovableHandle
+from gmcore.hooks import RemovableHandle, changed
 from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
@@ -71,7 +71,7 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_watched():
-            relies((), _AsItIs(self).holds)
+            relies((), _AsItIs(self).holds, counted=True)
         if not self._forward_hooks and not self._forward_pre_hooks and not self._backward_hooks:
             return self.forward(*args, **kwargs)
         for hook, with_kwargs in list(self._forward_pre_hooks.values()):
@@ -167,6 +167,12 @@ class Module:
                 f"{type(self).__name__}.{name} is a buffer; expected a tensor or None, got {type(value).__name__}"
             )
         super().__setattr__(name, value)
+        if value is not current:
+            changed()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        changed()
 
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not name or "." in name:

@@ -130,8 +130,7 @@ class FusedOptimizer(Optimizer):
 
     def _is_as_it_was(self, group: Group, used: tuple[str, ...], params: list[Tensor], states: list[State]) -> bool:
         """Whether no other state was loaded or set, and the same hyperparameters are in use."""
-        find = self.state.get
-        return self.state_names(group) == used and all([find(p) is s for p, s in zip(params, states, strict=False)])
+        return self.state_names(group) == used and all(map(operator.is_, map(self.state.get, params), states))
 
     def _has_groups(self, groups: list[tuple[Group, list[Tensor]]]) -> bool:
         """Whether these are all its groups and their parameters."""
