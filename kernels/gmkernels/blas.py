@@ -1,10 +1,10 @@
 """The BLAS that makes matrix products: where its functions are, and control of its threads.
 
 NumPy carries a fast BLAS, so products need no library of our own, except where OpenBLAS is slow (`dense.products`).
-Intel's MKL is faster on thin products, and is taken where the package mkl is installed; ``GMKERNELS_BLAS=numpy``
-keeps NumPy's. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular systems) in float32 and
-float64; a launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm` or
-`gmkernels.gemm.trsm`.
+Intel's MKL is faster on thin products, and is taken where the package mkl is installed, but on AMD's processors;
+``GMKERNELS_BLAS=numpy`` keeps NumPy's. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular
+systems) in float32 and float64; a launcher passes the address and `wide` to a block kernel, which calls
+`gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
 
 The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
 them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.
@@ -58,7 +58,7 @@ class Blas:
         """Whether it multiplies in 256-bit vectors where the processor has 512-bit ones.
 
         An OpenBLAS that does not know a processor takes kernels for an older one: that of NumPy 2.4 those for Haswell,
-        on an AMD EPYC of the fifth generation.
+        on an AMD EPYC of the fifth generation. So does MKL there.
         """
         if self.core not in _NARROW:
             return False
@@ -131,8 +131,17 @@ def numpys() -> Blas | None:
             if get_core is not None:
                 get_core.restype = ctypes.c_char_p
                 core = get_core().decode()
+            elif name == "MKL":
+                core = _core_of_mkl()
             return Blas(f"NumPy's {name}", *addresses, wide, get_num_threads, set_num_threads, core)
     return None
+
+
+def _core_of_mkl() -> str:
+    """AMD's processors are a Haswell to MKL, whichever branch of its code is asked for."""
+    import llvmlite.binding
+
+    return "Haswell" if llvmlite.binding.get_host_cpu_name().startswith("znver") else ""
 
 
 # Of mkl_service.h.
@@ -155,7 +164,7 @@ def mkl() -> Blas | str:
         library.MKL_CBWR_Set(_REPRODUCIBLE)
     except (OSError, AttributeError) as error:
         return f"the package mkl does not work: {error}"
-    return Blas("MKL", *addresses, wide=True, get_num_threads=lambda: 1, set_num_threads=lambda threads: None)
+    return Blas("MKL", *addresses, True, lambda: 1, lambda threads: None, _core_of_mkl())
 
 
 @functools.cache
@@ -169,11 +178,13 @@ def _choice() -> tuple[Blas | None, str]:
     if (own := numpys()) is not None and own.name == "NumPy's MKL":
         return own, "no other is faster"  # and one process has one MKL, with one way to run its threads
     other = mkl()
+    if isinstance(other, Blas) and not wanted and other.is_narrow and own is not None:
+        return own, f"MKL is installed, and takes this processor for a {other.core}"
     if isinstance(other, Blas):
         return other, "GMKERNELS_BLAS=mkl" if wanted else "installed, and faster on thin products"
     if wanted:
         raise KernelError(f"GMKERNELS_BLAS=mkl, but {other}")
-    return numpys(), other
+    return own, other
 
 
 @functools.cache

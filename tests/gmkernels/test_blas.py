@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
+import llvmlite.binding
 import numpy as np
 import pytest
 import threadpoolctl
 
-from gmkernels import blas, registry
+from gmkernels import blas, registry, vectors
 from gmkernels.dense import matmul, spec
 
 needs_blas = pytest.mark.skipif(blas.numpys() is None, reason="NumPy has no BLAS whose threads can be controlled")
@@ -59,7 +61,24 @@ def test_explain_names_the_library():
 
 @needs_mkl
 def test_mkl_is_chosen_where_it_is_installed():
-    assert "products by MKL (installed" in _choose({"GMKERNELS_BLAS": ""}, "print(blas.describe())")
+    found = _choose({"GMKERNELS_BLAS": ""}, "print(blas.describe())")
+    assert ("MKL is installed" if blas.mkl().is_narrow else "products by MKL (installed") in found
+    assert "products by MKL (GMKERNELS_BLAS=mkl" in _choose({"GMKERNELS_BLAS": "mkl"}, "print(blas.describe())")
+
+
+@needs_blas
+@pytest.mark.parametrize("processor, name", [("znver5", "NumPy's"), ("sapphirerapids", "MKL")])
+def test_mkl_is_left_where_its_vectors_are_half_as_long(processor, name, monkeypatch):
+    """On AMD's processors it multiplies at half the rate of ours."""
+    monkeypatch.delenv("GMKERNELS_BLAS", raising=False)
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_name", lambda: processor)
+    monkeypatch.setattr(vectors, "VECTOR_BYTES", 64)
+    own = replace(blas.numpys(), name="NumPy's OpenBLAS")
+    other = replace(own, name="MKL", core=blas._core_of_mkl())
+    monkeypatch.setattr(blas, "numpys", lambda: own)
+    monkeypatch.setattr(blas, "mkl", lambda: other)
+    library, why = blas._choice.__wrapped__()
+    assert library.name.startswith(name) and ("Haswell" in why) == (name != "MKL")
 
 
 @needs_mkl
