@@ -121,6 +121,19 @@ def test_nan_is_a_sample_of_its_own(states):
     assert kept[:, [1, 8]].all()
 
 
+def test_a_machine_of_one_visible_unit_whose_weight_was_turned():
+    """It is C-contiguous, whatever the stride of an axis of size 1 says."""
+    weight, visible_bias, hidden_bias = machine(1, 9)
+    turned, given = cupy.asarray(weight.T).T, binary(3, 1)
+    assert turned.flags.c_contiguous and turned.strides[0] == turned.itemsize != turned.strides[1]
+    biases = visible_bias, hidden_bias
+    for op, rest, attrs in (("free_energy", (), {}), ("gibbs_chain", (KEY,), {"steps": 2})):
+        inputs = [cupy.asarray(given), turned, *map(cupy.asarray, (*biases, *rest))]
+        found = registry.run(registry.specs()[op], inputs, {"units": "bernoulli", **attrs}, backend="cuda")
+        wanted = expected(op, given, weight, *biases, *rest, units="bernoulli", **attrs)
+        check([a.get() for a in found], wanted, 2e-6)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The weight in two parts
 # ---------------------------------------------------------------------------------------------------------

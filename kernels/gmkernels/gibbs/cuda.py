@@ -132,7 +132,7 @@ class _Operands:
 
     def weight(self, weight: Array, room: Array) -> _Operand:
         """Rows or columns are neighbours in memory, whichever they are in the weight."""
-        columns = weight.strides[0] == weight.itemsize and weight.strides[1] != weight.itemsize
+        columns = weight.strides[0] == weight.itemsize and not weight.flags.c_contiguous
         turned = weight.T if columns else weight
         found = self._in_place(turned) or self._copied(turned, room, 2 if self.kind.out else 1)
         return found._replace(row_stride=1, column_stride=found.row_stride) if columns else found
