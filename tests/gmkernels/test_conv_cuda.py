@@ -76,6 +76,12 @@ def test_strides_and_dilations():
     check_all(2, 1, 3, 5, (8, 7), (3, 3), "float32", stride=(2, 3), dilation=(2, 2), padding=((2, 1), (0, 2)))
 
 
+def test_a_class_of_no_elements():
+    """Of planes narrower than a stride, where a thread makes a sum: a division by its tiles would end the process."""
+    x, weight, g, attrs = arrays(2, 1, 2, 3, (5, 3), (3, 1), "float32", stride=(1, 4))
+    check(*calls(x, weight, g, attrs)[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stride, dilation, padding", WINDOWS)
 def test_every_class(stride, dilation, padding):

@@ -311,8 +311,9 @@ DEVICE void sum_over_taps(const Call& call, Index tile) {
     SHARED(Place, places, THREADS);
     SHARED(Real, weights, THREADS);
     const Index columns = call.batch * call.down.positions * call.right.positions;
-    const Index tiles = (columns + THREADS - 1) / THREADS, row = tile / tiles;
-    if (row >= call.filters) return;
+    const Index tiles = (columns + THREADS - 1) / THREADS;
+    if (tile >= call.filters * tiles) return;  // of a class of fewer elements of x than the largest, maybe of none
+    const Index row = tile / tiles;
     const Index column = tile % tiles * THREADS + threadIdx.x;
     const Taps taps(call.planes, call.down, call.right);
     const Place mine = column < columns ? Positions(call.planes, call.down, call.right)(column) : Place{0, 0, NOWHERE};
