@@ -18,7 +18,8 @@ are the mean field. A sample is made from its mean as `bernoulli_sample` and `no
 which only GPU kernels have, sums and means are of float32, also those that a sample is made from, and are rounded once
 when they are stored; the states 0 and 1, and all of uint8, are exact in them. GPU kernels may multiply states of uint8
 and samples by two parts of bfloat16 of a float32 weight: the input of a unit is then off by at most 2^-17 sum |w s|,
-and by 2^-15 sum |w s| in the first half-step of a chain that starts at other real numbers.
+and by 2^-15 sum |w s| in the first half-step of a chain that starts at other real numbers. Weights beyond 3.38e38, of
+which bfloat16 has none, give NaN there, infinite ones too.
 
 The sub-counter rule
 --------------------
