@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gmcore.device import put_beside
 from gmcore.engine import grad
 from gmcore.errors import DtypeError
 from gmcore.tensor import Tensor, as_tensor, enable_grad, is_floating, no_grad
+from gmkernels.arrays import Array, as_array
 
 Function = Callable[..., Any]
 
@@ -23,16 +25,16 @@ def _as_outputs(y: Any) -> list[Tensor]:
     return [t for t in (y if isinstance(y, (tuple, list)) else (y,)) if is_floating(t.dtype)]
 
 
-def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+def _directional(f: Function, inputs: Sequence[Tensor], direction: Sequence[Array | None]) -> list[Array]:
     """d/dt f(inputs + t direction) at t = 0, by the five-point stencil."""
-    total: list[np.ndarray] = []
+    total: list[Array] = []
     for offset, weight in _STENCIL:
         moved = [
-            Tensor(np.asarray(x._data + offset * _STEP * v), requires_grad=True) if v is not None else x
+            Tensor(as_array(x._data + offset * _STEP * v), requires_grad=True) if v is not None else x
             for x, v in zip(inputs, direction, strict=True)
         ]
         with enable_grad():  # a gradient inside f needs the tape
-            ys = [np.asarray(y._data) * (weight / _STEP) for y in _as_outputs(f(*moved))]
+            ys = [y._data * (weight / _STEP) for y in _as_outputs(f(*moved))]
         total = ys if not total else [a + b for a, b in zip(total, ys, strict=True)]
     return total
 
@@ -45,7 +47,7 @@ def _gradient_function(f: Function, weights: Sequence[Tensor], differentiable: S
         pairs = [(y, w) for y, w in zip(ys, weights, strict=True) if y.requires_grad]
         xs = [inputs[i] for i in differentiable]
         if not pairs:  # constant as far as the tape knows; the finite differences will tell
-            return tuple(Tensor(np.zeros(x.shape)) for x in xs)
+            return tuple(x.new_full(x.shape, 0.0) for x in xs)
         return tuple(grad([y for y, _ in pairs], xs, [w for _, w in pairs], create_graph=True, fill=True))
 
     return gradient
@@ -96,14 +98,15 @@ def gradcheck(
     for level in range(1, order + 1):
         for i in differentiable:
             tensors[i] = Tensor(tensors[i]._data, requires_grad=True)
+        leaves = [(i, tensors[i]) for i in differentiable]
         with no_grad() if level == 1 else enable_grad():
             ys = _as_outputs(f(*tensors))
-        weights = [Tensor(rng.standard_normal(y.shape)) for y in ys]
+        weights = [y.beside(np.asarray(rng.standard_normal(y.shape))) for y in ys]
         gradient = _gradient_function(f, weights, differentiable)
         with enable_grad():
             grads = gradient(*tensors)
         for _ in range(directions):
-            vs = {i: rng.standard_normal(tensors[i].shape) for i in differentiable}
+            vs = {i: put_beside(np.asarray(rng.standard_normal(x.shape)), x._data) for i, x in leaves}
             analytic_terms = [float(np.sum(g._data * vs[i])) for g, i in zip(grads, differentiable, strict=True)]
             moved = _directional(f, tensors, [vs.get(i) for i in range(len(tensors))])
             numeric_terms = [float(np.sum(w._data * d)) for w, d in zip(weights, moved, strict=True)]

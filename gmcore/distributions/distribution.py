@@ -14,7 +14,7 @@ from gmcore.distributions.constraints import Constraint, unit_interval
 from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, is_floating, no_grad, tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating, no_grad, on_host, tensor
 
 Shape = tuple[int, ...]
 
@@ -77,11 +77,11 @@ class Distribution(ABC):
         return {name: vars(self)[name] for name in self.arg_constraints if name in vars(self)}
 
     def _check(self, name: str, x: Tensor, constraint: Constraint) -> None:
-        outside = ~np.asarray(constraint.contains(x._data))
+        outside = ~on_host(constraint.contains(x._data))
         if outside.any():
             index = tuple(np.argwhere(outside)[0].tolist())
             event = x.shape[x.ndim - constraint.event_dim :]
-            found = np.broadcast_to(x._data, outside.shape + event)[index]
+            found = np.broadcast_to(on_host(x._data), outside.shape + event)[index]
             at = f" at index {index}" if index else ""
             raise ArgumentError(f"{type(self).__name__}: {name} must be {constraint.name}, got {found}{at}")
 

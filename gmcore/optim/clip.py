@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.device import allocating
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, DeviceError
 from gmcore.tensor import Array, Tensor
 from gmcore.watch import computed, computed_tensor, is_watched
 from gmkernels import total_norm
@@ -45,7 +45,7 @@ def clip_grad_norm_(
     Raises
     ------
     ArgumentError : a number outside its range, `foreach`, or a norm that is not finite, with the first gradient that
-        is not; no gradient is changed then.
+        is not; no gradient is changed then.  DeviceError : gradients on several devices.
 
     Notes
     -----
@@ -59,6 +59,10 @@ def clip_grad_norm_(
     if not (isinstance(norm_type, numbers.Real) and float(norm_type) > 0.0):
         raise ArgumentError(f"clip_grad_norm_: norm_type must be a positive number or inf, got {norm_type!r}")
     pairs = _with_gradients("clip_grad_norm_", parameters)
+    if len(devices := sorted({p.device for p, _ in pairs})) > 1:
+        raise DeviceError(
+            f"clip_grad_norm_: gradients are on {' and '.join(devices)}; clip those of each device in a call"
+        )
     by_dtype: dict[np.dtype[Any], list[Any]] = {}
     for p, g in pairs:
         by_dtype.setdefault(p.dtype, []).append(g)

@@ -77,10 +77,10 @@ class EMA:
     def update(self) -> None:
         """Move the averages towards the parameters as they are now."""
         decay = hosted(self._next_decay)
-        by_dtype: dict[np.dtype[Any], list[str]] = {}
+        calls: dict[tuple[np.dtype[Any], str], list[str]] = {}
         for name, p in self._params.items():
-            by_dtype.setdefault(p.dtype, []).append(name)
-        for names in by_dtype.values():
+            calls.setdefault((p.dtype, p.device), []).append(name)
+        for names in calls.values():
             params = tuple([self._params[name]._data for name in names])
             averages = tuple([self.averages[name]._data for name in names])
             allocating(run, spec.AVERAGE, (params, decay), outputs=(averages,))

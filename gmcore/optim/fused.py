@@ -83,11 +83,11 @@ class FusedOptimizer(Optimizer):
             ready = [p for p in group["params"] if p.grad is not None]
             for p in ready:
                 check_gradient(p, p.grad)
-            # A call updates the parameters of one dtype that are at the same step: as a rule, the whole group.
-            calls: dict[tuple[int, np.dtype[Any]], list[Tensor]] = {}
+            # A call updates the parameters of one dtype, device and step: as a rule, the whole group.
+            calls: dict[tuple[int, np.dtype[Any], str], list[Tensor]] = {}
             for p in ready:
                 step = self._begun(p, group, used)["step"] if used else 0
-                calls.setdefault((step, p._data.dtype), []).append(p)
+                calls.setdefault((step, p._data.dtype, p.device), []).append(p)
             for params in calls.values():
                 grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])

@@ -179,7 +179,7 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
     Parameters
     ----------
     path : of the file of configurations; what it holds of other GPUs and kernels stays.
-    names : of `Choices`, without their backend, to measure; all if there are none.
+    names : of `Choices` to measure, or what these begin with up to a dot, such as an operation; all if there are none.
 
     Yields
     ------
@@ -188,7 +188,7 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
 
     Raises
     ------
-    KernelError : there is no GPU, or the file cannot be written.
+    KernelError : there is no GPU, no such name, or the file cannot be written.
     """
     if (reason := devices.problem()) is not None:
         raise KernelError(f"launch configurations are measured on a GPU: {reason}")
@@ -199,8 +199,12 @@ def tune(path: Path = FILE, names: Sequence[str] = ()) -> Iterator[Measurement]:
             if (entry := registry.entries(spec).get(backend)) is not None and not registry.BACKENDS[backend].missing():
                 entry.kernel()  # whose module makes its choices
     capability = _capability(cupy.cuda.runtime.getDevice())
-    for name, choices in sorted(Choices.every.items()):
-        if len(choices.candidates) < 2 or (names and name.rpartition(".")[0] not in names):
+    several = {name: choices for name, choices in sorted(Choices.every.items()) if len(choices.candidates) > 1}
+    if unknown := [n for n in names if not any(name.startswith(f"{n}.") for name in several)]:
+        known = ", ".join(sorted({name.partition(".")[0] for name in several}))
+        raise KernelError(f"{unknown[0]} has no launch configurations to measure; expected one of {known}")
+    for name, choices in several.items():
+        if names and not name.startswith(tuple(f"{n}." for n in names)):
             continue
         best: list[int] = []
         for number in range(len(choices.classes) + 1):

@@ -148,6 +148,12 @@ class Signature(NamedTuple):
     """Bit length of the size of the call."""
     attrs: tuple[tuple[str, Any], ...]
 
+    @property
+    def place(self) -> str:
+        """The device in words: ``"cpu"``, or ``"cuda, compute capability 9.0"``."""
+        kind, _, capability = self.device.partition(":")
+        return f"{kind}, compute capability {int(capability) / 10:.1f}" if capability else kind
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -177,7 +183,7 @@ class Entry:
         """Why this kernel does not take the call, or None if it does."""
         backend = BACKENDS[self.backend]
         if not signature.device.startswith(backend.device):
-            return f"runs on {backend.device}, the arrays are on {signature.device}"
+            return f"runs on {backend.device}, the arrays are on {signature.place}"
         if (missing := backend.missing()) is not None:
             return missing
         if backend.device == "cuda" and (capability := int(signature.device.partition(":")[2])) < OLDEST_GPU:
@@ -425,11 +431,13 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
     return dtype.name  # NumPy computes it anew at each access
 
 
-def _gpu_of(spec: KernelSpec, arrays: Sequence[Any], names: Sequence[str]) -> int | None:
-    """Number of the GPU that the arrays of a call lie on, beside small ones in host memory; None if none does."""
+def _gpu_of(spec: KernelSpec, inputs: Sequence[Any], updated: Sequence[Any]) -> int | None:
+    """Number of the GPU that the arrays of a call lie on, beside small inputs in host memory; None if none does."""
     on, first = None, ""
-    large = ""
-    for name, part in zip(names, arrays, strict=False):
+    hosted = ""
+    named = [*zip(spec.inputs, inputs, strict=False), *zip(spec.outputs, updated, strict=False)]
+    for i, (name, part) in enumerate(named):
+        name = name.removeprefix("*")
         for a in flat([part]):
             if on_gpu(a):
                 number = a.data.device_id
@@ -439,12 +447,12 @@ def _gpu_of(spec: KernelSpec, arrays: Sequence[Any], names: Sequence[str]) -> in
                         f"with cupy.cuda.Device({on}): {name} = cupy.asarray({name})"
                     )
                 on, first = number, first or name
-            elif a.nbytes > MOST_HOSTED:
-                large = large or name
-    if on is not None and large:
+            elif a.nbytes > MOST_HOSTED or i >= len(inputs):  # what is updated is no copy
+                hosted = hosted or name
+    if on is not None and hosted:
         raise KernelError(
-            f"{spec.name}: {large} is in host memory and {first} on cuda:{on}; expected one device: "
-            f"{large} = cupy.asarray({large})"
+            f"{spec.name}: {hosted} is in host memory and {first} on cuda:{on}; expected one device: "
+            f"{hosted} = cupy.asarray({hosted})"
         )
     return on
 
@@ -726,7 +734,7 @@ def _plan(
     backend: str | None,
     updated: Sequence[Any] | None,
 ) -> Plan:
-    device = _gpu_of(spec, [*inputs, *(updated or ())], [*spec.inputs, *spec.outputs] if updated else spec.inputs)
+    device = _gpu_of(spec, inputs, updated or ())
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))
@@ -798,7 +806,7 @@ class Explanation:
     refusals: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{self.spec.name}({', '.join(self.spec.inputs)}) on {self.signature.device}, "
+        lines = [f"{self.spec.name}({', '.join(self.spec.inputs)}) on {self.signature.place}, "
                  f"{'/'.join(self.signature.dtypes)}, floor {self.floor * 1e6:.1f} us (nominal rates)"]  # fmt: skip
         for name in BACKENDS:
             if name in self.estimates:

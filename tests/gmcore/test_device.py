@@ -196,6 +196,14 @@ def test_higher_orders_and_recomputation() -> None:
 
 
 # -- tensors -------------------------------------------------------------------------------------------------------
+@by_formulas
+def test_derivatives_are_checked_where_the_inputs_are() -> None:
+    there = [gmcore.tensor(np.array(a), device="cuda") for a in (0.3, [0.2, 0.7])]
+    assert gmcore.gradcheck(lambda x, y: ops.tanh(x * y), there, order=2)
+    with pytest.raises(AssertionError, match="derivative of order 1"):
+        gmcore.gradcheck(lambda x, y: x.detach() * y * y, there)
+
+
 def test_transfers() -> None:
     x = gmcore.tensor([[1.0, 2.0]], device="cuda", requires_grad=True)
     assert x.device == "cuda:0" and "device='cuda:0'" in repr(x) and "[1., 2.]" in repr(x)
@@ -565,6 +573,33 @@ def test_optimisers(make: Callable[..., Any], tmp_path: Path) -> None:
     for optimizer in (optimizers["cuda"], there):
         descend(optimizer, optimizer.param_groups[0]["params"], 1)
     assert_alike(there.state_dict(), optimizers["cuda"].state_dict())
+
+
+@by_formulas
+@pytest.mark.parametrize("make", [m for name, m in OPTIMIZERS.items() if name != "LBFGS"])
+def test_parameters_on_two_devices_are_updated_where_they_are(make: Callable[..., Any]) -> None:
+    found = []
+    for other in ("cuda", "cpu"):
+        devices = ["cpu", other]
+        params = [gmcore.tensor(X[i], device=device, requires_grad=True) for i, device in enumerate(devices)]
+        optimizer, average = make(params), EMA(params, 0.5)
+        for _ in range(2):
+            for p in params:
+                p.grad = p.detach() * 0.5
+            optimizer.step()
+        average.update()
+        assert [a.device.removesuffix(":0") for a in average.averages.values()] == devices
+        found.append([p.detach().cpu().numpy() for p in (*params, *average.averages.values())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_on_two_devices_are_not_clipped_together() -> None:
+    params = [gmcore.tensor(X[0], device=device, requires_grad=True) for device in ("cuda", "cpu")]
+    for p in params:
+        p.grad = p.detach()
+    with pytest.raises(DeviceError, match="^clip_grad_norm_: gradients are on cpu and cuda:0; clip those of each "):
+        clip_grad_norm_(params, 1.0)
 
 
 def test_a_state_left_behind_is_named_and_taken_along() -> None:

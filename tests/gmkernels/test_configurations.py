@@ -136,7 +136,9 @@ def test_tune_measures_each_class_and_writes_the_fastest(choices, tmp_path, monk
             "80": {"kept.cuda": [1]}, "90": {"filled.cuda": [1, 1, 1], "kept.cuda": [2]},
         }  # fmt: skip
         sizes.clear()
-        assert not list(configurations.tune(path, names=("others",))) and not sizes
+        with pytest.raises(KernelError, match="^others has no launch .* expected one of .*filled"):
+            list(configurations.tune(path, names=("filled", "others")))
+        assert not sizes
         monkeypatch.setattr(configurations, "_MOST_ELEMENTS", 1 << 12)
         choices.classes = (8, 64, 1 << 13)  # the last is of longer arrays
         held = path.read_text()

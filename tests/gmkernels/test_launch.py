@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import gmkernels
 from gmkernels import KernelError, KernelSpec, launch, registry
 from gmkernels.cost import Cost, nominal_gpu
+from gmkernels.optim.spec import SGD
 from gmkernels.registry import DeviceMemoryError
 from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
@@ -464,6 +465,14 @@ def test_small_arrays_of_the_host_come_along():
         registry.run(doubled, (x, np.zeros(1025, np.float32)))
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_what_is_updated_lies_on_the_device_however_small(backend):
+    grads, there = cupy.ones(3, np.float32), cupy.ones(3, np.float32)
+    inputs, buffers = ((grads, grads), np.zeros(7)), (there, there)
+    with pytest.raises(KernelError, match=r"sgd: params is in host memory and grads on cuda:0; expected one device"):
+        registry.run(SGD, inputs, outputs=((there, np.ones(3, np.float32)), buffers), backend=backend)
+
+
 @emulated
 def test_arrays_on_two_devices_are_refused():
     with cuda_stand_in.machine(devices=2):
@@ -485,7 +494,7 @@ def test_kernels_of_ours_come_before_the_reference():
     report = gmkernels.explain("doubled", x)
     assert report.chosen == "cuda", "though the reference is estimated to be faster"
     assert report.estimates["reference"] < report.estimates["cuda"]
-    assert f"doubled(x, shift) on cuda:{cupy.cuda.Device().compute_capability}" in str(report)
+    assert f"on cuda, compute capability {int(cupy.cuda.Device().compute_capability) / 10:.1f}, float32" in str(report)
     assert report.floor == nominal_gpu(0).floor(Cost(bytes=3 * x.nbytes))
     assert gmkernels.explain("doubled", x.get()).chosen == "reference"
     y, _ = registry.run(doubled, (x,), backend="reference")
