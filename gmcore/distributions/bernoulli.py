@@ -62,7 +62,7 @@ class Bernoulli(Trials):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """0 and 1 on a new leading axis: (2, *batch_shape), or (2, 1, ..., 1) without `expand`."""
-        values = tensor(np.arange(2, dtype=self._dtype).reshape(2, *(1,) * len(self.batch_shape)))
+        values = tensor(np.arange(2, dtype=self._dtype).reshape(2, *(1,) * len(self.batch_shape)), device=self._device)
         return ops.broadcast_to(values, (2, *self.batch_shape)) if expand else values
 
     @property

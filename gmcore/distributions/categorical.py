@@ -73,7 +73,7 @@ class Classes(Distribution):
         shape = (*_as_shape(sample_shape), *self.batch_shape)
         with no_grad():
             up_to = ops.cumsum(ops.cast(self.probs, "float64"), axis=-1)
-            u = ops.expand_dims(ops.uniform(shape, dtype="float64", generator=generator), -1)
+            u = ops.expand_dims(ops.uniform(shape, dtype="float64", device=self._device, generator=generator), -1)
             return ops.sum(ops.less(up_to, u * up_to[..., -1:]), axis=-1)
 
     def entropy(self) -> Tensor:
@@ -115,7 +115,7 @@ class Categorical(Classes):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The classes on a new leading axis: (K, *batch_shape), or (K, 1, ..., 1) without `expand`."""
-        values = tensor(np.arange(self._classes).reshape(-1, *(1,) * len(self.batch_shape)))
+        values = tensor(np.arange(self._classes).reshape(-1, *(1,) * len(self.batch_shape)), device=self._device)
         return ops.broadcast_to(values, (self._classes, *self.batch_shape)) if expand else values
 
     def log_prob(self, value: Any) -> Tensor:
@@ -159,7 +159,7 @@ class OneHotCategorical(Classes):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The K vectors on a new leading axis: (K, *batch_shape, K), or (K, 1, ..., 1, K) without `expand`."""
         k, ones = self._classes, (1,) * len(self.batch_shape)
-        values = tensor(np.eye(k, dtype=self._dtype).reshape(k, *ones, k))
+        values = tensor(np.eye(k, dtype=self._dtype).reshape(k, *ones, k), device=self._device)
         return ops.broadcast_to(values, (k, *self.batch_shape, k)) if expand else values
 
     def log_prob(self, value: Any) -> Tensor:

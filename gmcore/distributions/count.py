@@ -13,7 +13,7 @@ from gmcore.distributions.distribution import Distribution, broadcast_all
 from gmcore.distributions.trials import Trials, log_power, log_power_of_complement
 from gmcore.errors import ArgumentError
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, no_grad
+from gmcore.tensor import Tensor, no_grad, on_host, tensor
 
 
 class Binomial(Trials):
@@ -78,21 +78,25 @@ class Binomial(Trials):
         ------
         ArgumentError : total counts that differ.
         """
-        totals = self.total_count._data
+        totals = on_host(self.total_count._data)
         n = totals.max(initial=0)
         if (totals != n).any():
             raise ArgumentError("Binomial: enumerate_support needs one total_count for the whole batch")
-        values = as_tensor(np.arange(int(n) + 1, dtype=self._dtype).reshape(-1, *(1,) * len(self.batch_shape)))
+        values = self._up_to(int(n))
         return ops.broadcast_to(values, (values.shape[0], *self.batch_shape)) if expand else values
 
     def entropy(self) -> Tensor:
         """-sum_k P(k) log P(k) over 0 to the largest total_count, exactly."""
-        largest = int(self.total_count._data.max(initial=0))
-        k = as_tensor(np.arange(largest + 1, dtype=self._dtype).reshape(-1, *(1,) * len(self.batch_shape)))
+        k = self._up_to(int(on_host(self.total_count._data).max(initial=0)))
         possible = ops.less_equal(k, self.total_count)
         log_prob = self.log_prob(ops.where(possible, k, 0.0))  # 0 is possible for all
         probs = ops.where(possible, ops.exp(log_prob), 0.0)
         return -ops.sum(probs * ops.where(ops.greater(probs, 0.0), log_prob, 0.0), axis=0)
+
+    def _up_to(self, n: int) -> Tensor:
+        """0 to n on a new leading axis."""
+        counts = np.arange(n + 1, dtype=self._dtype).reshape(-1, *(1,) * len(self.batch_shape))
+        return tensor(counts, device=self._device)
 
 
 class Geometric(Trials):
@@ -131,13 +135,15 @@ class Geometric(Trials):
         """Counts in the dtype of the parameter, floor(log u / log(1 - probs)); arguments of `Distribution.rsample`."""
         with no_grad(), np.errstate(divide="ignore"):
             log_failure = ops.log1p(-ops.cast(self.probs, "float64"))
-            u = ops.uniform(self._extended_shape(sample_shape), dtype="float64", generator=generator)
-            return ops.cast(ops.floor(ops.log(u) / log_failure), self._dtype) + 0.0  # no -0
+            count = self._noise(
+                self._extended_shape(sample_shape), lambda u: ops.floor(ops.log(u) / log_failure), generator
+            )
+            return count + 0.0  # no -0
 
     def log_prob(self, value: Any) -> Tensor:
         """log probs + value log(1 - probs)."""
         k = self._as_value(value)
-        return self._log_powers(as_tensor(np.ones((), self._dtype)), k)
+        return self._log_powers(tensor(1.0, self._dtype, self._device), k)
 
     def entropy(self) -> Tensor:
         """The entropy of one trial, over probs."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from gmcore import ops
 from gmcore.distributions.constraints import Constraint, unit_interval
-from gmcore.errors import ArgumentError, DtypeError, GraphError, ShapeError
+from gmcore.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, is_floating, no_grad, on_host, tensor
@@ -191,7 +191,7 @@ class Distribution(ABC):
 
     def _as_value(self, value: Any) -> Tensor:
         """`value` as a tensor of the parameters' dtype if it is not floating, checked."""
-        value = _as_float(value, self._dtype)
+        value = _as_float(value, self._dtype, self._device)
         try:
             np.broadcast_shapes(value.shape, self._extended_shape(()))
             if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
@@ -207,7 +207,7 @@ class Distribution(ABC):
 
     def _as_probability(self, value: Any) -> Tensor:
         """`value` as a tensor of the parameters' dtype if it is not floating, checked to be in [0, 1]."""
-        value = _as_float(value, self._dtype)
+        value = _as_float(value, self._dtype, self._device)
         if self._validate_args:
             self._check("value", value, unit_interval)
         return value
@@ -216,38 +216,53 @@ class Distribution(ABC):
     def _dtype(self) -> Any:
         return next(iter(self._given().values())).dtype
 
+    @property
+    def _device(self) -> str:
+        return next(iter(self._given().values())).device
+
+    def _normal(self, shape: Shape, generator: Generator | None) -> Tensor:
+        """Standard normal numbers in the parameters' dtype, where they are."""
+        return ops.normal(shape, dtype=self._dtype, device=self._device, generator=generator)
+
     def _noise(self, shape: Shape, quantile: Callable[[Tensor], Tensor], generator: Generator | None) -> Tensor:
         """Numbers with the distribution function whose inverse is `quantile`, in the parameters' dtype.
 
         In float64 until then, where the uniforms are strictly between 0 and 1 and have both tails.
         """
-        return ops.cast(quantile(ops.uniform(shape, dtype="float64", generator=generator)), self._dtype)
+        u = ops.uniform(shape, dtype="float64", device=self._device, generator=generator)
+        return ops.cast(quantile(u), self._dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}: {x.shape}' for name, x in self._given().items())})"
 
 
-def _as_float(x: Any, dtype: Any) -> Tensor:
-    """`x` as a floating tensor; Python numbers, integers and booleans take `dtype`."""
+def _as_float(x: Any, dtype: Any, device: str) -> Tensor:
+    """`x` as a floating tensor; Python numbers, integers and booleans take `dtype`, and what is no array `device`."""
     if not hasattr(x, "dtype"):
-        return tensor(x, dtype=dtype)
-    x = as_tensor(x)
+        return tensor(x, dtype, device)
+    x = tensor(x, device=device) if isinstance(x, np.generic) else as_tensor(x)
     return x if is_floating(x.dtype) else ops.cast(x, dtype)
 
 
 def as_parameters(**parameters: Any) -> list[Tensor]:
-    """Parameters as tensors of one floating dtype: Python numbers take that of the others, float32 if there is none.
+    """Parameters as tensors of one floating dtype: Python numbers take that of the others, float32 if there is none,
+    and their device.
 
     Raises
     ------
-    DtypeError : a parameter that is an array of integers or booleans.
+    DtypeError : a parameter that is an array of integers or booleans.  DeviceError : parameters on several devices.
     """
     arrays = {name: as_tensor(x) for name, x in parameters.items() if hasattr(x, "dtype")}
     for name, x in arrays.items():
         if not is_floating(x.dtype):
             raise DtypeError(f"{name} is {x.dtype}, expected floating numbers")
     dtype = np.result_type(*[x.dtype for x in arrays.values()]) if arrays else np.dtype(np.float32)
-    return [ops.cast(_as_float(x, dtype), dtype) for x in parameters.values()]
+    places = {name: x.device for name, x in arrays.items() if not isinstance(parameters[name], np.generic)}
+    device = max(places.values(), default="cpu")  # a GPU's, if there is one
+    if any(place != device for place in places.values()):
+        given = ", ".join(f"{name} on {place}" for name, place in places.items())
+        raise DeviceError(f"parameters lie on several devices: {given}; move some with .to({device!r})")
+    return [ops.cast(_as_float(x, dtype, device), dtype) for x in parameters.values()]
 
 
 def broadcast_all(**parameters: Any) -> list[Tensor]:
@@ -255,7 +270,7 @@ def broadcast_all(**parameters: Any) -> list[Tensor]:
 
     Raises
     ------
-    DtypeError : a parameter that is an array of integers or booleans.
+    DtypeError, DeviceError : as in `as_parameters`.
     ShapeError : shapes that do not broadcast.
     """
     tensors = as_parameters(**parameters)

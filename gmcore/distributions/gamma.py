@@ -93,7 +93,7 @@ class Chi2(Gamma):
     @Derived
     def rate(self) -> Tensor:
         """1 / 2."""
-        return ops.broadcast_to(tensor(0.5, self._dtype), self.batch_shape)
+        return ops.broadcast_to(tensor(0.5, self._dtype, self._device), self.batch_shape)
 
 
 class InverseGamma(Distribution):
@@ -245,7 +245,7 @@ class StudentT(Distribution):
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        eps = ops.normal(shape, dtype=self._dtype, generator=generator)
+        eps = self._normal(shape, generator)
         half = ops.broadcast_to(0.5 * self.df, shape)
         log_gamma = ops.standard_gamma(half, log=True, generator=generator)
         return self.loc + self.scale * eps * ops.exp(0.5 * (ops.log(half) - log_gamma))

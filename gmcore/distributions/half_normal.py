@@ -47,7 +47,7 @@ class HalfNormal(Distribution):
         return 0.0 * self.scale
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
-        eps = ops.normal(self._extended_shape(sample_shape), dtype=self._dtype, generator=generator)
+        eps = self._normal(self._extended_shape(sample_shape), generator)
         return self.scale * ops.absolute(eps)
 
     def log_prob(self, value: Any) -> Tensor:

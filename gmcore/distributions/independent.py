@@ -79,5 +79,9 @@ class Independent(Distribution):
     def _dtype(self) -> Any:
         return self.base_dist._dtype
 
+    @property
+    def _device(self) -> str:
+        return self.base_dist._device
+
     def __repr__(self) -> str:
         return f"Independent({self.base_dist!r}, {self.reinterpreted_batch_ndims})"

@@ -134,7 +134,7 @@ def kl_binomial_binomial(p: Binomial, q: Binomial) -> Tensor:
 @register_kl(Geometric, Geometric)
 def kl_geometric_geometric(p: Geometric, q: Geometric) -> Tensor:
     """-H(p) - log q(success) - E_p[failures] log q(failure)."""
-    return -p.entropy() - q._log_powers(tensor(1.0, q._dtype), p.mean)
+    return -p.entropy() - q._log_powers(tensor(1.0, q._dtype, q._device), p.mean)
 
 
 @register_kl(Poisson, Poisson)
@@ -324,7 +324,7 @@ def kl_beta_uniform(p: Beta, q: Uniform) -> Tensor:
 def _infinite(p: Distribution, q: Distribution) -> Tensor:
     """p allows what q excludes."""
     shape = np.broadcast_shapes(p.batch_shape, q.batch_shape)
-    return tensor(np.full(shape, np.inf, np.result_type(p._dtype, q._dtype)))
+    return tensor(np.full(shape, np.inf, np.result_type(p._dtype, q._dtype)), device=p._device)
 
 
 _LINE: list[type[Distribution]] = [Normal, Laplace, Logistic, Gumbel, Cauchy, StudentT]

@@ -125,5 +125,9 @@ class MixtureSameFamily(Distribution):
     def _dtype(self) -> Any:
         return self.mixture_distribution._dtype
 
+    @property
+    def _device(self) -> str:
+        return self.mixture_distribution._device
+
     def __repr__(self) -> str:
         return f"MixtureSameFamily({self.mixture_distribution!r}, {self.component_distribution!r})"

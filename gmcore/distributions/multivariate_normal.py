@@ -22,6 +22,11 @@ def _transpose(a: Tensor) -> Tensor:
     return ops.swapaxes(a, -1, -2)
 
 
+def _identity(a: Tensor) -> Tensor:
+    """That of as many columns."""
+    return a.beside(np.eye(a.shape[-1], dtype=a.dtype))
+
+
 def _log_diagonal(a: Tensor) -> Tensor:
     """The sum of the logarithms of the diagonal."""
     return ops.sum(ops.log(ops.diagonal(a, axis1=-2, axis2=-1)), axis=-1)
@@ -103,8 +108,7 @@ class MultivariateNormal(Distribution):
             return ops.cholesky(self.covariance_matrix)
         # Turned round, P = C C^T gives P = R R^T with R upper triangular, and L = R^-T.
         upper = ops.flip(ops.cholesky(ops.flip(self.precision_matrix, (-2, -1))), (-2, -1))
-        identity = np.eye(upper.shape[-1], dtype=upper.dtype)
-        return ops.solve_triangular(_transpose(upper), np.broadcast_to(identity, upper.shape), upper=False)
+        return ops.solve_triangular(_transpose(upper), ops.broadcast_to(_identity(upper), upper.shape), upper=False)
 
     @Derived
     def covariance_matrix(self) -> Tensor:
@@ -116,8 +120,7 @@ class MultivariateNormal(Distribution):
     def precision_matrix(self) -> Tensor:
         """L^-T L^-1."""
         factor = self.scale_tril
-        identity = np.eye(factor.shape[-1], dtype=factor.dtype)
-        inverse = ops.solve_triangular(factor, np.broadcast_to(identity, factor.shape), upper=False)
+        inverse = ops.solve_triangular(factor, ops.broadcast_to(_identity(factor), factor.shape), upper=False)
         return ops.matmul(_transpose(inverse), inverse)
 
     @property
@@ -133,7 +136,7 @@ class MultivariateNormal(Distribution):
         return ops.sum(ops.square(self.scale_tril), axis=-1)
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
-        eps = ops.normal(self._extended_shape(sample_shape), dtype=self._dtype, generator=generator)
+        eps = self._normal(self._extended_shape(sample_shape), generator)
         return self.loc + _dot(self.scale_tril, eps)
 
     def log_prob(self, value: Any) -> Tensor:
@@ -205,15 +208,14 @@ class LowRankMultivariateNormal(Distribution):
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        low = ops.normal((*shape[:-1], self.cov_factor.shape[-1]), dtype=self._dtype, generator=generator)
-        own = ops.normal(shape, dtype=self._dtype, generator=generator)
+        low = self._normal((*shape[:-1], self.cov_factor.shape[-1]), generator)
+        own = self._normal(shape, generator)
         return self.loc + _dot(self.cov_factor, low) + ops.sqrt(self.cov_diag) * own
 
     def _capacitance(self) -> tuple[Tensor, Tensor]:
         """diag(d)^-1 W, and the Cholesky factor of C."""
         weighted = self.cov_factor / ops.expand_dims(self.cov_diag, -1)
-        identity = np.eye(weighted.shape[-1], dtype=weighted.dtype)
-        return weighted, ops.cholesky(identity + ops.matmul(_transpose(self.cov_factor), weighted))
+        return weighted, ops.cholesky(_identity(weighted) + ops.matmul(_transpose(self.cov_factor), weighted))
 
     def _half_log_det(self, capacitance: Tensor) -> Tensor:
         return _log_diagonal(capacitance) + 0.5 * ops.sum(ops.log(self.cov_diag), axis=-1)

@@ -56,7 +56,7 @@ class Normal(Distribution):
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         """loc + scale eps with eps ~ N(0, 1) (Kingma & Welling 2014); arguments of `Distribution.rsample`."""
-        eps = ops.normal(self._extended_shape(sample_shape), dtype=self.loc.dtype, generator=generator)
+        eps = self._normal(self._extended_shape(sample_shape), generator)
         return self.loc + self.scale * eps
 
     def log_prob(self, value: Any) -> Tensor:

@@ -71,12 +71,12 @@ def gumbel_softmax(
     if not is_floating(logits.dtype):
         raise DtypeError(f"gumbel_softmax: expected floating logits, got {logits.dtype} (called at {user_line()})")
     _check_temperature("gumbel_softmax", tau)
-    u = ops.uniform(logits.shape, dtype="float64", generator=generator, key=key)
+    u = ops.uniform(logits.shape, dtype="float64", device=logits.device, generator=generator, key=key)
     soft = ops.softmax((logits + ops.cast(Gumbel.quantile(u), logits.dtype)) / tau, axis=axis)
     if not hard:
         return soft
-    classes = np.moveaxis(np.eye(soft.shape[axis], dtype=soft.dtype)[soft._data.argmax(axis)], -1, axis)
-    return ops.straight_through(classes, soft)
+    classes = ops.one_hot(ops.argmax(soft, axis=axis), soft.shape[axis])
+    return ops.straight_through(ops.moveaxis(ops.cast(classes, soft.dtype), -1, axis), soft)
 
 
 class LogitRelaxedBernoulli(Trials):

@@ -85,13 +85,14 @@ class TransformedDistribution(Distribution):
     def cdf(self, value: Any) -> Tensor:
         increasing = self._monotone("cdf")
         below = self.base_dist.cdf(self._transform._inverse(self._as_value(value)))
-        return ops.where(np.broadcast_to(increasing, below.shape), below, 1.0 - below)
+        return ops.where(below.beside(np.broadcast_to(increasing, below.shape)), below, 1.0 - below)
 
     def icdf(self, value: Any) -> Tensor:
         increasing = self._monotone("icdf")
         value = self._as_probability(value)
         shape = np.broadcast_shapes(value.shape, np.shape(increasing))
-        return self._transform(self.base_dist.icdf(ops.where(np.broadcast_to(increasing, shape), value, 1.0 - value)))
+        up = value.beside(np.broadcast_to(increasing, shape))
+        return self._transform(self.base_dist.icdf(ops.where(up, value, 1.0 - value)))
 
     def expand(self, batch_shape: Sequence[int]) -> Any:
         new, base = copy.copy(self), self.base_dist
@@ -103,6 +104,10 @@ class TransformedDistribution(Distribution):
     @property
     def _dtype(self) -> Any:
         return self.base_dist._dtype
+
+    @property
+    def _device(self) -> str:
+        return self.base_dist._device
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_dist!r}, {self.transforms})"

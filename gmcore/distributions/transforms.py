@@ -13,7 +13,7 @@ from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.constraints import Constraint
 from gmcore.errors import ArgumentError
-from gmcore.tensor import Tensor, as_tensor, finfo
+from gmcore.tensor import Tensor, as_tensor, finfo, on_host
 
 _LOG_2 = math.log(2.0)
 
@@ -160,7 +160,7 @@ class ComposeTransform(Transform):
         """The sum of those of the parts; y is computed anew part by part."""
         event_dim, total = (
             self.domain_event_dim,
-            as_tensor(np.zeros(x.shape[: x.ndim - self.domain_event_dim], x.dtype)),
+            x.new_full(x.shape[: x.ndim - self.domain_event_dim], 0.0),
         )
         for part in self.parts:
             y = part(x)
@@ -195,7 +195,7 @@ class AffineTransform(Transform):
     def __init__(self, loc: Any, scale: Any, event_dim: int = 0) -> None:
         self.loc, self.scale = loc, scale
         self.domain_event_dim = self.codomain_event_dim = event_dim
-        numbers = as_tensor(scale)._data
+        numbers = on_host(as_tensor(scale)._data)
         self.sign = int(np.sign(numbers)) if numbers.ndim == 0 else np.sign(numbers)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -284,14 +284,14 @@ class StickBreakingTransform(Transform):
     sign = None
 
     @staticmethod
-    def _log_left(x: Tensor) -> Any:
+    def _log_left(x: Tensor) -> Tensor:
         """log(K - k), of the classes after each."""
-        return np.log(np.arange(x.shape[-1], 0, -1)).astype(x.dtype)
+        return x.beside(np.log(np.arange(x.shape[-1], 0, -1)).astype(x.dtype))
 
     def _call(self, x: Tensor) -> Tensor:
         """z_k (1 - z_1) ... (1 - z_(k-1)), by logarithms, with z_K = 1."""
         a = x - self._log_left(x)
-        zero = as_tensor(np.zeros((*a.shape[:-1], 1), a.dtype))
+        zero = a.new_full((*a.shape[:-1], 1), 0.0)
         log_left = ops.concatenate([zero, ops.cumsum(-ops.softplus(a), axis=-1)], axis=-1)
         return ops.exp(log_left + ops.concatenate([-ops.softplus(-a), zero], axis=-1))
 

@@ -1,5 +1,6 @@
 """Every distribution against SciPy, PyTorch, its own samples and finite differences: generated from one table."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import pytest
 import gmcore
 import gmkernels
 from gmcore import Generator, Tensor, distributions, gradcheck, ops
-from gmcore.errors import ArgumentError, GmcoreError, GraphError, ShapeError
+from gmcore.errors import ArgumentError, DeviceError, GmcoreError, GraphError, ShapeError
 
 special, stats = pytest.importorskip("scipy.special"), pytest.importorskip("scipy.stats")
 RNG = np.random.default_rng(0)
@@ -446,3 +447,76 @@ def test_exactly_one_of_probs_and_logits() -> None:
         for given, found in (({}, "neither"), ({"probs": [0.5], "logits": [0.5]}, "both")):
             with pytest.raises(GmcoreError, match=f"{kind}: expected exactly one of probs and logits, got {found}"):
                 getattr(distributions, kind)(**given)
+
+
+def on_a_device(row: Row, device: str) -> list[np.ndarray]:
+    """A sample, what there is in closed form, the log-probability of the sample and its gradients."""
+    arrays = {k: x for k, x in row.parameters.items() if isinstance(x, np.ndarray)}
+    given = {k: gmcore.tensor(x, device=device, requires_grad=k in row.differentiable) for k, x in arrays.items()}
+    d = row.make(**given)
+    sample = d.sample((3,), generator=Generator(1))
+    found = [sample, d.log_prob(sample)]
+    for name in (*QUANTITIES, "entropy"):
+        with contextlib.suppress(ArgumentError):  # no closed form
+            found.append(d.entropy() if name == "entropy" else getattr(d, name))
+    assert {x.device for x in found} == {next(iter(given.values())).device}
+    leaves = [x for x in given.values() if x.requires_grad]
+    gradients = gmcore.grad(ops.sum(found[1]), leaves) if found[1].requires_grad else []
+    return [x.detach().cpu().numpy() for x in (*found, *gradients)]
+
+
+@each
+def test_on_a_gpu(row: Row) -> None:
+    """Where its parameters are, and with the numbers of the CPU."""
+    with gmkernels.use("reference"):
+        for found, expected in zip(on_a_device(row, "cuda"), on_a_device(row, "cpu"), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)  # float64; CuPy's functions differ
+        there = {k: gmcore.tensor(np.asarray(x), device="cuda") for k, x in {**row.parameters, **row.bad}.items()}
+        with pytest.raises(ArgumentError, match="must be") if row.bad else contextlib.nullcontext():
+            row.make(**there)
+
+
+def there(x: Any, device: str) -> Tensor:
+    return gmcore.tensor(np.array(x), device=device)
+
+
+def normal(device: str, *loc: float) -> Any:
+    return distributions.Normal(there(loc or (0.0, 1.0), device), np.float64(1.5))
+
+
+MADE_OF_OTHERS: dict[str, Callable[[str], Tensor]] = {
+    "mixture": lambda device: distributions.MixtureSameFamily(
+        distributions.Categorical(probs=there([0.2, 0.8], device)), normal(device)
+    ).sample((4,), generator=Generator(3)),
+    "independent": lambda device: distributions.Independent(normal(device), 1).log_prob(there([0.1, 0.2], device)),
+    "affine": lambda device: distributions.TransformedDistribution(
+        normal(device), distributions.AffineTransform(there([1.0, 2.0], device), there([-1.0, 2.0], device))
+    ).icdf(there([0.1, 0.2], device)),
+    "stick breaking": lambda device: distributions.TransformedDistribution(
+        normal(device), distributions.StickBreakingTransform()
+    ).log_prob(there([0.2, 0.3, 0.5], device)),
+    "divergence": lambda device: distributions.kl_divergence(
+        distributions.Geometric(there([0.2, 0.8], device)), distributions.Geometric(there([0.5, 0.5], device))
+    ),
+    "no support": lambda device: distributions.kl_divergence(
+        normal(device), distributions.Uniform(there([0.0, 0.0], device), 1.0)
+    ),
+    "all values": lambda device: distributions.OneHotCategorical(probs=there([0.2, 0.8], device)).enumerate_support(),
+    "Gumbel": lambda device: distributions.gumbel_softmax(
+        there([[0.1, 0.2, 0.3]], device), 0.5, hard=True, generator=Generator(3)
+    ),
+    "a list": lambda device: normal(device).log_prob([0.3, 0.4]),
+}
+
+
+@pytest.mark.parametrize("make", MADE_OF_OTHERS.values(), ids=MADE_OF_OTHERS)
+def test_what_is_made_of_others_on_a_gpu(make: Callable[[str], Tensor]) -> None:
+    with gmkernels.use("reference"):
+        found, expected = make("cuda"), make("cpu")
+    assert found.device == "cuda:0"
+    np.testing.assert_allclose(found.cpu().numpy(), expected.numpy(), rtol=1e-9, atol=1e-11)
+
+
+def test_parameters_on_two_devices_are_refused() -> None:
+    with pytest.raises(DeviceError, match="several devices: loc on cpu, scale on cuda:0; move some with .to.'cuda:0'"):
+        distributions.Normal(there([0.0], "cpu"), there([1.0], "cuda"))
