@@ -33,6 +33,7 @@ import numpy as np
 from benchmarks import compare, kernels, peers
 from benchmarks.peers import expressions
 from gmcore.device import cupy
+from gmcore.errors import GmcoreError
 from gmcore.io import write_atomically
 from gmkernels import bench, registry
 from gmkernels.cost import Device
@@ -594,6 +595,7 @@ def measure(
         "gpu": dataclasses.asdict(device), "kernels": {}, "steps": {}, "failed": {}, "versions": _versions(),
     }  # fmt: skip
     left = [name for name in (*KERNELS, *STEPS) if not names or name in names]
+    left.sort(key=lambda name: name not in AIMS)  # what is aimed at comes first
     while left and time.monotonic() - started < 60.0 * minutes:
         name = left.pop(0)
         try:
@@ -655,6 +657,10 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> None:
     for name in arguments.names:
         if name not in KERNELS and name not in STEPS:
             parser.error(f"{name}: expected {', '.join([*KERNELS, *STEPS])}")
+    try:
+        cupy()
+    except GmcoreError as error:
+        parser.error(str(error))
     keep = functools.partial(_keep, results=results) if arguments.share == 1.0 else lambda figures: None
     figures = measure(arguments.share, arguments.names, arguments.minutes, keep)
     if figures["failed"]:

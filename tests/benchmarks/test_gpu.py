@@ -11,6 +11,7 @@ import pytest
 from benchmarks import compare, gpu, peers, report
 from gmkernels import bench, registry
 from gmkernels.cost import Device
+from tests.support import cuda_stand_in
 from tests.support.cupy_stand_in import has_gpu
 
 SHARE = 1e-6
@@ -140,8 +141,24 @@ def test_a_run_ends_within_eight_minutes(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.bench, "measure_gpu", lambda share: Device("A GPU (measured)", 4e12, 6e13, 3e13))
     begun = []
     monkeypatch.setattr(gpu, "measure_kernel", lambda name, share, device: begun.append(name) or {})
-    gpu.main(["sum", "adam", "dropout"], tmp_path)
-    assert begun == ["dropout", "adam"]
+    gpu.main(["sum", "adam", "iwae_bound"], tmp_path)
+    assert begun == ["iwae_bound", "adam"]
+
+
+def test_what_is_aimed_at_is_measured_first(monkeypatch):
+    begun = []
+    monkeypatch.setattr(gpu.bench, "measure_gpu", lambda share: Device("A GPU (measured)", 4e12, 6e13, 3e13))
+    for kind in ("measure_kernel", "measure_step"):
+        monkeypatch.setattr(gpu, kind, lambda name, *rest: begun.append(name) or {})
+    gpu.measure()
+    assert set(begun[: len(gpu.AIMS)]) == set(gpu.AIMS) and begun.index("vae-step") < begun.index("dropout")
+
+
+@pytest.mark.skipif(has_gpu(), reason="asks the stand-in for CuPy")
+def test_without_a_gpu_it_says_what_is_missing(capsys):
+    with cuda_stand_in.machine(error=35), pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2 and "error: no GPU can be used: there is no NVIDIA driver" in capsys.readouterr().err
 
 
 def figures(**kernels):
@@ -168,8 +185,8 @@ def test_what_fails_is_told_and_what_was_measured_before_is_kept(tmp_path, monke
     assert json.loads(file.read_text()) == found
     monkeypatch.setattr(gpu, "_works", lambda: False)
     with pytest.raises(SystemExit, match="failed:\n  sum: ValueError: no sum"):
-        gpu.main(["sum", "uniform", "vae-step"], tmp_path)
-    assert "the others: python -m benchmarks.gpu vae-step\n" in capsys.readouterr().out
+        gpu.main(["sum", "uniform", "discriminator-step"], tmp_path)
+    assert "the others: python -m benchmarks.gpu discriminator-step\n" in capsys.readouterr().out
 
 
 def test_a_kernel_that_differs_from_its_rivals_stops_the_run():
