@@ -212,14 +212,14 @@ class GraphProgram(Program):
                 raise memory_error(error, f"{instruction.name} (at {instruction.line})") from None
             except Exception as error:
                 capability = int(self._device.compute_capability)
-                remedy = (
+                reason = (
                     f"; on a GPU of compute capability {capability / 10:.1f} CuPy computes it, and the kernels that a "
-                    f"graph can hold need {OLDEST_GPU / 10:.1f}: run the step eagerly, as with "
-                    "gmcore.capture(step, fallback=True)"
+                    f"graph can hold need {OLDEST_GPU / 10:.1f}"
                 )
                 raise CaptureError(
                     f"{instruction.name} (at {instruction.line}) cannot be part of a CUDA graph: {error}"
-                    f"{remedy if capability < OLDEST_GPU else ''}"
+                    f"{reason if capability < OLDEST_GPU else ''}; eager steps can, as with "
+                    "gmcore.capture(step, fallback=True)"
                 ) from error
 
     def run(self, arguments: Sequence[Array]) -> Any:

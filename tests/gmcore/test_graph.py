@@ -267,12 +267,29 @@ def test_a_gpu_without_kernels_of_ours_says_what_to_do():
     with cuda_stand_in.machine(capability="75"):
         x = gmcore.tensor(np.ones((4, 4), np.float32), device="cuda")
         products, others = gmcore.capture(lambda x: ops.linear(x, x)), gmcore.capture(ops.exp)
-        with pytest.raises(CaptureError, match=r"linear .*compute capability 7.5 .* need 8.0: .*fallback=True\)"):
+        with pytest.raises(CaptureError, match=r"linear .*compute capability 7.5 .* need 8.0; .*fallback=True\)"):
             for _ in range(3):
                 products(x)
         for _ in range(3):
             others(x)
         assert others.programs
+
+
+@pytest.mark.parametrize(
+    "name, call", [("matmul", lambda x: ops.matmul(x, x)), ("erfc", ops.erfc)], ids=["of CuPy", "through the host"]
+)
+def test_what_a_graph_cannot_hold_is_named_with_what_to_do(name, call):
+    x = gmcore.tensor(np.ones((2, 4, 4), np.float32), device="cuda")
+    step, eager = gmcore.capture(call), gmcore.capture(call, fallback=True)
+    text = rf"{name} \(at .* cannot be part of a CUDA graph: .*; eager steps can, as with .*fallback=True\)"
+    with pytest.raises(CaptureError, match=text):
+        for _ in range(3):
+            step(x)
+    with pytest.warns(CaptureWarning, match="runs eagerly"):
+        for _ in range(3):
+            eager(x)
+    for _ in range(2):
+        np.testing.assert_array_equal(eager(x).cpu().numpy(), call(x).cpu().numpy())
 
 
 @pytest.mark.parametrize("n", [3, 4, 10])
