@@ -287,7 +287,8 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     fresh one of its generator. Frozen are Python numbers inside the step, the branches it took, and which arrays,
     tensors and generators it found in variables and attributes. Arrays of NumPy among the arguments, and what NumPy
     computes of them, it sees only when they come to operations: give tensors to a step that looks at its arguments.
-    ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again.
+    ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again. A backward pass
+    through what a repetition returns is refused.
 
     The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
     parameter, what a module consists of, its training flag and its hooks, what is frozen, the groups and the state of

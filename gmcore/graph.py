@@ -20,7 +20,7 @@ from gmcore.device import memory_error
 from gmcore.errors import CaptureError, DeviceMemoryError
 from gmcore.program import ALIGNMENT, Program, rounded
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
-from gmcore.tensor import Array, Tensor
+from gmcore.tensor import Array
 from gmkernels.arrays import on_gpu
 from gmkernels.launch import describe_memory
 from gmkernels.registry import OLDEST_GPU
@@ -240,7 +240,7 @@ class GraphProgram(Program):
             return value
         array = self._room.pop(0)
         array[...] = self._results[value]
-        return Tensor(array) if value.wraps else array
+        return self._given(value, array)
 
     def _repeat(self, arguments: Sequence[Array]) -> None:
         buffer = next(self._buffers)

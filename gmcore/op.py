@@ -566,6 +566,30 @@ class Node:
         return g
 
 
+class End(Node):
+    """The place on the tape of a tensor that a repetition of a captured step has returned: a backward pass that comes
+    here raises.
+
+    Parameters
+    ----------
+    node : what computed the tensor when the step was recorded.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, node: Node) -> None:
+        self.plan, self.attrs, self.input_meta, self.output_meta = node.plan, {}, [], node.output_meta
+        self.edges = []
+        self.saved = self.hooks = self.note = None
+        self.sequence = next(_sequence)
+
+    def unpack(self, connected: bool) -> list[Tensor]:
+        raise GraphError(
+            f"backward through a captured step (at {self.op.name}): a repetition leaves no tape, and the gradients of "
+            "what it has used would be missing. Call backward() inside the step, or detach() what it returns"
+        )
+
+
 def kernel(spec: KernelSpec, otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """The forward function of an op that a kernel spec computes; on what is no float32 or float64 array, `otherwise`
     does, if it is given."""

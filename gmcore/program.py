@@ -14,7 +14,7 @@ import numpy as np
 
 from gmcore import hooks
 from gmcore.errors import CaptureError
-from gmcore.op import Op
+from gmcore.op import End, Node, Op
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places, standing
 from gmcore.tensor import Array, Tensor, copied
 from gmkernels import KernelSpec, arithmetic, pool
@@ -62,7 +62,8 @@ class Program:
         before = [(*key, value) for key, value in recorder.circumstances.items() if key not in recorder.free]
         self._had_gradients = [(recorder.tensors[t], value) for t, what, value in before if what == "gradient"]
         self._stood = [(recorder.tensors[t], value) for t, what, value in before if what == "standing"]
-        self._given = [(i, value) for i, what, value in before if what == "array"]
+        self._looked_at = [(i, value) for i, what, value in before if what == "array"]
+        self._required = [t for t in recorder.tensors.values() if t.requires_grad]
         self._changes = -1  # none of those that are counted has been looked at
         self._counters = [t._counter() for t in recorder.written]
         given: set[int] = set()
@@ -82,8 +83,21 @@ class Program:
         place = self.recorder.known(array)
         if place is None or place.block is None or place.block.kind == "outside":
             return value
-        place.wraps = isinstance(value, Tensor)
+        if isinstance(value, Tensor):
+            place.wraps = True
+            if value._edge is not None and isinstance(node := value._edge[0], Node):
+                place.end = End(node), value._edge[1]
         return place
+
+    def _given(self, place: Place, array: Array) -> Any:
+        """What the caller gets of a place: numbers of its own, as a tensor if it was one."""
+        if not place.wraps:
+            return array
+        tensor = Tensor(array)
+        if place.end is not None:
+            place.end[0].edges = [leaf._edge for leaf in self._required]
+            tensor._edge = place.end
+        return tensor
 
     def _left(self, leaf: Tensor, place: Place, given: set[int]) -> Tensor:
         """The gradient of a leaf, in memory that each repetition writes: the tensor that the step has left there, which
@@ -132,7 +146,7 @@ class Program:
             if not all([standing(tensor) == before for tensor, before in self._stood]):
                 return False
             self._changes = now
-        return all([arguments[i].tobytes() == before for i, before in self._given])
+        return all([arguments[i].tobytes() == before for i, before in self._looked_at])
 
     def run(self, arguments: Sequence[Array]) -> Any:
         """Repeat the step on other arguments of the same shapes and dtypes."""
@@ -168,8 +182,7 @@ class Program:
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Place):
             return value
-        array = self._results[value].copy()
-        return Tensor(array) if value.wraps else array
+        return self._given(value, self._results[value].copy())
 
     def _bound(self) -> list[Callable[[], Any]]:
         """The instructions as calls without arguments; the stages of launches between two other calls are one."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gmcore.errors import user_line
-from gmcore.op import Node, Op
+from gmcore.op import End, Node, Op
 from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor, copied
 from gmcore.watch import Call, Watch, watch
@@ -72,6 +72,8 @@ class Place:
         """The array itself, where its memory outlives the recording."""
         self.wraps = False
         """Whether the step returned it as a tensor."""
+        self.end: tuple[End, int] | None = None
+        """The place on the tape of that, if it was on the tape."""
 
     @property
     def key(self) -> tuple[Any, ...]:

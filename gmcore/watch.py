@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from gmcore.device import memory_error
 from gmcore.errors import user_line
 from gmcore.tensor import Array, Tensor, _mode
 from gmkernels import KernelSpec, select
-from gmkernels.arrays import as_array
 
 if TYPE_CHECKING:
     from gmcore.op import Edge, Node, Op
@@ -206,6 +207,8 @@ def computed(function: Callable[..., Any], *arrays: Array, **options: Any) -> An
         result = function(*arrays, **options)
     except MemoryError as error:
         raise memory_error(error) from None
+    if isinstance(result, np.generic):  # which NumPy makes of arrays of no dimensions
+        result = np.asarray(result)
     mode = _mode.get()
     if type(mode) is not bool:
         mode.tell("computed", function, arrays, options, result)
@@ -227,7 +230,7 @@ def hosted(function: Callable[[], Any]) -> Any:
 
 def computed_tensor(function: Callable[..., Any], *arrays: Array, **options: Any) -> Tensor:
     """The array of `computed` as a tensor."""
-    return derived(Tensor(as_array(computed(function, *arrays, **options))))
+    return derived(Tensor(computed(function, *arrays, **options)))
 
 
 def derived(tensor: Tensor) -> Tensor:

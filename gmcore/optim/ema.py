@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.device import allocating
 from gmcore.errors import ArgumentError, CheckpointError
 from gmcore.tensor import Tensor, copied, is_floating, on_host
-from gmcore.watch import hosted
+from gmcore.watch import computed, hosted
 from gmkernels.arrays import namespace
 from gmkernels.optim import spec
 from gmkernels.registry import run
@@ -102,7 +102,7 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters hold the averages inside the block, and their own values again after it."""
-        own = {name: copied(p._data) for name, p in self._params.items()}
+        own = {name: computed(copied, p._data) for name, p in self._params.items()}
         self.copy_to()
         try:
             yield

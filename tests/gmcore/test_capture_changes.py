@@ -412,6 +412,19 @@ def test_shapes_that_numbers_decide_are_refused_by_name():
         captured(gmcore.tensor([1.0, -1.0, -1.0]))
 
 
+def test_a_backward_pass_through_what_a_repetition_returns_is_refused():
+    w, v = leaf(0), leaf(1)
+    captured = gmcore.capture(lambda x: (loss(x, w), x * 2.0))
+    for i in range(CALLS):
+        found, off_tape = captured(batch(i))
+        assert found.requires_grad and not off_tape.requires_grad
+    total = found + ops.sum(w * off_tape) + ops.sum(v)
+    for differentiate in (total.backward, lambda: gmcore.grad(total, w)):
+        with pytest.raises(GraphError, match="backward through a captured step .* leaves no tape"):
+            differentiate()
+    assert found.detach().item() == loss(batch(i), w).item()
+
+
 def test_what_a_step_keeps_without_returning_it_says_so():
     w, kept = leaf(), {}
 
