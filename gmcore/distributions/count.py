@@ -78,7 +78,7 @@ class Binomial(Trials):
         ------
         ArgumentError : total counts that differ.
         """
-        totals = on_host(self.total_count._data)
+        totals = on_host(self.total_count)
         n = totals.max(initial=0)
         if (totals != n).any():
             raise ArgumentError("Binomial: enumerate_support needs one total_count for the whole batch")
@@ -87,7 +87,7 @@ class Binomial(Trials):
 
     def entropy(self) -> Tensor:
         """-sum_k P(k) log P(k) over 0 to the largest total_count, exactly."""
-        k = self._up_to(int(on_host(self.total_count._data).max(initial=0)))
+        k = self._up_to(int(on_host(self.total_count).max(initial=0)))
         possible = ops.less_equal(k, self.total_count)
         log_prob = self.log_prob(ops.where(possible, k, 0.0))  # 0 is possible for all
         probs = ops.where(possible, ops.exp(log_prob), 0.0)

@@ -358,11 +358,22 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
     values = _beside(values, x)
     index = _plain_index(index, x._data)
     values = _fitted(values, x, index, "set_at")
-    written = namespace(x._data).zeros(x.shape, bool)
-    written[index] = True
+    written = computed(_marked, x._data, index=index)
     if not _is_basic(index):
-        values = where(is_last(_places(index, x.shape), x.size), values, 0.0)
+        values = where(computed(_is_last_at, index=index, shape=x.shape), values, 0.0)
     return where(written, scatter_add(values, index, x.shape), x)
+
+
+def _marked(x: Array, index: Any) -> Array:
+    """Whether `index` selects each element of x."""
+    marks = namespace(x).zeros(x.shape, bool)
+    marks[index] = True
+    return marks
+
+
+def _is_last_at(index: Any, shape: tuple[int, ...]) -> Array:
+    """`is_last` of the elements of an array of `shape` that `index` selects."""
+    return is_last(_places(index, shape), math.prod(shape))
 
 
 def _beside(values: Any, x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from gmcore.ops.random import straight_through
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
-from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmcore.tensor import Array, Tensor, as_tensor, is_floating
 from gmcore.watch import computed, computed_tensor
 from gmkernels.arrays import namespace, on_gpu
 from gmkernels.softmax import spec
@@ -647,6 +647,11 @@ def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool
     return sum(loss) * (1.0 / x.shape[0])
 
 
+def _check_variance(v: Array, name: str) -> None:
+    if (v < 0).any():
+        raise ArgumentError(f"{name}: expected var >= 0, its least element is {v.min()} (called at {user_line()})")
+
+
 def gaussian_nll_loss(
     input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
@@ -679,10 +684,7 @@ def gaussian_nll_loss(
         v = expand_dims(v, -1)
     if v.shape not in (x.shape, (*x.shape[:-1], 1)):
         raise ShapeError(f"{name}: var {v.shape} does not fit input {x.shape} (called at {user_line()})")
-    if (v._data < 0).any():
-        raise ArgumentError(
-            f"{name}: expected var >= 0, its least element is {v._data.min()} (called at {user_line()})"
-        )
+    computed(_check_variance, v._data, name=name)
     v = straight_through(maximum(v, eps), v)
     difference = x - t
     loss = 0.5 * (log(v) + difference * difference / v)

@@ -15,11 +15,12 @@ import numpy as np
 from gmcore.device import put_beside
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
-from gmcore.ops.elementwise import real, where
+from gmcore.ops.elementwise import cast, real, where
 from gmcore.ops.indexing import is_last
 from gmcore.ops.product import matmul
 from gmcore.ops.windows import Size, as_planes, flat, from_planes, per_axis
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Array, Tensor, as_tensor
+from gmcore.watch import computed, is_watched
 from gmkernels import KernelError
 from gmkernels.pooling import spec
 from gmkernels.pooling.spec import Windows
@@ -251,18 +252,26 @@ def _unpool(
             f"{strides}, for an input of shape {given.shape} (called at {user_line()})"
         )
     height, width = flat(axes, tuple(size), 1)
-    found = places._data.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
-    if found.size and not 0 <= found.min() <= found.max() < height * width:
+    computed(_check_places, places._data, name=name, size=tuple(size))
+    shown = computed(_is_shown, places._data, shape=x.shape, size=height * width)
+    if is_watched() or not shown.all():  # a captured step must not look at numbers and choose
+        x = where(Tensor(shown), x, 0.0)
+    y = _plane_scatter(x, cast(places, np.int64).reshape(x.shape), size=(height, width))
+    return from_planes(y, axes, given.ndim)
+
+
+def _check_places(places: Array, name: str, size: tuple[int, ...]) -> None:
+    if places.size and not 0 <= places.min() <= places.max() < math.prod(size):
         raise ArgumentError(
-            f"{name}: indices from {found.min()} to {found.max()} do not fit an output of size {tuple(size)} "
+            f"{name}: indices from {places.min()} to {places.max()} do not fit an output of size {size} "
             f"(called at {user_line()})"
         )
-    planes = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], 1) * (height * width)
-    shown = is_last(found + put_beside(planes, found), math.prod(x.shape[:2]) * height * width)
-    if not shown.all():
-        x = where(Tensor(shown.reshape(x.shape)), x, 0.0)
-    y = _plane_scatter(x, Tensor(found.astype(np.int64, copy=False).reshape(x.shape)), size=(height, width))
-    return from_planes(y, axes, given.ndim)
+
+
+def _is_shown(places: Array, shape: tuple[int, ...], size: int) -> Array:
+    """Whether each of some elements of planes of `size` is the last of those that go to one place."""
+    planes = np.arange(math.prod(shape[:2])).reshape(*shape[:2], 1, 1) * size
+    return is_last(places.reshape(shape) + put_beside(planes, places), math.prod(shape[:2]) * size)
 
 
 def max_unpool1d(
