@@ -160,14 +160,17 @@ class Program:
     def _prepare(self) -> None:
         """Make what `_repeat` needs, once the memory is there."""
         self._body = self._bound()
+        self._first = [self._bind(check) for check in self._checks]
         self._inputs = [self.array(place) for place in self.recorder.arguments]
         self._hosts = [None if place is None else self.array(place) for _, place in self.recorder.hosts]
 
     def _repeat(self, arguments: Sequence[Array]) -> None:
-        """What Python tells the step, its arguments, and its instructions."""
-        self._tell(self._hosts)
+        """The step's arguments, what Python tells it, and its instructions."""
         for array, argument in zip(self._inputs, arguments, strict=True):
             array[...] = argument
+        for check in self._first:
+            check()
+        self._tell(self._hosts)
         for call in self._body:
             call()
 
@@ -206,7 +209,11 @@ class Program:
 
     def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
         """Those of the needed instructions that are repeated."""
-        return instructions
+        # What checks arguments comes first: a step that is refused has counted and drawn nothing.
+        self._checks = [
+            i for i in instructions if not i.writes and all(p.block and p.block.kind == "argument" for p in i.reads)
+        ]
+        return [i for i in instructions if i not in self._checks]
 
     def _launches(self, instruction: Instruction) -> int:
         """How many launches an instruction is; 0 for a call of Python."""

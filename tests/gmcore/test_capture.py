@@ -374,9 +374,9 @@ def test_classes_out_of_range_are_refused_in_a_repetition_too():
     captured = gmcore.capture(lambda x, t: ops.cross_entropy(x, t))
     x = gmcore.tensor(np.zeros((2, 3)))
     for _ in range(3):
-        captured(x, np.array([0, 2]))
+        captured(x, gmcore.tensor([0, 2]))
     with pytest.raises(ArgumentError, match="expected a class in 0..2"):
-        captured(x, np.array([0, 3]))
+        captured(x, gmcore.tensor([0, 3]))
 
 
 def test_an_index_out_of_range_is_refused_in_a_repetition_too():
@@ -384,9 +384,9 @@ def test_an_index_out_of_range_is_refused_in_a_repetition_too():
     table = nn.Embedding(3, 2)
     captured = gmcore.capture(lambda i: table(i))
     for _ in range(3):
-        captured(np.array([0, 2]))
+        captured(gmcore.tensor([0, 2]))
     with pytest.raises(ArgumentError, match="Embedding: expected integers from 0 to 2"):
-        captured(np.array([0, 3]))
+        captured(gmcore.tensor([0, 3]))
 
 
 def test_parameters_in_other_memory_are_used():

@@ -11,7 +11,7 @@ import pytest
 import gmcore
 from gmcore import nn, ops, optim
 from gmcore.distributions.relaxed import gumbel_softmax
-from gmcore.errors import CaptureError, GraphError
+from gmcore.errors import ArgumentError, CaptureError, GraphError
 from gmcore.random import Generator
 
 CALLS = 8
@@ -468,6 +468,23 @@ def test_a_backward_pass_through_what_a_repetition_returns_is_refused():
         with pytest.raises(GraphError, match="backward through a captured step .* leaves no tape"):
             differentiate(found + ops.sum(w * off_tape) + ops.sum(v))
     assert found.detach().item() == loss(batch(i), w).item()
+
+
+def test_a_repetition_that_refuses_its_arguments_counts_and_draws_nothing():
+    table, own = nn.Embedding(3, 2), Generator(1)
+    optimizer = optim.Adam(table.parameters(), lr=0.1)
+
+    @gmcore.capture
+    def step(index):
+        optimizer.zero_grad()
+        ops.sum(ops.normal((2,), generator=own) * table(index)).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(gmcore.tensor([0, 2]))
+    with pytest.raises(ArgumentError, match="expected integers from 0 to 2"):
+        step(gmcore.tensor([0, 3]))
+    assert step.programs and own.state == (1, 3) and optimizer.state[table.weight]["step"] == 3
 
 
 def test_what_a_step_keeps_without_returning_it_says_so():
