@@ -527,11 +527,11 @@ class Recorder(Watch):
                     f"Python or NumPy writes into {'an argument' if block.kind == 'argument' else 'an array'} of "
                     f"{block.size} bytes that operations read too: compute with gmcore.ops, or write with copy_"
                 )
-        self._circumstances(written)
+        self._note_circumstances()
         gradients = {id(t): None if id(t) in self.unchanged else t.grad for t in self.tensors.values()}
         self.left = self._argument(result, returned=True), self._argument(list(gradients.values()))
 
-    def _circumstances(self, written: set[Block | None]) -> None:
+    def _note_circumstances(self) -> None:
         """What was so before the step, as far as that is known, and what it has left of it."""
         read = {place.block for instruction in self.instructions for place in instruction.reads}
         for name, tensor in self.tensors.items():
