@@ -22,7 +22,8 @@ from gmcore.ops.diagonal import diagonal
 from gmcore.ops.elementwise import exp, greater, real, where
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import reshape, transpose
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmkernels.arrays import on_gpu
 from gmkernels.dense import spec
 
 
@@ -35,8 +36,24 @@ _product = kernel(spec.MATMUL)
 
 
 def _matmul_forward(x: Any, y: Any) -> Any:
-    # Stacks of matrices and mixed dtypes are the array library's.
-    return _product(x, y) if x.ndim == y.ndim == 2 and x.dtype == y.dtype else np.matmul(x, y)
+    if x.dtype == y.dtype:
+        if x.ndim == y.ndim == 2:
+            return _product(x, y)
+        if on_gpu(x) and is_floating(x.dtype):
+            return _stack_on_gpu(x, y)
+    return np.matmul(x, y)  # mixed dtypes are the array library's, and stacks in the CPU's memory
+
+
+def _stack_on_gpu(x: Any, y: Any) -> Any:
+    """x @ y by the kernel, where the array library would call cuBLAS, which no CUDA graph takes."""
+    a, b = x if x.ndim > 1 else x[None, :], y if y.ndim > 1 else y[:, None]
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    c = _product(*[m if m.shape[:-2] == stack else np.broadcast_to(m, (*stack, *m.shape[-2:])) for m in (a, b)])
+    c = c if x.ndim > 1 else c[..., 0, :]
+    return c if y.ndim > 1 else c[..., 0]
+
+
+vars(_matmul_forward).update(vars(_product))  # half types are stored there too
 
 
 def _matmul_examples(rng: np.random.Generator) -> Iterator[Example]:

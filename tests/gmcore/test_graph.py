@@ -131,6 +131,28 @@ def test_kernels_that_store_half_types_write_where_the_program_has_room(dtype):
     assert len(set(bits(found))) == 1
 
 
+@pytest.mark.parametrize("shapes", [((2, 3, 4), (2, 4, 5)), ((3, 1, 2, 4), (2, 4, 5)), ((4,), (2, 4, 5)), ((4,), (4,))])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_stacks_of_products_are_captured(shapes, dtype):
+    """With their gradients, by the kernel: CuPy's would be cuBLAS's, which a graph does not take."""
+    draw = np.random.default_rng(0).standard_normal
+    numbers = [draw(shape).astype(dtype) for shape in shapes]
+
+    def step(x, y):
+        x, y = (a.detach().requires_grad_() for a in (x, y))
+        z = ops.matmul(x, y)
+        return z, *gmcore.grad(ops.sum(z * z), [x, y])
+
+    run = gmcore.capture(step)
+    for _ in range(3):
+        found = run(*[gmcore.tensor(a, device="cuda") for a in numbers])
+    assert run.programs
+    for a, b in zip(found, step(*map(gmcore.tensor, numbers)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        tolerance = 1e-13 if dtype == "float64" else 4e-3
+        np.testing.assert_allclose(a.detach().cpu().numpy(), b.detach().numpy(), rtol=tolerance, atol=tolerance)
+
+
 def test_a_graph_that_cannot_be_made_changes_no_parameter(monkeypatch):
     call = GraphProgram._call
 

@@ -43,18 +43,18 @@ for _spec, _reference, _cpu in (
 
 
 def matmul(a: Array, b: Array, *, backend: str | None = None) -> Array:
-    """Matrix product ``a @ b`` of two matrices.
+    """Matrix product ``a @ b`` of two matrices, or of two stacks of as many.
 
     Transposed views (``a.T``) are read in place; other strided layouts are packed first.
 
     Parameters
     ----------
-    a : (m, k) float32 or float64; float16 and bfloat16 too on a GPU, which are summed in float32
-    b : (k, n) of the same dtype
+    a : (..., m, k) float32 or float64; float16 and bfloat16 too on a GPU, which are summed in float32
+    b : (..., k, n) of the same dtype, with the same leading axes
 
     Returns
     -------
-    (m, n), zeros where k = 0
+    (..., m, n), zeros where k = 0
 
     Raises
     ------

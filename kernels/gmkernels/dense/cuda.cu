@@ -29,16 +29,19 @@ DEVICE Real activate(Real x, Index activation) {
 typedef Operand<BM, A_COPY, A_BYTES> OperandA;
 typedef Operand<BN, B_COPY, B_BYTES> OperandB;
 
-// Grid: (tiles of c, parts of the sum). If there are parts, their sums go to `partial` (parts, m, n), otherwise the
-// result to c (m, n). Strides count elements: `across` from one row of a, or column of b, to the next, `along` the sum.
+// Grid: (tiles of c, one product after the other; parts of the sums). If there are parts, their sums go to `partial`
+// (parts, products, m, n), otherwise the result to c (products, m, n). Strides count elements: `across` from one row of
+// a, or column of b, to the next, `along` the sum, `apart` from one product to the next.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-product(const Store* __restrict__ a, long long a_across, long long a_along, const Store* __restrict__ b,
-        long long b_across, long long b_along, const Store* __restrict__ bias, long long bias_stride,
-        Store* __restrict__ c, Real* __restrict__ partial, Index m, Index n, Index k, Index part_length,
-        Index activation) {
+product(const Store* __restrict__ a, long long a_across, long long a_along, long long a_apart,
+        const Store* __restrict__ b, long long b_across, long long b_along, long long b_apart,
+        const Store* __restrict__ bias, long long bias_stride, Store* __restrict__ c, Real* __restrict__ partial,
+        Index products, Index m, Index n, Index k, Index part_length, Index activation) {
     DYNAMIC_SHARED(Store, steps);
+    const Index tiles = (m + BM - 1) / BM * ((n + BN - 1) / BN), product = blockIdx.x / tiles;
+    a += product * a_apart, b += product * b_apart, c += product * m * n;
     Index first_m, first_n;
-    corner_of(blockIdx.x, m, n, first_m, first_n);
+    corner_of(blockIdx.x % tiles, m, n, first_m, first_n);
     const Index first_k = blockIdx.y * part_length;
     const Index length = max(min(k - first_k, part_length), Index(0));
     OperandA a_copy(a, a_across, a_along, first_m, m, first_k, length);
@@ -58,7 +61,7 @@ product(const Store* __restrict__ a, long long a_across, long long a_along, cons
         const Index row = first_m + r, column = first_column;
         if (row >= m || column >= n) return;
         if (partial != nullptr) {
-            Real* to = partial + (blockIdx.y * m + row) * n + column;
+            Real* to = partial + ((blockIdx.y * products + product) * m + row) * n + column;
             if (n % PER == 0) store_vector(to, x);
             else store_some(to, x, n - column);
             return;

@@ -100,37 +100,38 @@ def tile_of(tiles: Mapping[int, Tile], m: int, n: int, parts: int) -> Tile:
     return tiles[size or (128 if of_64 >= _MANY else 64 if of_64 >= _FEW else 32)]
 
 
-def copy_of(x: Array, across: int, along: int) -> Copy:
-    """How an operand is copied, by its strides in elements across the sum and along it."""
+def copy_of(x: Array, across: int, along: int, apart: int = 0) -> Copy:
+    """How an operand is copied, by its strides in elements across the sum, along it, and from product to product."""
     for way, near, far in ((ACROSS, across, along), (ALONG, along, across)):
-        aligned = math.gcd(16, address(x), far * x.itemsize)
+        aligned = math.gcd(16, address(x), far * x.itemsize, apart * x.itemsize)
         if near == 1 and aligned >= 4 and aligned > x.itemsize and not (way == ALONG and x.dtype == np.float32):
             return Copy(way, aligned)
     return Copy(RUNS if along == 1 else ELEMENTS, x.itemsize)
 
 
 def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays, activation: str) -> None:
-    """c = activation(a b + bias) of a (m, k), b (k, n), bias (n,) and c (m, n), which is C-contiguous."""
-    (m, k), n, dtype = a.shape, b.shape[1], c.dtype.name
+    """c = activation(a b + bias) of a (m, k) and b (k, n), or of stacks of them, bias (n,) and c, C-contiguous."""
+    (products, m, k, n), dtype = spec.sizes(a, b), c.dtype.name
     code, itemsize = _CODES[activation], c.itemsize
-    a_across, a_along, b_along, b_across = (stride // itemsize for stride in (*a.strides, *b.strides))
+    a_across, a_along, b_along, b_across = (stride // itemsize for stride in (*a.strides[-2:], *b.strides[-2:]))
+    a_apart, b_apart = spec.apart(a), spec.apart(b)
     bias_stride = 0 if bias is None else bias.strides[0] // itemsize
-    parts = spec.splits(m, k, n)
+    parts = spec.splits(m, k, n, products)
     partial = workspace[0] if parts > 1 else None
     part_length = -(-k // (16 * parts)) * 16  # so that a part begins where 16 bytes do
-    tile = tile_of(TILES[dtype], m, n, parts)
-    copies = copy_of(a, a_across, a_along), copy_of(b, b_across, b_along)
+    tile = tile_of(TILES[dtype], m, n, parts * products)
+    copies = copy_of(a, a_across, a_along, a_apart), copy_of(b, b_across, b_along, b_apart)
     launch.cuda(
         "dense",
         "product",
         dtype,
-        (-(-m // tile.m) * -(-n // tile.n), parts),
+        (products * -(-m // tile.m) * -(-n // tile.n), parts),
         (tile.threads,),
         (
-            launch.Strided(a), np.int64(a_across), np.int64(a_along),
-            launch.Strided(b), np.int64(b_across), np.int64(b_along),
+            launch.Strided(a), np.int64(a_across), np.int64(a_along), np.int64(a_apart),
+            launch.Strided(b), np.int64(b_across), np.int64(b_along), np.int64(b_apart),
             None if bias is None else launch.Strided(bias), np.int64(bias_stride),
-            c, partial, m, n, k, part_length, code,
+            c, partial, products, m, n, k, part_length, code,
         ),
         shared=tile.shared(*copies, itemsize),
         defines=tile.defines(*copies),
@@ -144,8 +145,7 @@ def _product(a: Array, b: Array, bias: Array | None, c: Array, workspace: Arrays
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    a, b = inputs
-    _product(a, b, None, outputs[0], workspace, "identity")
+    _product(*spec.stacks(inputs), None, outputs[0], workspace, "identity")
 
 
 def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,22 +56,44 @@ def splits(m: int, k: int, n: int, products: int = 1) -> int:
     return max(1, min(GPU_TILES // max(1, products * -(-m // 64) * -(-n // 64)), k // _SHORTEST_SPLIT))
 
 
-def product_workspace(a: Array, m: int, k: int, n: int) -> Layout:
-    """Scratch of an (m, k) by (k, n) product in the dtype and on the device of `a`: of its parts, where it is cut."""
-    parts = splits(m, k, n) if on_gpu(a) else 1
-    return [((parts, m, n), np.promote_types(np.float32, a.dtype))] if parts > 1 else []
+def product_workspace(a: Array, m: int, k: int, n: int, products: int = 1) -> Layout:
+    """Scratch of (m, k) by (k, n) products in the dtype and on the device of `a`: of parts, where sums are cut."""
+    parts = splits(m, k, n, products) if on_gpu(a) else 1
+    return [((parts, products, m, n), np.promote_types(np.float32, a.dtype))] if parts > 1 else []
+
+
+def sizes(a: Array, b: Array) -> tuple[int, int, int, int]:
+    """Of a stack of (m, k) by (k, n) products: how many there are, m, k and n."""
+    return math.prod(a.shape[:-2]), *a.shape[-2:], b.shape[-1]
+
+
+def stacks(inputs: Sequence[Any]) -> tuple[Any, Any]:
+    """Matrices, or stacks of them with one leading axis; leading axes that do not merge into one are packed."""
+    a, b = inputs
+    products, m, k, n = sizes(a, b)
+    return (a.reshape(products, m, k), b.reshape(products, k, n)) if a.ndim > 3 else (a, b)
+
+
+def apart(a: Any) -> int:
+    """Elements from one matrix of a stack to the next; 0 if there is one."""
+    return a.strides[0] // a.itemsize if a.ndim == 3 and a.shape[0] > 1 else 0
 
 
 def _matmul_infer(a: Array, b: Array) -> Layout:
-    fits = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
-    _require(fits, "matmul", "a (m, k) and b (k, n)", a=a, b=b)
+    fits = a.ndim == b.ndim >= 2 and (*a.shape[:-2], a.shape[-1]) == b.shape[:-1]
+    _require(fits, "matmul", "a (..., m, k) and b (..., k, n) with equal leading axes", a=a, b=b)
     _require_float("matmul", a=a, b=b)
-    return [((a.shape[0], b.shape[1]), a.dtype)]
+    return [((*a.shape[:-1], b.shape[-1]), a.dtype)]
 
 
 def _matmul_cost(a: Array, b: Array) -> Cost:
-    (m, k), n = a.shape, b.shape[1]
-    return Cost(bytes=a.itemsize * (m * k + k * n + m * n), flops=2.0 * m * n * k)
+    products, m, k, n = sizes(a, b)
+    return Cost(bytes=a.itemsize * products * (m * k + k * n + m * n), flops=2.0 * products * m * n * k)
+
+
+def _matmul_workspace(a: Array, b: Array) -> Layout:
+    products, m, k, n = sizes(a, b)
+    return product_workspace(a, m, k, n, products)
 
 
 def _matmul_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
@@ -84,6 +106,11 @@ def _matmul_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
         b = (rng.standard_normal((k, n)) / math.sqrt(max(k, 1))).astype(dtype)
         yield Example((a, b), {})
         yield Example((np.ascontiguousarray(a.T).T, np.ascontiguousarray(b.T).T), {})
+    for stack, m, k, n in [((3,), 5, 7, 4), ((2, 3), 33, 65, 17), ((0,), 3, 4, 5), ((2,), 3, 0, 5), ((2,), 7, 300, 9)]:
+        a = rng.standard_normal((*stack, m, k)).astype(dtype)
+        b = (rng.standard_normal((*stack, k, n)) / math.sqrt(max(k, 1))).astype(dtype)
+        yield Example((a, b), {})
+        yield Example((np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2), np.broadcast_to(b[:1], b.shape)), {})
 
 
 # A sum of k products rounds like a random walk: sqrt(k) u sum |a||b| (Higham & Mary, SIAM J. Sci. Comput.
@@ -98,11 +125,11 @@ MATMUL = KernelSpec(
     infer=_matmul_infer,
     cost=_matmul_cost,
     examples=_matmul_examples,
-    formula="c[i, j] = sum_l a[i, l] b[l, j]",
+    formula="c[..., i, j] = sum_l a[..., i, l] b[..., l, j]",
     source="gemm of Dongarra, Du Croz, Hammarling & Duff, ACM TOMS 16(1), 1990",
     tolerance=_PRODUCT_TOLERANCE,
-    workspace=lambda a, b: product_workspace(a, a.shape[0], a.shape[1], b.shape[1]),
-    size=lambda a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1],
+    workspace=_matmul_workspace,
+    size=lambda a, b: 2 * math.prod(sizes(a, b)),
 )
 
 

@@ -145,18 +145,27 @@ def place(tile, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.co
     return (group * GROUP + within % height) * BLOCK_M, within // height * BLOCK_N
 
 
-@triton.jit(do_not_specialize=["m", "n", "k", "a_row", "a_column", "b_row", "b_column", "blocks"])
+@triton.jit(
+    do_not_specialize=[
+        "products", "m", "n", "k", "a_row", "a_column", "b_row", "b_column", "a_apart", "b_apart", "blocks",
+    ]
+)  # fmt: skip
 def product(
-    a, b, bias, c, m, n, k, a_row, a_column, b_row, b_column, blocks,
+    a, b, bias, c, products, m, n, k, a_row, a_column, b_row, b_column, a_apart, b_apart, blocks,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, A_UNIT: tl.constexpr, B_UNIT: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of c = activation(a b + bias), or a part of that, of so many blocks of k; sizes are in units."""
+    """A tile of one product of a stack, c = activation(a b + bias), or a part of that, of so many blocks of k; sizes
+    are in units."""
     m *= M_UNIT
     n *= N_UNIT
     k *= K_UNIT
-    top, left = place(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP)
+    tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
+    which = (tl.program_id(0) // tiles).to(m.dtype)
+    a += which * a_apart * A_UNIT
+    b += which * b_apart * B_UNIT
+    top, left = place(tl.program_id(0) % tiles, m, n, BLOCK_M, BLOCK_N, GROUP)
     row, column = top + tl.arange(0, BLOCK_M), left + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     first = split * blocks * BLOCK_K
@@ -169,7 +178,7 @@ def product(
         total += widened(tl.load(bias + column, column < n, 0.0))[None, :]
     total = _activate(total, ACTIVATION)
     mask = (row[:, None] < m) & (column[None, :] < n)
-    c += split.to(m.dtype) * m * n
+    c += (split.to(m.dtype) * products + which) * m * n
     tl.store(c + row[:, None].to(m.dtype) * n + column[None, :], total.to(c.dtype.element_ty), mask)
 
 
@@ -242,10 +251,10 @@ def precision(itemsize: int) -> str:
 
 def _layout(a: Any) -> tuple[str, int, int]:
     """Which way neighbours lie, and the strides between rows and between columns, in elements."""
-    row, column = (step // a.itemsize for step in a.strides)
-    if column == 1 or a.shape[1] == 1:
+    row, column = (step // a.itemsize for step in a.strides[-2:])
+    if column == 1 or a.shape[-1] == 1:
         return "row", row, 1
-    if row == 1 or a.shape[0] == 1:
+    if row == 1 or a.shape[-2] == 1:
         return "column", 1, column
     return "any", row, column
 
@@ -255,14 +264,14 @@ def operands(a: Any, b: Any, vector: int) -> tuple[tuple[Any, ...], dict[str, An
 
     Parameters
     ----------
-    a, b : (m, k) and (k, n).
+    a, b : (m, k) and (k, n), or stacks of such matrices.
     vector : most elements that an access of rows of the result takes.
 
     Returns
     -------
     The numbers m, n, k and the four strides, in units; and the constants that say in which units.
     """
-    (m, k), n = a.shape, b.shape[1]
+    _, m, k, n = spec.sizes(a, b)
     (a_way, a_row, a_column), (b_way, b_row, b_column) = _layout(a), _layout(b)
     a_vector, b_vector = 16 // a.itemsize, 16 // b.itemsize
     # Only what a vector runs along counts: the other sizes are compiled once for all.
@@ -272,8 +281,8 @@ def operands(a: Any, b: Any, vector: int) -> tuple[tuple[Any, ...], dict[str, An
         math.gcd(k, b_vector) if b_way == "column" else 1,
     )
     n_unit = math.gcd(n, max(vector, b_vector))
-    a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, a_vector)
-    b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, b_vector)
+    a_unit = 1 if a_way == "any" else math.gcd(a_row if a_way == "row" else a_column, spec.apart(a), a_vector)
+    b_unit = 1 if b_way == "any" else math.gcd(b_row if b_way == "row" else b_column, spec.apart(b), b_vector)
     strides = (a_row // a_unit, a_column // a_unit, b_row // b_unit, b_column // b_unit)
     units = {"M_UNIT": m_unit, "N_UNIT": n_unit, "K_UNIT": k_unit, "A_UNIT": a_unit, "B_UNIT": b_unit}
     return (m // m_unit, n // n_unit, k // k_unit, *strides), units | {"A": a_way, "B": b_way}
@@ -294,20 +303,21 @@ def tile_constants(choice: Mapping[str, int], itemsize: int) -> dict[str, Any]:
 
 
 def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: str) -> None:
-    """c = activation(a b + bias), with a of any strides, and b too."""
-    (m, k), n = a.shape, b.shape[1]
-    if m * n == 0:
+    """c = activation(a b + bias) of matrices, or of stacks of them with one leading axis, of any strides."""
+    products, m, k, n = spec.sizes(a, b)
+    if c.size == 0:
         return
     splits = workspace[0].shape[0] if workspace else 1
-    choice = CHOICES[a.itemsize, m * n >= MANY].at(m * n)
+    choice = CHOICES[a.itemsize, c.size >= MANY].at(c.size)
     sizes, constants = operands(a, b, 16 // a.itemsize)
+    apart = spec.apart(a) // constants["A_UNIT"], spec.apart(b) // constants["B_UNIT"]
     blocks = triton.cdiv(triton.cdiv(k, splits), choice["k"])
-    grid = (triton.cdiv(m, choice["m"]) * triton.cdiv(n, choice["n"]), splits)
+    grid = (products * triton.cdiv(m, choice["m"]) * triton.cdiv(n, choice["n"]), splits)
     target = workspace[0] if workspace else c
     launch.triton(
         product,
         grid,
-        (launch.Strided(a), launch.Strided(b), None if workspace else bias, target, *sizes, blocks),
+        (launch.Strided(a), launch.Strided(b), None if workspace else bias, target, products, *sizes, *apart, blocks),
         constants | tile_constants(choice, a.itemsize) | {"ACTIVATION": "identity" if workspace else activation},
         warps=choice["warps"],
         stages=choice["stages"],
@@ -323,8 +333,7 @@ def _multiply(a: Any, b: Any, bias: Any, c: Any, workspace: Arrays, activation: 
 
 
 def matmul(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
-    a, b = inputs
-    _multiply(a, b, None, outputs[0], workspace, "identity")
+    _multiply(*spec.stacks(inputs), None, outputs[0], workspace, "identity")
 
 
 def linear(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:

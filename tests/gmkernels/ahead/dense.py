@@ -9,6 +9,7 @@ CASES = [
     Case("linear", (_LARGE, _LARGE, (4096,)), {"activation": "tanh"}, **_LIMITS),
     Case("linear", ((100, 784), (500, 784), (500,)), {"activation": "tanh"}),  # in parts, which a launch adds
     Case("matmul", (_LARGE, _LARGE), {}, **_LIMITS),
+    Case("matmul", ((64, 100, 50), (64, 50, 100)), {}),
     Case("activation_backward", (_LARGE, _LARGE), {"activation": "tanh"}, {"cuda": 8, "triton": 10}, 1.0),
     Case("activation_backward", (_LARGE, _LARGE), {"activation": "softplus"}, {"cuda": 8, "triton": 60}, 1.0,
          dtypes=("float32", "float64")),
