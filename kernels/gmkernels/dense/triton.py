@@ -394,6 +394,8 @@ def _activation_backward(
 
 _BACKWARD_BYTES = 8192
 """Of the sums that a program adds up at one time."""
+_FLOAT64_REGISTERS = 168
+"""Most of a thread, as softplus wants: left alone, the assembler spills two for sigmoid on Ampere."""
 
 
 def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
@@ -416,6 +418,7 @@ def activation_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attr
             "UNIT": unit, "ROWS": _BACKWARD_BYTES // (max(4, g.itemsize) * columns), "COLUMNS": columns,
             "ACTIVATION": attrs["activation"],
         },
+        registers=_FLOAT64_REGISTERS if g.itemsize == 8 else None,
     )  # fmt: skip
     if blocks > 1:
         add_up(partial, 1, blocks, features, d_bias)

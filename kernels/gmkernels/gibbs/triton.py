@@ -398,6 +398,7 @@ def _steps(
             },
             warps=choice["warps"],
             stages=choice["stages"],
+            registers=_FEW_REGISTERS if weight.itemsize == 2 else None,
         )  # fmt: skip
         return
     for step in range(first, 2 * steps):
