@@ -347,9 +347,9 @@ class Recorder(Watch):
         results: tuple[Array, ...],
         line: str,
     ) -> None:
-        into = attrs.get("out")
-        if into is not None and self.known(into) is None:
-            self._new_block("outside", into, written=True)
+        target = attrs.get("out")
+        if target is not None and self.known(target) is None:
+            self._new_block("outside", target, written=True)
         given = self._argument(inputs)
         options = self._argument(dict(attrs))
         into = options.get("out")

@@ -38,7 +38,7 @@ _product = kernel(spec.MATMUL)
 def _matmul_forward(x: Any, y: Any) -> Any:
     if x.dtype == y.dtype and x.ndim == y.ndim == 2:
         return _product(x, y)
-    if on_gpu(x) and is_floating(dtype := np.result_type(x, y)):
+    if on_gpu(x) and is_floating(dtype := np.result_type(x.dtype, y.dtype)):
         return _stack_on_gpu(x.astype(dtype, copy=False), y.astype(dtype, copy=False))
     return np.matmul(x, y)  # stacks in the CPU's memory are NumPy's, and mixed dtypes
 

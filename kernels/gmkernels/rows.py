@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from gmkernels.elementary import maximum
-from gmkernels.pool import jitable, reduction
+from gmkernels.pool import jitable, long_loop, reduction
+
+
+@jitable
+def copy_row(source, target):
+    long_loop()
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@jitable
+def add_row(source, target):
+    """target += source."""
+    long_loop()
+    for j in range(target.size):
+        target[j] += source[j]
 
 
 @jitable

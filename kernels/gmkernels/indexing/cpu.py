@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gmkernels.indexing.spec import check_index
-from gmkernels.pool import block_kernel, jitable, long_loop, part
+from gmkernels.pool import block_kernel, part
+from gmkernels.rows import add_row, copy_row
 
 Arrays = Sequence[np.ndarray]
 
@@ -24,25 +25,11 @@ _WIDE = 16
 """Elements of the shortest rows whose addition takes longer than a look at all numbers."""
 
 
-@jitable
-def _copy(x, y):
-    long_loop()
-    for j in range(y.size):
-        y[j] = x[j]
-
-
-@jitable
-def _add(x, y):
-    long_loop()
-    for j in range(y.size):
-        y[j] += x[j]
-
-
 @block_kernel
 def _gather_rows(block, table, index, out, rows, width, per_block):
     for i in range(block * per_block, min(index.size, (block + 1) * per_block)):
         number = index[i] + rows if index[i] < 0 else index[i]
-        _copy(part(table, number * width, width), part(out, i * width, width))
+        copy_row(part(table, number * width, width), part(out, i * width, width))
 
 
 def gather_rows(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
@@ -62,7 +49,7 @@ def _scatter_add_rows(block, x, index, out, rows, width, owners):
     for i in range(index.size):
         number = index[i] + rows if index[i] < 0 else index[i]
         if number & (owners - 1) == block:
-            _add(part(x, i * width, width), part(out, number * width, width))
+            add_row(part(x, i * width, width), part(out, number * width, width))
 
 
 def scatter_add_rows(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from gmkernels.elementary import exp_factors, fma, log, select
 from gmkernels.iwae.spec import split
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
-from gmkernels.rows import largest_of, sum_of
+from gmkernels.rows import add_row, copy_row, largest_of, sum_of
 
 Arrays = Sequence[np.ndarray]
 
@@ -46,18 +46,6 @@ def _cut(outer: int, samples: int, inner: int) -> tuple[int, int, int]:
 def _fill(x, value):
     for j in range(x.size):
         x[j] = value
-
-
-@jitable
-def _copy(x, y):
-    for j in range(x.size):
-        y[j] = x[j]
-
-
-@jitable
-def _accumulate(x, total):
-    for j in range(x.size):
-        total[j] += x[j]
 
 
 @jitable
@@ -142,7 +130,7 @@ def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, mos
         for run in range(0, samples, _RUN):
             start, stop = (outer * samples + run) * inner + column, min(_RUN, samples - run)
             if run:
-                _copy(top, before)
+                copy_row(top, before)
             _fill(run_sum, 0)
             for k in range(0, stop - 7, 8):
                 a, b = part(log_w, start + k * inner, width), part(log_w, start + (k + 1) * inner, width)
@@ -154,7 +142,7 @@ def _columns(block, log_w, bound, highest, scale, samples, inner, per_block, mos
                 _add(part(log_w, start + k * inner, width), top, run_sum)
             if run:
                 _lower(total, before, top)
-            _accumulate(run_sum, total)
+            add_row(run_sum, total)
         _finish(total, samples, top, part(bound, at, width), part(scale, at, width))
 
 

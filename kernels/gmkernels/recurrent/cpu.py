@@ -22,6 +22,7 @@ from gmkernels.dense.tiles import PANEL_BYTES, UNIT
 from gmkernels.elementary import sigmoid, tanh
 from gmkernels.pool import block_kernel, jitable, long_loop, part
 from gmkernels.recurrent.spec import check_batch_sizes, padded
+from gmkernels.rows import add_row, copy_row
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
@@ -40,20 +41,6 @@ def _blocks(batch: int) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------------------
 # Rows
 # ---------------------------------------------------------------------------------------------------------
-
-
-@jitable
-def _copy(x, y):
-    long_loop()
-    for j in range(y.size):
-        y[j] = x[j]
-
-
-@jitable
-def _add(x, y):
-    long_loop()
-    for j in range(y.size):
-        y[j] += x[j]
 
 
 @jitable
@@ -209,7 +196,7 @@ def _rnn_rows(rows, low, first, cell, x, sums, h, state, size, stride):
             _tanh_of_sum(x_row, sum_row, h_row)
         else:
             _relu_of_sum(x_row, sum_row, h_row)
-        _copy(h_row, part(state, b * size, size))
+        copy_row(h_row, part(state, b * size, size))
 
 
 @jitable
@@ -251,7 +238,7 @@ def _gru_state_rows(rows, low, first, cell, x, sums, bias_n, gates, h, state, si
         y = part(gates, at * 3 * size, 3 * size)
         if cell == _GRU_BEFORE:
             sum_row = part(sums, b * stride + second, size)
-            _add(bias_n, sum_row)
+            add_row(bias_n, sum_row)
             _tanh_of_sum(part(x, at * 3 * size + 2 * size, size), sum_row, part(y, 2 * size, size))
         _gru_mix(part(y, size, size), part(y, 2 * size, size), part(state, b * size, size), part(h, at * size, size))
 
@@ -264,9 +251,9 @@ def _forward(
     """`stride` is the length of a row of `sums`; there the product of a GRU's candidate begins at `second`."""
     low = block * per_block
     own, count = low * size, min(per_block * size, state.size - low * size)
-    _copy(part(h0, own, count), part(state, own, count))
+    copy_row(part(h0, own, count), part(state, own, count))
     if cell == _LSTM:
-        _copy(part(c0, own, count), part(state_c, own, count))
+        copy_row(part(c0, own, count), part(state_c, own, count))
     steps = batch_sizes.size
     start = h.size // size if reverse else 0  # of the step's rows
     for step in range(steps):
@@ -308,7 +295,7 @@ def _rows_before(rows, low, first, t, reverse, batch_sizes, h0, h, before, size)
     for r in range(rows):
         b, at = low + r, _row_before(batch_sizes, t, first - low, low + r, reverse)
         source = part(h0, b * size, size) if at < 0 else part(h, at * size, size)
-        _copy(source, part(before, (first + r) * size, size))
+        copy_row(source, part(before, (first + r) * size, size))
 
 
 @jitable
@@ -342,9 +329,9 @@ def _gru_rows_backward(
             _multiply(d_n, r_gate, d_product_row)
             _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
         else:
-            _copy(d_n, d_product_row)
+            copy_row(d_n, d_product_row)
         _multiply(d_state_row, z, d_state_row)
-        _add(d_product_row, part(d_bias_n, b * size, size))
+        add_row(d_product_row, part(d_bias_n, b * size, size))
 
 
 @jitable
@@ -365,9 +352,9 @@ def _add_rows(rows, x, at_x, stride_x, y, at_y, stride_y, size, replace):
     for r in range(rows):
         x_row, y_row = part(x, at_x + r * stride_x, size), part(y, at_y + r * stride_y, size)
         if replace:
-            _copy(x_row, y_row)
+            copy_row(x_row, y_row)
         else:
-            _add(x_row, y_row)
+            add_row(x_row, y_row)
 
 
 @block_kernel
@@ -380,9 +367,9 @@ def _backward(
     is_gru = cell == _GRU_AFTER or cell == _GRU_BEFORE
     inner = 2 * size if is_gru else width
     own, count = low * size, min(per_block * size, d_state.size - low * size)
-    _copy(part(g_hn, own, count), part(d_state, own, count))
+    copy_row(part(g_hn, own, count), part(d_state, own, count))
     if cell == _LSTM:
-        _copy(part(g_cn, own, count), part(d_cell, own, count))
+        copy_row(part(g_cn, own, count), part(d_cell, own, count))
     elif is_gru:
         d_bias_n[own : own + count] = 0
     steps = batch_sizes.size
