@@ -21,6 +21,7 @@ import numpy as np
 from gmcore.device import device_of, memory_error
 from gmcore.errors import ArgumentError, CaptureError, DeviceMemoryError, GmcoreError, GraphError, user_line
 from gmcore.tensor import Array, Tensor, _mode
+from gmcore.watch import derived
 from gmkernels import registry
 from gmkernels.arrays import is_array
 
@@ -55,6 +56,7 @@ class Captured(Generic[P, R]):
         self._programs: dict[Any, Program] = {}
         self._recordings: dict[Any, list[Recorder]] = {}
         self._lock = threading.RLock()
+        self._in_vain = 0
         self.refusal: str | None = None
 
     @property
@@ -103,6 +105,8 @@ class Captured(Generic[P, R]):
                     if program.fits(arrays):
                         return program.run(arrays)
                     self._recordings[key] = [program.recorder]  # to find out whether what is different matters
+                elif not program.was_repeated:
+                    self._made_in_vain()
                 del self._programs[key]
             return self._record(key, arrays, args, kwargs)
 
@@ -155,6 +159,7 @@ class Captured(Generic[P, R]):
 
         copies: list[Array] = []
         raw: list[int] = []
+        tensors: list[Tensor] = []
 
         def own(value: Any) -> Any:
             if isinstance(value, Tensor) and value.requires_grad:
@@ -163,11 +168,16 @@ class Captured(Generic[P, R]):
             if isinstance(value, np.ndarray):
                 raw.append(len(copies))
             copies.append(array)
-            return Tensor(array) if isinstance(value, Tensor) else array
+            if not isinstance(value, Tensor):
+                return array
+            tensors.append(Tensor(array))
+            return tensors[-1]
 
         own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
         recorder = Recorder(copies, raw, next(iter(self._recordings.get(key, [])[-1:]), None))
         with recorder.recording():
+            for tensor in tensors:
+                derived(tensor)
             result = self._step(*own_args, **own_kwargs)
         recorder.finish(result)
         if recorder.refusal is not None:  # it may be that the step writes into them
@@ -175,6 +185,16 @@ class Captured(Generic[P, R]):
                 if array.tobytes() != own_array.tobytes():
                     array[...] = own_array
         return recorder, result
+
+    def _made_in_vain(self) -> None:
+        """Count a program that was given up before its first repetition; say so if that goes on."""
+        self._in_vain += 1
+        if self._in_vain == MOST_RECORDINGS:
+            self._warn(
+                f"{MOST_RECORDINGS} of its programs no longer held when they were to be repeated. Something that it "
+                "relies on changes between the calls, such as the training flag or an option of a module, what is "
+                "frozen, or a number that Python looks at"
+            )
 
     def _refuse(self, reason: str, kind: type[GmcoreError]) -> None:
         if not self._fallback:

@@ -353,8 +353,8 @@ def captured(step: Captured[..., Any]) -> str:
     -------
     str: for each program its instructions in order. Memory is ``argument<i>`` of the step, ``host<i>``, which Python
         writes before each repetition (draws, hyperparameters), ``outside<i>`` (parameters, constants), or
-        ``computed<i>``, with its place in the program's memory and the last stage that uses it. What runs in one stage
-        runs at once. After the name of a kernel stands its backend.
+        ``computed<i>``, with its place in the program's memory, its bytes and the last stage that uses it. What runs
+        in one stage runs at once. After the name of a kernel stands its backend, after what it reads its scratch.
     """
     if step.refusal is not None:
         return f"eager: {step.refusal}"
@@ -367,18 +367,23 @@ def _program_text(program: steps.Program) -> str:
     blocks = program.offsets
     lines = [
         f"{len(program.instructions)} instructions in {program.depth} stages{program.form}; "
-        f"{_bytes(program.size)} for {len(blocks)} results of {_bytes(sum(block.size for block in blocks))}",
+        f"{_bytes(program.size)} for {len(blocks)} arrays of {_bytes(sum(block.size for block in blocks))}",
         f"before each repetition: {len(program.recorder.arguments)} arguments copied, "
         f"{len(program.recorder.hosts)} calls of Python",
     ]
     for instruction, (stage, _) in zip(program.instructions, program.stages, strict=True):
-        results = [f"{place.block} {place}{_whereabouts(program, place.block)}" for place in instruction.writes]
+        results, scratch = (
+            [f"{place.block} {place}{_whereabouts(program, place.block)}" for place in written]
+            for written in (instruction.writes, instruction.workspace)
+        )
         mine = {place.block for place in instruction.writes}
         reads = {str(place.block): place for place in instruction.reads if place.block not in mine}
         backend = "" if instruction.plan is None else f": {instruction.plan.backend}"
         text = f"{stage:>3} {instruction.name}{backend} -> {', '.join(results) or 'nothing'}"
         if reads:
             text += f" <- {', '.join(f'{name} {place}' for name, place in reads.items())}"
+        if scratch:
+            text += f"; scratch {', '.join(scratch)}"
         lines += textwrap.wrap(text, 100, subsequent_indent="      ")
     return "\n".join(lines)
 

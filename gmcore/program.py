@@ -63,6 +63,7 @@ class Program:
         self._had_gradients = [(recorder.tensors[t], value) for t, what, value in before if what == "gradient"]
         self._stood = [(recorder.tensors[t], value) for t, what, value in before if what == "standing"]
         self._looked_at = [(i, value) for i, what, value in before if what == "array"]
+        self._settings = [s for number, s in enumerate(recorder.settings) if number not in recorder.switched]
         self._required = [t for t in recorder.tensors.values() if t.requires_grad]
         self._changes = -1  # none of those that are counted has been looked at
         self._counters = [t._counter() for t in recorder.written]
@@ -126,6 +127,10 @@ class Program:
         return np.ndarray(place.shape, place.dtype, self._memory[place.block], place.offset, place.strides)
 
     # -- running ---------------------------------------------------------------------------------------------
+    @property
+    def was_repeated(self) -> bool:
+        return self._changes >= 0
+
     def holds(self) -> bool:
         """Whether the step is still what was recorded."""
         for tensor, array in self._leaves:
@@ -134,7 +139,7 @@ class Program:
         for condition in self.recorder.conditions:
             if not condition():
                 return False
-        return self._changes == hooks.changes() or all([setting() for setting in self.recorder.settings])
+        return self._changes == hooks.changes() or all([setting() for setting in self._settings])
 
     def fits(self, arguments: Sequence[Array]) -> bool:
         """Whether all is as it was before the step that was recorded, as far as no other recording has shown that it
@@ -263,6 +268,8 @@ class Program:
         function = functools.partial(call, *inputs, **attrs)
         if "out" in attrs or not outputs:
             return function
+        if call is copied:
+            return functools.partial(function, out=outputs[0])
         return functools.partial(_store, instruction, function, outputs)
 
 

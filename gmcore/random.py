@@ -16,7 +16,7 @@ import numpy as np
 
 from gmcore.errors import ArgumentError, GraphError
 from gmcore.tensor import Tensor
-from gmcore.watch import computed_tensor, hosted, unrepeatable
+from gmcore.watch import computed_tensor, derived, hosted, unrepeatable
 
 _WORD = 1 << 64
 
@@ -88,7 +88,7 @@ class Generator:
         return self._take() if log is None else log.take(self)
 
     def _take(self) -> Tensor:
-        return Tensor(hosted(self._next_key))
+        return derived(Tensor(hosted(self._next_key)))
 
     def _next_key(self) -> np.ndarray:
         key = np.array((*self.state, 0), np.uint64)

@@ -247,10 +247,13 @@ class Recorder(Watch):
         """What was so before the step and may decide what it does, by what it is said of."""
         self.free: set[tuple[int, str]] = set()
         """Those of the circumstances that were different in another recording of the same step."""
+        self.switched: set[int] = set()
+        """Those of the settings, by number, that did not hold before another recording of the same step."""
         self.unchanged: set[int] = set()
         """Of `tensors` those, by id, whose gradient the step has left as it was."""
         self._entered = {} if earlier is None else {id(t): (t.grad, standing(t)) for t in earlier.tensors.values()}
         self._before = {} if earlier is None else earlier.digests()
+        self._held = [] if earlier is None else [setting() for setting in earlier.settings]
         for i in raw:
             self.circumstances[i, "array"] = arguments[i].tobytes()
         self._counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
@@ -554,6 +557,9 @@ class Recorder(Watch):
             for key, value in self.circumstances.items()
             if key in first.circumstances and first.circumstances[key] != value
         }
+        # What a step switches to and fro, such as the training flag of a module, it finds as it left it.
+        if len(self._held) == len(self.settings):
+            self.switched = first.switched | {number for number, held in enumerate(self._held) if not held}
         # Where there was no gradient before and is none after, another recording tells whether the step clears it.
         self.unchanged -= {name for name in self.unchanged if self._leaves_none(name) and first.clears(name)}
 

@@ -243,8 +243,9 @@ class Tensor:
         # Only for what is not there: `gmcore.capture` takes the memory from tensors whose numbers it will overwrite.
         if name == "_data":
             raise GraphError(
-                "this tensor was computed inside a captured step, which uses its memory for other numbers now. Return "
-                f"it from the step, or write it into a leaf with copy_ (used at {user_line()})"
+                "this tensor was computed inside a captured step, or is what the step got for an argument, and its "
+                "memory is used for other numbers now. Return it from the step, or write it into a leaf with copy_ "
+                f"(used at {user_line()})"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
@@ -257,7 +258,7 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        body = np.array2string(put(self._data, "cpu"), separator=", ", prefix="tensor(", threshold=100)
+        body = np.array2string(put(self._read(), "cpu"), separator=", ", prefix="tensor(", threshold=100)
         default = _DEFAULT_DTYPES.get(self.dtype.kind)
         dtype = "" if self.dtype == default else f", dtype={self.dtype}"
         if on_gpu(self._data):
@@ -468,8 +469,11 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
             raise GraphError("only leaves can be copied with copy.deepcopy; use .detach() first")
-        out = type(self)(copied(self._data), requires_grad=self.requires_grad)
+        out = type(self)(_computed(copied, self._data), requires_grad=self.requires_grad)
         memo[id(self)] = out
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("derived", out)
         return out
 
     def __reduce__(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -71,7 +72,7 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_watched():
-            relies((), _AsItIs(self).holds, counted=True)
+            _rely_on(self)
         if not self._forward_hooks and not self._forward_pre_hooks and not self._backward_hooks:
             return self.forward(*args, **kwargs)
         for hook, with_kwargs in list(self._forward_pre_hooks.values()):
@@ -488,32 +489,34 @@ def _array(value: Any) -> Array:
     return value._data if isinstance(value, Tensor) else value if is_array(value) else np.asarray(value)
 
 
-class _AsItIs:
-    """What decides what calling a module does, besides numbers in memory: a captured step relies on it."""
+def _rely_on(module: Module) -> None:
+    """Tell what decides what calling a module does, besides numbers in memory: a captured step relies on it."""
+    values, training, hooks = vars(module), module.training, _hooks(module)
+    parts = {n: v for n, v in values.items() if n in module._buffers or isinstance(v, (Parameter, Module))}
+    relies((), lambda: module.training is training, counted=True)
+    relies((), lambda: _hooks(module) == hooks, counted=True)
+    relies((), lambda: all([values.get(n) is v for n, v in parts.items()]), counted=True)
+    for name, value in values.items():
+        if type(value) in _OPTIONS and name not in parts and name != "training":
+            relies((), functools.partial(_has_option, module, name, value), counted=True)
 
-    def __init__(self, module: Module) -> None:
-        self._module = module
-        self._training = module.training
-        self._hooks = self._now()
-        self._parts = [
-            (name, value)
-            for name, value in vars(module).items()
-            if name in module._buffers or isinstance(value, (Parameter, Module))
-        ]
 
-    def _now(self) -> tuple[Any, ...] | None:
-        hooks = self._module._forward_pre_hooks, self._module._forward_hooks, self._module._backward_hooks
-        return tuple(map(tuple, hooks)) if any(hooks) else None
+def _has_option(module: Module, name: str, value: Any) -> bool:
+    now = vars(module).get(name)
+    return type(now) is type(value) and now == value
 
-    def holds(self) -> bool:
-        values = vars(self._module)
-        return (
-            self._module.training is self._training
-            and all([values.get(name) is value for name, value in self._parts])
-            and self._now() == self._hooks
-        )
+
+_OPTIONS = (bool, int, float, str, type(None))
+"""Types of the options of modules, such as the probability of a dropout."""
+
+
+def _hooks(module: Module) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)))
 
 
 def is_hooked(module: Module) -> bool:
-    """Whether somebody watches the calls of `module`, so that no fused operation may take its place."""
+    """Whether somebody watches the calls of `module`, so that no fused operation may take its place; where one does, a
+    captured step relies on the module as on one that it calls."""
+    if is_watched():
+        _rely_on(module)
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmcore.device import allocating
 from gmcore.tensor import Tensor, as_tensor
+from gmcore.watch import computed, derived
 from gmkernels.arrays import namespace
 
 
@@ -27,7 +27,8 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         array = as_tensor(data)._data
-        super().__init__(allocating(namespace(array).array, array, order="C"), requires_grad)
+        super().__init__(computed(namespace(array).array, array, order="C"), requires_grad)
+        derived(self)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"

@@ -37,6 +37,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -395,9 +396,14 @@ def _run_tasks(threads, tasks, counters, let_others):
 
 
 def _default_threads() -> int:
-    requested = os.environ.get("OMP_NUM_THREADS", "")
     available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    return min(int(requested), available) if requested.isdigit() and int(requested) > 0 else available
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    requested = given.split(",")[0].strip()  # a list has a number for each level of nested teams
+    if requested.isdecimal() and int(requested) > 0:
+        return min(int(requested), available)
+    if given:
+        warnings.warn(f"OMP_NUM_THREADS={given!r} is no number of threads; kernels use {available}", stacklevel=2)
+    return available
 
 
 _threads = _default_threads()
@@ -428,12 +434,15 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(threads: int) -> None:
-    """Let kernels use at most `threads` threads (1 to ``NUMBA_NUM_THREADS``). Results do not depend on it."""
+    """Let kernels use at most `threads` threads (1 to ``NUMBA_NUM_THREADS``). Results do not depend on it.
+
+    At first they use as many as ``OMP_NUM_THREADS`` says, but no more than those.
+    """
     global _threads
     available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    if not 1 <= threads <= available:
-        raise ValueError(f"threads must be 1 to {available} (NUMBA_NUM_THREADS), got {threads}")
-    _threads = threads
+    if not isinstance(threads, (int, np.integer)) or not 1 <= threads <= available:
+        raise ValueError(f"threads must be 1 to {available} (NUMBA_NUM_THREADS), got {threads!r}")
+    _threads = int(threads)
 
 
 def launch(function: int, blocks: int, record: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import gmcore
 from gmcore import nn, ops, optim
+from gmcore.capture import CaptureWarning
 from gmcore.distributions.relaxed import gumbel_softmax
 from gmcore.errors import ArgumentError, CaptureError, GraphError
 from gmcore.random import Generator
@@ -73,6 +74,41 @@ def hooks_of_a_module(wrap):
             handle = model.register_forward_hook(lambda module, args, output: output * 2.0)
         if i == 6:
             handle.remove()
+        yield run(batch(i))
+
+
+def layers_that_fused_operations_compute(wrap):
+    """None of them is called: hooks, and another weight, decide all the same."""
+    model = nn.Sequential(nn.Linear(4, 4, dtype="float64"), nn.Tanh(), nn.Linear(4, 4, dtype="float64"), nn.Tanh())
+    last = nn.Linear(4, 4, dtype="float64")
+    run = wrap(lambda x: nn.bernoulli_log_prob(last, model(x), ops.sigmoid(x)).detach())
+    for i in range(3 * CALLS):
+        if i == 4:
+            handle = model[0].register_forward_hook(lambda module, args, output: output * 2.0)
+        if i == 8:
+            handle.remove()
+            model[3].register_forward_pre_hook(lambda module, args: args[0] * 0.5)
+        if i == 12:
+            model[2].weight = nn.Parameter(np.ones((4, 4)))
+        if i == 16:
+            last.register_forward_hook(lambda module, args, output: output * 0.5)
+        yield run(batch(i))
+
+
+def options_of_a_module(wrap):
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.calls, self.scale = 0, 2.0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.scale * x
+
+    scaled, dropout = Scaled(), nn.Dropout(0.5)
+    run = wrap(lambda x: dropout(scaled(x)))
+    for i in range(2 * CALLS):
+        scaled.scale = 2.0 if i < 4 else 3.0
+        dropout.p = 0.5 if i < 8 else 0.1
         yield run(batch(i))
 
 
@@ -316,7 +352,8 @@ def averages_that_are_applied(wrap):
 
 
 CASES = (
-    freezing, training_and_evaluation, another_parameter, hooks_of_a_module, hooks_of_a_leaf, gradients_of_others,
+    freezing, training_and_evaluation, another_parameter, hooks_of_a_module, layers_that_fused_operations_compute,
+    options_of_a_module, hooks_of_a_leaf, gradients_of_others,
     clearing_what_it_does_not_use, another_group, another_state, decay_of_an_average, numbers_that_python_looks_at,
     equal_batches_at_first, layouts, views_of_one_result, results_in_dataclasses_and_ordered_dictionaries,
     gradients_that_are_kept, methods, copies, places_that_change_late, scalars, averages_that_are_applied,
@@ -343,6 +380,37 @@ def test_a_captured_step_does_as_the_eager_one(case):
         assert bits(found) == eager, f"call {i}"
     assert all(each.refusal is None for each in captured)
     assert case is equal_batches_at_first or all(each.programs for each in captured)
+
+
+def test_what_a_step_switches_itself_is_no_reason_to_record_it_anew():
+    model, recorded = nn.Sequential(nn.Linear(4, 4, dtype="float64"), nn.Tanh(), nn.Dropout(0.5)), 0
+
+    def step(x):
+        nonlocal recorded
+        recorded += 1
+        model.eval()
+        without = model(x).detach()
+        model.train()
+        return without, model(x).detach()
+
+    captured = gmcore.capture(step)
+    for i in range(CALLS):
+        without, _ = captured(batch(i))
+        np.testing.assert_array_equal(without.numpy(), model[:2](batch(i)).detach().numpy())
+    assert recorded == 2
+    model[2].p = 0.0
+    without, dropped = captured(batch(0))
+    assert recorded == 3 and bits(without) == bits(dropped)
+
+
+def test_programs_that_never_hold_are_told_of():
+    dropout = nn.Dropout(0.5)
+    captured = gmcore.capture(lambda x: dropout(x))
+    with pytest.warns(CaptureWarning, match="4 of its programs no longer held when they were to be repeated") as told:
+        for i in range(30):
+            dropout.train(i % 3 != 2)  # two recordings that agree, and then another mode
+            captured(batch(i))
+    assert len(told) == 1
 
 
 def refused(step, match, arguments=batch):

@@ -8,9 +8,10 @@ import textwrap
 import threading
 import types
 
+import numba
 import numpy as np
 import pytest
-from numba.extending import register_jitable
+from numba.extending import intrinsic, register_jitable
 
 from gmkernels import pool, waiting
 from gmkernels.pool import block_kernel
@@ -79,10 +80,53 @@ def test_serial_and_parallel_agree(size, dtype, threads):
         np.testing.assert_allclose(parallel[start : start + PER_BLOCK], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", [0, -1, 10_000])
+@pytest.mark.parametrize("number", [0, -1, 10_000, 1.5, "2", None])
 def test_number_of_threads_is_checked(number):
-    with pytest.raises(ValueError, match=rf"threads must be 1 to \d+ .*got {number}"):
+    with pytest.raises(ValueError, match=rf"threads must be 1 to \d+ .*got {number!r}"):
         pool.set_num_threads(number)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the system does not tell what threads did")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "9"}, 4),
+        ({"OMP_NUM_THREADS": " 1, 4"}, 1),  # of nested teams the outermost
+        ({"NUMBA_NUM_THREADS": "1"}, 1),
+        ({"NUMBA_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 2),
+        ({"OMP_NUM_THREADS": "many"}, 4),
+    ],
+    ids=str,
+)
+def test_threads_that_the_environment_asks_for_run_the_blocks(given, expected):
+    """As many as the system says have worked."""
+    done = script(
+        """
+        import os
+        from gmkernels import pool
+
+        def worked():
+            ticks = {}
+            for thread in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{thread}/schedstat") as file:
+                    ticks[thread] = int(file.read().split()[0])  # nanoseconds on a processor
+            return ticks
+
+        x = np.ones(3_000_000)
+        y = np.empty_like(x)
+        accumulate(1000, x, y, 3000)
+        before = worked()
+        for _ in range(20):
+            accumulate(1000, x, y, 3000)
+        after = worked()
+        print(pool.get_num_threads(), sum(after[t] - before.get(t, 0) > 1_000_000 for t in after))
+        """,
+        **{"NUMBA_NUM_THREADS": "4"} | given,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(expected)] * 2
+    told = "OMP_NUM_THREADS='many' is no number of threads; kernels use 4"
+    assert (told in done.stderr) == ("many" in given.values())
 
 
 def test_two_python_threads_launch_at_once():
@@ -162,6 +206,56 @@ def test_denormals_are_flushed_inside_and_only_there(threads):
         multiply(100, tiny, one, y, PER_BLOCK)
         assert np.all(y == 0)
         assert np.all(tiny * one > 0), "the caller's floating-point state has changed"
+
+
+TO_ZERO = 3 << (22 if pool._FLUSH_BITS == 1 << 24 else 13)
+"""The bits of FPCR, or of MXCSR, by which results are rounded towards zero."""
+
+
+@intrinsic
+def floating_point_state(typing_context):
+    return numba.types.int64(), lambda context, builder, signature, arguments: pool._read_state(builder)
+
+
+@block_kernel
+def note_state(block, states):
+    states[block] = floating_point_state()
+
+
+@numba.njit
+def exchange_state(state):
+    before = floating_point_state()
+    pool.restore_state(state)
+    return before
+
+
+@numba.njit(parallel=True)
+def states_of_threads(count):
+    states = np.empty(count, np.int64)
+    for i in numba.prange(count):
+        states[i] = floating_point_state()
+    return states
+
+
+@pytest.mark.skipif(not pool._FLUSH_BITS, reason="denormals are not flushed on this machine")
+@pytest.mark.parametrize("set_by_caller", [0, pool._FLUSH_BITS, TO_ZERO], ids=hex)
+def test_the_state_of_every_thread_is_as_it_was(set_by_caller, threads):
+    """Also what the caller has set itself: that denormals are flushed, or another way to round."""
+    flags = 0x3F  # of exceptions, which stay as anybody has left them
+    inside = np.zeros(64, np.int64)
+    table = pool.Launches([[pool.Launch(note_state, 64, (inside,), False)]])
+    others = set(states_of_threads(64) & ~flags)
+    own = exchange_state(0) & ~flags
+    for number in (pool.get_num_threads(), 1):
+        pool.set_num_threads(number)
+        for run in (lambda: note_state(64, inside), table):
+            exchange_state(own | set_by_caller)
+            run()
+            after = exchange_state(own) & ~flags
+            assert after == own | set_by_caller
+            assert np.all(inside & pool._FLUSH_BITS == pool._FLUSH_BITS)
+            assert set(states_of_threads(64) & ~flags) == others
+            inside[:] = 0
 
 
 def test_cache_falls_back_where_it_cannot_write(tmp_path):

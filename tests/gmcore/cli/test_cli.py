@@ -87,6 +87,7 @@ def test_train_ends_with_the_bound_the_baseline_the_samples_and_the_run(capsys):
     assert samples.split() == ["samples", f"{path}/samples.png"] and where.split() == ["run", path]
     assert Path(path, "samples.png").read_bytes().startswith(b"\x89PNG")
     assert progress.count("validation ") == 2
+    assert re.search(r"^steps  captured: \d+ calls on .* MB, planned once$", progress, re.MULTILINE)
 
 
 def test_train_prints_json(capsys):
