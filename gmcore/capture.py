@@ -294,7 +294,7 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     ------
     ArgumentError : a step that cannot be called, or a limit that is no count.
     CaptureError : from a call, once the step has run: it looks at numbers that it computes (``if loss > 3``,
-        ``.item()``, ``.numpy()``), or uses numbers that vary and are neither computed nor given to it.
+        ``.item()``, ``.numpy()``, ``print(loss)``), or uses numbers that vary and are neither computed nor given to it.
     DeviceMemoryError : from a call: no room for it, or for the CUDA graph once the step has run.
     GraphError : from a call: an argument that an operation on the tape computed; or, wherever it is used, a tensor of
         the step that was kept without being returned.
@@ -311,8 +311,9 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     through what a repetition returns is refused.
 
     The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
-    parameter, what a module consists of, its training flag and its hooks, what is frozen, the groups and the state of
-    an optimiser, whether there was a gradient before, numbers outside that Python looked at.
+    parameter; what a module that it calls consists of, its training flag, its hooks and its numbers and texts, such as
+    the probability of a dropout; what is frozen, the groups and the state of an optimiser, whether there was a gradient
+    before, numbers outside that Python looked at. A `CaptureWarning` tells where that happens again and again.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 

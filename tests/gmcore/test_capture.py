@@ -7,6 +7,7 @@ import re
 import threading
 import tracemalloc
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from gmcore.optim import lr_scheduler
 from gmcore.random import Generator
 from gmcore.streams import drawing_from
 from gmcore.train import make_optimizer
+from gmcore.watch import Watch, watch
+from gmkernels import pool
 
 REPLAYED = 200
 """Steps of training that are repeated, beside the few that are recorded."""
@@ -794,6 +797,81 @@ def test_bad_arguments_of_capture():
     with pytest.raises(ArgumentError, match="capture: limit must be"):
         gmcore.capture(len, limit=0)
     assert isinstance(gmcore.capture(len), Captured)
+
+
+# -- fusions ---------------------------------------------------------------------------------------------------------
+class Operations(Watch):
+    """Notes what operations an eager step calls."""
+
+    def __init__(self):
+        self.names = []
+
+    def call(self, call):
+        self.names.append(call.op.name)
+
+
+def elementwise(x):
+    """As many elements as a loop of its own is compiled for."""
+    return ops.sum(gmcore.fuse(lambda x: ops.tanh(x) * ops.exp(-x) + x)(x))
+
+
+LAYER, DECODER, CELLS = nn.Sequential(nn.Linear(64, 5), nn.Tanh()), nn.Linear(64, 7), nn.LSTM(64, 3)
+PIXELS = gmcore.tensor(np.ones(7, np.float32))
+FUSIONS = {
+    "an elementwise chain": (elementwise, {"fused"}, {"chain_"}),
+    "linear, bias and activation": (lambda x: ops.sum(LAYER(x)), *2 * [{"linear", "activation_backward"}]),
+    "the last layer with its likelihood": (
+        lambda x: ops.sum(nn.bernoulli_log_prob(DECODER, x, PIXELS)),
+        *2 * [{"linear_bernoulli_residual", "linear_bernoulli_residual_backward"}],
+    ),
+    "the gates of an LSTM": (lambda x: ops.sum(CELLS(x)[0]), *2 * [{"lstm", "lstm_backward"}]),
+}
+
+
+@pytest.mark.parametrize("case", FUSIONS)
+def test_an_eager_step_fuses_what_a_captured_one_does(case):
+    function, operations, kernels = FUSIONS[case]
+    parameters = [*LAYER.parameters(), *DECODER.parameters(), *CELLS.parameters()]
+    x = gmcore.tensor(np.random.default_rng(0).standard_normal((512, 64), np.float32), requires_grad=True)
+
+    def step():
+        for leaf in (x, *parameters):
+            leaf.grad = None
+        loss = function(x)
+        loss.backward()
+        return loss
+
+    eager, captured = Operations(), gmcore.capture(step)
+    with watch(eager):
+        step()
+    for _ in range(3):
+        captured()
+    names = [instruction.name for instruction in captured.programs[0].instructions]
+    for found, wanted in ((eager.names, operations), (names, kernels)):
+        assert all(any(name.startswith(part) for name in found) for part in wanted)
+        assert not {"tanh", "exp", "sigmoid"} & set(found)
+    if case == "an elementwise chain":
+        assert eager.names.count("fused") == 2 and names[0].startswith("chain_") and names[-1].startswith("chain_")
+
+
+def test_one_launch_of_adam_updates_all_parameters():
+    launches = []
+
+    @contextmanager
+    def noted(launch):
+        launches.append(launch)
+        yield
+
+    optimizer = optim.Adam([*LAYER.parameters(), *DECODER.parameters(), *CELLS.parameters()])
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = gmcore.tensor(np.ones(p.shape, np.float32))
+    with pool.watched(noted):
+        optimizer.step()
+    assert len(launches) == 1
+    captured = gmcore.capture(optimizer.step)
+    for _ in range(3):
+        captured()
+    assert [i.name for i in captured.programs[0].instructions] == ["adam"]
 
 
 # -- how it runs ------------------------------------------------------------------------------------------------------
