@@ -268,7 +268,7 @@ class Program:
         function = functools.partial(call, *inputs, **attrs)
         if "out" in attrs or not outputs:
             return function
-        if call is copied:
+        if call is copied or isinstance(call, np.ufunc):
             return functools.partial(function, out=outputs[0])
         return functools.partial(_store, instruction, function, outputs)
 
@@ -361,7 +361,7 @@ def _planned(
     spans = dict(lifetimes)
     home: dict[Block, Block] = {block: block for block in spans}
     for instruction, (stage, _) in zip(instructions, stages, strict=True):
-        if not (isinstance(instruction.call, Op) and isinstance(instruction.call.forward, np.ufunc)):
+        if not isinstance(_function(instruction), np.ufunc):
             continue
         out = instruction.writes[0]
         for place in instruction.reads:

@@ -74,8 +74,10 @@ def clip_grad_norm_(
     # A captured step must not look at a number and choose, and to look at one on a GPU is to wait for it: there, a
     # gradient that is short enough is scaled by 1.
     if is_watched() or on_gpu(scale) or scale != 1.0:
-        for p, g in pairs:
-            p.grad = computed_tensor(_scaled, g, scale)
+        factors = {dtype: computed(_rounded, scale, dtype=dtype) for dtype in by_dtype}
+        with np.errstate(all="ignore"):
+            for p, g in pairs:
+                p.grad = computed_tensor(np.multiply, g, factors[p.dtype])
     dtype = np.result_type(*by_dtype) if by_dtype else np.dtype(np.float32)
     return computed_tensor(_rounded, norm, dtype=dtype)
 
@@ -108,18 +110,13 @@ def _scale(norm: Array, max_norm: float) -> Array:
         return as_array(np.minimum(max_norm / (norm + 1e-6), 1.0))
 
 
-def _scaled(g: Array, scale: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return as_array(g * scale.astype(g.dtype))
-
-
 def _limited(g: Array, bound: Any) -> Array:
     return as_array(np.clip(g, -bound, bound))
 
 
-def _rounded(norm: Array, dtype: np.dtype[Any]) -> Array:
+def _rounded(number: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
-        return norm.astype(dtype)
+        return number.astype(dtype)
 
 
 def _check(function: str, name: str, bound: Any, foreach: bool | None) -> None:
