@@ -436,7 +436,7 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Let kernels use at most `threads` threads (1 to ``NUMBA_NUM_THREADS``). Results do not depend on it.
 
-    At first they use as many as ``OMP_NUM_THREADS`` says, but no more than those.
+    Until then that many may run, or as many as ``OMP_NUM_THREADS`` says, if those are fewer.
     """
     global _threads
     available = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
