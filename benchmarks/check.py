@@ -140,11 +140,11 @@ def time_steps(names: Sequence[str], rounds: int = ROUNDS) -> Figures:
 
 
 def machine() -> str:
-    """What ratios of steps belong to: the processor by name, its code, and the library of products."""
+    """What ratios of steps belong to: the processor by name, and what counts of instructions belong to."""
     name = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists() and (found := re.search(r"model name\s*: (.*)", info.read_text())):
         name = found[1]
-    return f"{name}, {instructions.target()}, NumPy {np.__version__}, {blas.describe().partition(' (')[0]}"
+    return f"{name}, {instructions.target()}"
 
 
 # ---------------------------------------------------------------------------------------------------------

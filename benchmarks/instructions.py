@@ -1,17 +1,18 @@
 """How many instructions the compiled code of a kernel's call executes: a figure that no load of the machine changes.
 
 It takes no counter of the processor, which a virtual machine may not have, and nothing to install: the assembly of
-the block kernels, as LLVM gives it for this machine, gets lines at the head of each basic block that add the block's
-length to a number in memory; assembled again, it runs in place of the original. Counted is what our own code executes,
-on one thread: not BLAS, not the C library, not Python.
+the block kernels and of our products, as LLVM gives it for this machine, gets lines at the head of each basic block
+that add the block's length to a number in memory; assembled again, it runs in place of the original. Counted is what
+our own code executes, on one thread: not BLAS, not the C library, not Python.
 
-The assembly differs from one processor to the next and with the versions of Numba and LLVM, so a count belongs to a
-`target()`.
+The assembly differs from one processor to the next and with the versions of Numba and LLVM, and the library of products
+decides which of them are ours, so a count belongs to a `target()`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -23,17 +24,19 @@ import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
-from gmkernels import pool, registry
+from gmkernels import blas, pool, registry
+from gmkernels.dense import products
 
 Call = Callable[[], object]
 
 
 def target() -> str:
-    """The processor that code is generated for and the compiler that does it: what a count belongs to."""
+    """What a count belongs to: the processor that code is generated for, the compiler, and the library of products."""
     _, processor, features = _codegen().magic_tuple()
     vectors = next((name for name in ("avx512f", "avx2", "neon") if f"+{name}" in features.split(",")), "scalar")
     compiler = f"Numba {numba.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
-    return f"{platform.machine()} {processor} {vectors}, {compiler}"
+    library = f"NumPy {np.__version__}, {blas.describe().partition(' (')[0]}"
+    return f"{platform.machine()} {processor} {vectors}, {compiler}, {library}"
 
 
 def unavailable() -> str | None:
@@ -111,7 +114,7 @@ def assemble(assembly: str) -> llvm.ExecutionEngine:
 
 
 def _counted(compiled: Any, counter: int) -> Any:
-    """The block kernel `compiled` with the counter in it: an object with the same `address`."""
+    """The C function `compiled` with the counter in it: an object with an `address` too."""
     # A copy: what generates code changes the module.
     module = llvm.parse_bitcode(compiled._library._get_module_for_linking().as_bitcode())
     engine = assemble(with_counter(_codegen()._tm.emit_assembly(module), counter))
@@ -128,7 +131,7 @@ def counting() -> Iterator[Callable[[Call], int]]:
         initialize()
     llvm.initialize_native_asmparser()
     counter = np.zeros(1, np.int64)
-    compile_block, threads = pool._entry_point, pool.get_num_threads()
+    compile_block, compile_product, threads = pool._entry_point, products._compiled, pool.get_num_threads()
 
     def count(call: Call) -> int:
         call()  # compiles
@@ -141,11 +144,12 @@ def counting() -> Iterator[Callable[[Call], int]]:
         kernel._compiled = {}
     registry._plans.clear()  # which know the addresses of what they have launched
     pool._entry_point = lambda *arguments: _counted(compile_block(*arguments), counter.ctypes.data)
+    products._compiled = functools.cache(lambda dtype: _counted(compile_product(dtype), counter.ctypes.data))
     pool.set_num_threads(1)  # threads would add to one number
     try:
         yield count
     finally:
-        pool._entry_point = compile_block
+        pool._entry_point, products._compiled = compile_block, compile_product
         pool.set_num_threads(threads)
         for kernel in pool.BlockKernel.everyone:  # more than before: modules are imported at their first call
             kernel._compiled = originals.get(kernel, {})

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import instructions
 from gmkernels import pool
+from gmkernels.blas import NO_TRANS, ROW_MAJOR
+from gmkernels.dense import products
 
 pytestmark = pytest.mark.skipif(
     instructions.unavailable() is not None, reason=f"nothing to test: {instructions.unavailable()}"
@@ -76,5 +78,23 @@ def test_a_kernel_gives_the_same_bits_and_counts_grow_with_the_work():
     assert not made_meanwhile._compiled  # nothing goes on counting into memory that is gone
 
 
-def test_the_target_names_processor_and_compiler():
-    assert llvm.get_host_cpu_name() in instructions.target() and "Numba 0." in instructions.target()
+def test_our_products_are_counted():
+    size, number, matrix = ctypes.c_int64, ctypes.c_float, (ctypes.c_void_p, ctypes.c_int64)
+    types = [ctypes.c_int] * 3 + [size] * 3 + [number, *matrix, *matrix, number, *matrix]
+    a, b, c = np.ones((40, 64), np.float32), np.ones((64, 32), np.float32), np.empty((40, 32), np.float32)
+    before = products.address(a.dtype)
+    with instructions.counting() as count:
+        product = ctypes.CFUNCTYPE(None, *types)(products.address(a.dtype))
+
+        def call(rows):
+            at = [x.ctypes.data for x in (a, b, c)]
+            product(ROW_MAJOR, NO_TRANS, NO_TRANS, rows, 32, 64, 1.0, at[0], 64, at[1], 32, 0.0, at[2], 32)
+
+        counts = [count(lambda rows=rows: call(rows)) for rows in (10, 20, 40)]
+    assert np.all(c == 64) and counts[2] - counts[1] == 2 * (counts[1] - counts[0]) > 0
+    assert products.address(a.dtype) == before
+
+
+def test_the_target_names_processor_compiler_and_library_of_products():
+    for part in (llvm.get_host_cpu_name(), "Numba 0.", "products by "):
+        assert part in instructions.target()
