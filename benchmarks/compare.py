@@ -12,6 +12,7 @@ Results that are kept, and the README's table of them: `gmcore bench --json benc
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import textwrap
@@ -115,6 +116,11 @@ class Case:
         self.steps: dict[str, Callable[..., Any]] = {}
         self.absent = {peer: why for peer, why in peers.absent().items() if name in peers.STEPS_OF[peer]}
         self.blocks: dict[str, list[float]] = {}
+        for peer in peers.contenders(name):
+            # Before anything of ours computes: PyTorch takes threads of ours that there are, with what they do to
+            # denormals, for its own, and for functions of its MKL those of one that we have loaded.
+            with contextlib.suppress(Exception):  # met again below, and named
+                peers.library(peer).configure(sizes.get("device", "cpu"))
         workload = STEPS[name].make(**sizes)
         expected = outcome(workload, workload)
         later = [numbers(workload(), workload) for _ in range(WARM_UP)]
