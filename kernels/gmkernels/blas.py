@@ -1,10 +1,11 @@
 """The BLAS that makes matrix products: where its functions are, and control of its threads.
 
 NumPy carries a fast BLAS, so products need no library of our own, except where OpenBLAS is slow (`dense.products`).
-Intel's MKL is faster on thin products, and is taken where the package mkl is installed, but on AMD's processors;
-``GMKERNELS_BLAS=numpy`` keeps NumPy's. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular
-systems) in float32 and float64; a launcher passes the address and `wide` to a block kernel, which calls
-`gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
+Intel's MKL is faster on thin products, and is taken where the package mkl is installed, but on AMD's processors with
+512-bit vectors; ``GMKERNELS_BLAS=numpy`` keeps NumPy's. Once loaded, MKL shows its functions to the whole process: a
+PyTorch that is imported later takes them for those of its own MKL, on one thread; one that was imported before keeps
+its own. `find` looks up the `cblas_?gemm` (products) and `cblas_?trsm` (triangular systems) in float32 and float64; a
+launcher passes the address and `wide` to a block kernel, which calls `gmkernels.gemm.gemm` or `gmkernels.gemm.trsm`.
 
 The blocks of a product run on the pool of `gmkernels.pool`. A BLAS that started threads of its own inside
 them would fight that pool for the cores, so a launcher wraps the launch in `with single_threaded():`.
@@ -60,11 +61,7 @@ class Blas:
         An OpenBLAS that does not know a processor takes kernels for an older one: that of NumPy 2.4 those for Haswell,
         on an AMD EPYC of the fifth generation. So does MKL there.
         """
-        if self.core not in _NARROW:
-            return False
-        from gmkernels.vectors import VECTOR_BYTES  # imports a compiler
-
-        return VECTOR_BYTES == 64
+        return _is_narrow(self.core)
 
     def trsm_address(self, dtype: np.dtype) -> int:
         return self.strsm if dtype.char == "f" else self.dtrsm
@@ -72,6 +69,16 @@ class Blas:
 
 _NARROW = ("Haswell", "Zen")
 """Processors with 256-bit vectors whose kernels OpenBLAS takes for those with 512-bit ones that it does not know."""
+
+
+@functools.cache
+def _is_narrow(core: str) -> bool:
+    if core not in _NARROW:
+        return False
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+
 
 # name, functions, control (number of threads, to set it, processor), 64-bit integers
 _OF_OPENBLAS = ("get_num_threads", "set_num_threads", "get_corename")
@@ -148,16 +155,23 @@ def _core_of_mkl() -> str:
 _SEQUENTIAL, _REPRODUCIBLE = 1, 2
 
 
-@functools.cache
-def mkl() -> Blas | str:
-    """The MKL of the package mkl, which runs on the thread that calls it; or why there is none."""
+def _path_of_mkl() -> str | None:
+    """Where the package mkl has its library, or None."""
     try:
         files = importlib.metadata.files("mkl") or []
     except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name.startswith(("libmkl_rt.", "mkl_rt."))), None)
+
+
+@functools.cache
+def mkl() -> Blas | str:
+    """The MKL of the package mkl, which runs on the thread that calls it; or why there is none."""
+    path = _path_of_mkl()
+    if path is None:
         return "the package mkl is not installed"
-    path = next((file.locate() for file in files if file.name.startswith(("libmkl_rt.", "mkl_rt."))), None)
     try:
-        library = ctypes.PyDLL(str(path))
+        library = ctypes.PyDLL(path)
         addresses = _functions(library, "cblas_{}_64")
         library.MKL_Set_Threading_Layer(_SEQUENTIAL)
         # Without it the bits of a product depend on where in memory its operands lie.
@@ -177,9 +191,9 @@ def _choice() -> tuple[Blas | None, str]:
         return numpys(), "GMKERNELS_BLAS=numpy"
     if (own := numpys()) is not None and own.name == "NumPy's MKL":
         return own, "no other is faster"  # and one process has one MKL, with one way to run its threads
+    if not wanted and own is not None and _path_of_mkl() is not None and _is_narrow(core := _core_of_mkl()):
+        return own, f"MKL is installed, but slower here: it takes this processor for a {core}"  # so it is not loaded
     other = mkl()
-    if isinstance(other, Blas) and not wanted and other.is_narrow and own is not None:
-        return own, f"MKL is installed, and takes this processor for a {other.core}"
     if isinstance(other, Blas):
         return other, "GMKERNELS_BLAS=mkl" if wanted else "installed, and faster on thin products"
     if wanted:
