@@ -80,8 +80,8 @@ def least_time(call: Call, seconds: float = 0.3) -> float:
 # The machine
 # ---------------------------------------------------------------------------------------------------------
 
-_COPY_BYTES = 1 << 26  # of each of the two arrays: beyond the caches
-_COPY_BLOCK = 1 << 16
+_COPY_BYTES = 1 << 27  # of both arrays: beyond the caches
+_COPY_BLOCK = 1 << 14
 _PRODUCT_SIZE = 1024
 _POLYNOMIAL_TILE, _POLYNOMIAL_PASSES, _POLYNOMIAL_SLOTS = 2048, 64, 18
 
@@ -113,22 +113,32 @@ def _polynomial(block: Any, factors: Any, x: Any) -> None:
 
 
 @functools.cache
-def measure_cpu() -> Device:
+def measure_cpu(copied: int = _COPY_BYTES) -> Device:
     """The rates that this machine reaches with the pool's threads, in float32; measured once per process.
 
-    The copy rate counts bytes read and bytes written, of arrays beyond the caches: a kernel whose arrays fit
-    into a cache can beat it. The product rate is that of `matmul` as the registry runs it. The slot rate counts
-    fused multiply-adds, one slot each, of a loop of the widest vectors in the L1 cache.
+    The product rate is that of `matmul` as the registry runs it. The slot rate counts fused multiply-adds, one slot
+    each, of a loop of the widest vectors in the L1 cache.
+
+    Parameters
+    ----------
+    copied : bytes that the copy reads and writes, both counted, in which the copy rate is measured; that of as many
+        as a kernel touches is higher than that of the memory where they stay in a cache from call to call.
 
     Returns
     -------
     A `Device`.
     """
-    from gmkernels.dense.spec import MATMUL
-
-    x = np.ones(_COPY_BYTES // 4, np.float32)
+    product_rate, slot_rate = _arithmetic_rates()
+    x = np.ones(max(1, copied // 8), np.float32)
     y = np.empty_like(x)
-    copy = least_time(lambda: _copy(x.size // _COPY_BLOCK, x, y))
+    copy = least_time(lambda: _copy(-(-x.size // _COPY_BLOCK), x, y), 0.1)
+    return Device(f"cpu x{pool.get_num_threads()} (measured)", 2 * x.nbytes / copy, product_rate, slot_rate)
+
+
+@functools.cache
+def _arithmetic_rates() -> tuple[float, float]:
+    """Of products and of instruction slots."""
+    from gmkernels.dense.spec import MATMUL
 
     a = np.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), np.float32)
     c = np.empty_like(a)
@@ -137,13 +147,7 @@ def measure_cpu() -> Device:
     factors = np.array([0.5, 0.25], np.float32)
     tiles = np.ones(8 * pool.get_num_threads() * _POLYNOMIAL_TILE, np.float32)
     polynomial = least_time(lambda: _polynomial(tiles.size // _POLYNOMIAL_TILE, factors, tiles))
-
-    return Device(
-        f"cpu x{pool.get_num_threads()} (measured)",
-        copy_rate=2 * _COPY_BYTES / copy,
-        product_rate=2 * _PRODUCT_SIZE**3 / product,
-        slot_rate=tiles.size * _POLYNOMIAL_PASSES * _POLYNOMIAL_SLOTS / polynomial,
-    )
+    return 2 * _PRODUCT_SIZE**3 / product, tiles.size * _POLYNOMIAL_PASSES * _POLYNOMIAL_SLOTS / polynomial
 
 
 _GPU_COPY_BYTES = 1 << 30
@@ -357,12 +361,15 @@ class KernelReport:
         seconds: float,
         device: Device | None = None,
     ) -> KernelReport:
-        """The report of a call that took `seconds`; on the measured device of its arrays, if none is given."""
+        """The report of a call that took `seconds`; on the measured device of its arrays, if none is given.
+
+        On a CPU that copies as many bytes as the call reads and writes, since both stay in the same cache.
+        """
         arrays = list(flat(inputs))
         itemsize = max((a.dtype.itemsize for a in arrays if is_float(a.dtype.name)), default=4)
-        if device is None:
-            device = measure_gpu() if any(map(on_gpu, arrays)) else measure_cpu()
         cost = spec.cost(*inputs, **attrs)
+        if device is None:
+            device = measure_gpu() if any(map(on_gpu, arrays)) else measure_cpu(int(cost.bytes))
         times = device.times(cost, itemsize)
         return cls(
             op=spec.name,
@@ -377,7 +384,7 @@ class KernelReport:
 
     @property
     def share(self) -> float:
-        """Share of the floor that the kernel reaches; above 1 where its arrays stay in a cache."""
+        """Share of the floor that the kernel reaches."""
         return self.floor / self.seconds
 
     def __str__(self) -> str:

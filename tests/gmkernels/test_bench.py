@@ -23,7 +23,7 @@ QUICK = {"seconds": 0.002, "pause": 0.0}
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Rates that need no measuring: 1 GB/s, 1 Gflop/s, 1 Gslot/s."""
     found = Device("test", 1e9, 1e9, 1e9)
-    monkeypatch.setattr(bench, "measure_cpu", lambda: found)
+    monkeypatch.setattr(bench, "measure_cpu", lambda *copied: found)
     return found
 
 
@@ -141,7 +141,7 @@ def test_report_kernel(device: Device) -> None:
 def test_report_names_what_bounds_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     a = np.ones((8, 8), np.float32)
     for rates, bound in (((1.0, 1e9, 1e9), "copy"), ((1e9, 1.0, 1e9), "product")):
-        monkeypatch.setattr(bench, "measure_cpu", lambda rates=rates: Device("test", *rates))
+        monkeypatch.setattr(bench, "measure_cpu", lambda copied, rates=rates: Device("test", *rates))
         report = KernelReport.of(spec.MATMUL, (a, a), {}, seconds=1.0)
         assert report.bound == bound and report.cost == spec.MATMUL.cost(a, a)
 
@@ -149,6 +149,14 @@ def test_report_names_what_bounds_the_call(monkeypatch: pytest.MonkeyPatch) -> N
 def test_least_time_is_the_least_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     assert bench.least_time(clock.call("f", 0.01, 0.5, 0.2, 0.4), 1.0) == pytest.approx(0.2)
+
+
+def test_the_floor_of_a_copy_is_measured_in_as_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(bench, "measure_cpu", lambda copied: asked.append(copied) or Device("test", 1.0, 1.0, 1.0))
+    a = np.ones((8, 8), np.float32)
+    KernelReport.of(spec.MATMUL, (a, a), {}, seconds=1.0)
+    assert asked == [3 * a.nbytes]
 
 
 @pytest.mark.parametrize(("load", "busy"), [(0.4, False), (1.5, True)])

@@ -314,7 +314,7 @@ def comparison(monkeypatch):
     for package in ("torch", "jax", "sklearn"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(compare, "TIMING", {"blocks": 1, "seconds": 0.001, "pause": 0.0})
-    monkeypatch.setattr(bench, "measure_cpu", lambda: Device("test", 1.0, 2.0, 3.0))
+    monkeypatch.setattr(bench, "measure_cpu", lambda *copied: Device("test", 1.0, 2.0, 3.0))
 
 
 def test_bench_times_the_steps_it_is_asked_for(comparison, capsys):
