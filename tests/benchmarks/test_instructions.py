@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import instructions
-from gmkernels import pool
+from gmkernels import bench, pool
 from gmkernels.blas import NO_TRANS, ROW_MAJOR
 from gmkernels.dense import products
 
@@ -93,6 +93,14 @@ def test_our_products_are_counted():
         counts = [count(lambda rows=rows: call(rows)) for rows in (10, 20, 40)]
     assert np.all(c == 64) and counts[2] - counts[1] == 2 * (counts[1] - counts[0]) > 0
     assert products.address(a.dtype) == before
+
+
+def test_the_copy_that_floors_rest_on_is_vector_code():
+    x = np.ones(1 << 17, np.float32)
+    y = np.zeros_like(x)
+    with instructions.counting() as count:
+        per_element = count(lambda: bench._copy(-(-x.size // bench._COPY_BLOCK), x, y)) / x.size
+    assert per_element < 0.5 and y.all()
 
 
 def test_the_target_names_processor_compiler_and_library_of_products():
