@@ -77,7 +77,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     listed = ", ".join(known) if len(known) <= 30 else f"{len(known)} names"
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {listed}")
 
