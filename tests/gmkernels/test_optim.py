@@ -72,6 +72,22 @@ def test_states_that_are_not_used_are_left_alone(backend):
     np.testing.assert_allclose(r[0], 0.9, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("update", "hyper", "numbers"),
+    [
+        (spec.ADAM, (1e-3, 0.9, 0.999, 1e-8, 0, 0, 0, 0, 1), 7),
+        (spec.ADAM, (1e-3, 0.9, 0.999, 1e-8, 0, 0, 1, 0, 1), 9),
+        (spec.RMSPROP, (1e-2, 0.99, 1e-8, 0, 0, 0, 0), 5),
+        (spec.RMSPROP, (1e-2, 0.99, 1e-8, 0, 0.9, 1, 0), 9),
+        (spec.SGD, (1e-2, 0, 0, 0, 0, 0, 1), 3),
+        (spec.AVERAGE, (0.999,), 3),
+    ],
+)
+def test_only_states_that_are_used_are_work(update, hyper, numbers):
+    arrays = (np.ones((5, 3), np.float32), np.ones(7, np.float32))
+    assert update.cost(arrays, np.array(hyper, np.float64)).bytes == numbers * 4 * 22
+
+
 def test_states_that_are_used_must_be_given():
     ones = [np.ones(3)]
     with pytest.raises(KernelError, match="momentum_buffer is needed"):

@@ -267,12 +267,12 @@ def _linear_backward_workspace(g: Array, h: Array, weight: Array, bias: Array, x
 
 
 def _linear_backward_cost(g: Array, h: Array, weight: Array, bias: Array, x: Array) -> Cost:
-    """The logits are made twice, for the gradient of h and for that of the weight: to make them once would take the
-    gradient of the weight from all rows in one block, or store them."""
-    rows, (n, k) = g.size, weight.shape
+    """On a GPU the logits are made twice, for the gradient of h and for that of the weight: to make them once would
+    take the gradient of the weight from all rows in one block, or store them as the CPU does, those of some rows."""
+    rows, (n, k), products = g.size, weight.shape, 4 if on_gpu(h) else 3
     return Cost(
         bytes=h.itemsize * (2 * g.size + 4 * h.size + 3 * weight.size + 2 * x.size),
-        flops=8.0 * rows * n * k,
+        flops=2.0 * products * rows * n * k,
         slots=56 * rows * n,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,13 +71,16 @@ def _update(
     hypers: Sequence[Sequence[float]],
     given: str = "grads",
     changed: str = "params",
+    needed: Mapping[str, str] = {},
     **contract: Any,
 ) -> KernelSpec:
     """The spec of an update of `changed` and of `states` by the arrays `given` and a float64 array of numbers.
 
     The numbers are an array so that a captured step can read new ones. `states` says how each state is made, for the
-    examples, of a normal sample; `hypers` are the examples' numbers.
+    examples, of a normal sample; `hypers` are the examples' numbers. `needed` names the number of which a state is used
+    only where it is not 0.
     """
+    conditions = [hyper_names.index(number) for number in needed.values()]
 
     def infer(arrays: tuple[Array, ...], hyper: Array) -> Layout:
         if hyper.dtype != np.float64 or hyper.shape != (len(hyper_names),):
@@ -89,8 +92,10 @@ def _update(
         return []
 
     def cost(arrays: tuple[Array, ...], hyper: Array) -> Cost:
-        moved = 3.0 + 2.0 * len(states)  # the input is read, the parameter and each state are read and written
-        return Cost(sum(moved * a.nbytes for a in arrays), 0, 4.0 * (1 + len(states)) * _size(arrays))
+        # A GPU would have to be waited for to know which states are used: all, then.
+        used = len(states) - (0 if on_gpu(hyper) else sum(hyper[i] == 0 for i in conditions))
+        moved = 3.0 + 2.0 * used  # the input is read, the parameter and each state are read and written
+        return Cost(sum(moved * a.nbytes for a in arrays), 0, 4.0 * (1 + used) * _size(arrays))
 
     def examples(rng: np.random.Generator, dtype: Any) -> Iterator[Example]:
         for shapes in _SHAPES:
@@ -140,6 +145,7 @@ SGD = _update(
         _GRADIENT + "if momentum: b = g at step 1, momentum b + (1 - dampening) g later; g = g + momentum b if "
         "nesterov else b; p -= lr g. The first step is 1; without momentum the buffers are left alone"
     ),
+    needed={"momentum_buffer": "momentum"},
     source="Sutskever, Martens, Dahl & Hinton, ICML 2013; as torch.optim.SGD",
 )  # fmt: skip
 
@@ -156,6 +162,7 @@ ADAM = _update(
         "m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; amsgrad: w = max(w, v), else w is v and the third "
         "state is left alone; p -= lr / (1 - beta1^step) m / (sqrt(w / (1 - beta2^step)) + eps). The first step is 1"
     ),
+    needed={"max_exp_avg_sq": "amsgrad"},
     source=(
         "Kingma & Ba, ICLR 2015, Algorithm 1; decoupled: Loshchilov & Hutter, ICLR 2019, Algorithm 2; amsgrad: Reddi, "
         "Kale & Kumar, ICLR 2018, Algorithm 2; as torch.optim.Adam"
@@ -184,6 +191,7 @@ RMSPROP = _update(
         "else w = v; d = g / (sqrt(w) + eps); momentum: b = momentum b + d and d = b; p -= lr d. States that "
         "are not used are left alone"
     ),
+    needed={"grad_avg": "centered", "momentum_buffer": "momentum"},
     source=(
         "Tieleman & Hinton, lecture 6.5 of Neural networks for machine learning, 2012; centered: Graves, "
         "arXiv:1308.0850, eq. 38-45; as torch.optim.RMSprop"

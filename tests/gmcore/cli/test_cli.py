@@ -506,6 +506,23 @@ def test_ctrl_c_ends_with_status_130_and_how_to_resume():
     assert main(["train", "--resume", "run", "--epochs", str(reached + 2)]) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_user_waits_for_compilers_once(monkeypatch):
+    monkeypatch.setenv("GMKERNELS_CACHE", str(Path("cache").resolve()))
+
+    def waited(*command):
+        for words in (command, ("doctor", "--json")):
+            done = subprocess.run([sys.executable, "-m", "gmcore", *words], check=True, capture_output=True, text=True)
+        last = json.loads(done.stdout)["kernels"]["last process"]
+        return [float(n) for n in re.fullmatch(r"compiled (.+) in (.+) s, loaded (.+) in (.+) s", last).groups()]
+
+    compiled, compiling, *_ = waited("train", "iwae", "--epochs", "1", "--out", "first")
+    assert compiled > 0 and compiling <= 30
+    compiled, compiling, loaded, loading = waited("train", "iwae", "--epochs", "1", "--out", "second")
+    assert compiled == 0 and loaded > 0 and compiling + loading <= 1
+
+
 def test_a_reader_that_leaves_is_no_error(run):
     process = subprocess.run(
         f"{sys.executable} -m gmcore kernels --json | head -1", shell=True, capture_output=True, text=True
