@@ -245,8 +245,8 @@ def measure(names: Iterable[str], *, seconds: float = 0.3) -> dict[str, Any]:
             flush=True,
         )
         figures[name] = {
-            "shapes": [list(a.shape) for a in registry.flat(example.inputs)], "backend": report.backend,
-            "seconds": report.seconds, "bytes": cost.bytes, "flops": cost.flops, "slots": cost.slots,
-            "floor": report.floor, "share": report.share, "bound": report.bound,
+            "family": spec.family, "shapes": [list(a.shape) for a in registry.flat(example.inputs)],
+            "backend": report.backend, "seconds": report.seconds, "floor": report.floor, "share": report.share,
+            "bytes": cost.bytes, "flops": cost.flops, "slots": cost.slots, "bound": report.bound,
         }  # fmt: skip
     return figures

@@ -1,9 +1,9 @@
 """The README's tables of measured steps: `python -m benchmarks.report [--check]`.
 
-What `gmcore bench --json benchmarks/results/NAME.json` kept, times, or peaks of memory (with --memory), or exponents
-(with --scaling), or what `python -m benchmarks.gpu` and `python -m benchmarks.published` kept, is written between the
-README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is written, and the status is 1 if it
-should be.
+What `gmcore bench --json benchmarks/results/NAME.json` kept, times, or peaks of memory (with --memory), exponents (with
+--scaling) or shares of floors (with --kernels), or what `python -m benchmarks.gpu` and `python -m benchmarks.published`
+kept, is written between the README's lines `<!-- table: NAME -->` and `<!-- /table -->`. With --check nothing is
+written, and the status is 1 if it should be.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def table(results: Mapping[str, Any]) -> str:
         return published_table(results["published"])
     if "gpu" in results:
         return f"{gpu_table(results['kernels'])}\n\n{gpu_step_table(results['steps'])}"
+    if "kernels" in results:
+        return kernel_table(results["kernels"])
     return step_table(results["cases"], results.get("blas"))
 
 
@@ -101,6 +103,17 @@ def scaling_table(cases: Mapping[str, Any]) -> str:
             fit = Fit(**case["fits"][what]) if what in case["fits"] else None
             cells.append("-" if fit is None else " to ".join(f"{e:.2f}" for e in (fit.local if fit.poor else fit[:1])))
         rows.append(f"| {name} | {case['sizes'][0]} | {case['sizes'][-1]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def kernel_table(kernels: Mapping[str, Any]) -> str:
+    """The kernels of a family that have the same bound: their times, and shares of the floor."""
+    rows = ["| family | floor of | time, and share of the floor |", "|---|---|---|"]
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, kernel in kernels.items():
+        figures = f"{name} {bench.format_seconds(kernel['seconds'])} {kernel['share']:.0%}"
+        found.setdefault((kernel["family"], kernel["bound"]), []).append(figures)
+    rows += [f"| {family} | {bound} | {', '.join(figures)} |" for (family, bound), figures in found.items()]
     return "\n".join(rows)
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks import report
+from benchmarks import kernels, report
 from benchmarks.workloads import CPU_STEPS, STEPS
 
 RESULTS = "benchmarks/results/cpu-2core.json"
@@ -80,6 +80,20 @@ def test_scaling_is_a_table_of_exponents_or_of_those_at_both_ends():
     rows = report.table({"scaling": {"vae-batch": {"sizes": [25, 50, 400], "fits": fits}}}).splitlines()
     assert rows[2:] == ["| vae-batch | 25 | 400 | 0.98 | - | 0.90 to 1.10 |"]
     assert {line.count("|") for line in rows} == {7}
+
+
+def test_kernels_stand_by_family_and_bound():
+    kernel = {"family": "dense", "bound": "product", "seconds": 1.5e-3, "share": 0.914}
+    figures = {"linear": kernel, "sum": kernel | {"family": "reduce", "bound": "copy"}, "matmul": kernel}
+    assert report.table({"kernels": figures}).splitlines()[2:] == [
+        "| dense | product | linear 1.5 ms 91%, matmul 1.5 ms 91% |",
+        "| reduce | copy | sum 1.5 ms 91% |",
+    ]
+
+
+def test_every_kernel_is_shown():
+    kept = json.loads((report.ROOT / "benchmarks/results/cpu-2core-zen5-kernels.json").read_text())
+    assert kept["kernels"].keys() == kernels.CASES.keys()
 
 
 def test_check_notices_a_changed_figure_and_writing_mends_only_the_table(checkout):
