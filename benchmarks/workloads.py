@@ -55,8 +55,8 @@ class Workload(NamedTuple):
         """One step; what to compare with the peers. The noise is what the step draws anyway."""
         returned = self.step(*self.arguments)
         if self.leaves:
-            gradients = tuple([leaf.grad for leaf in self.leaves])
-            return gradients if returned is None else (returned, *gradients)
+            results = returned if isinstance(returned, tuple) else () if returned is None else (returned,)
+            return *results, *[leaf.grad for leaf in self.leaves]
         return self.parameters if returned is None else returned
 
 
@@ -108,9 +108,10 @@ def gaussian_sample(rows: int = 20_000, size: int = 100, device: str = "cpu") ->
     generator = Generator(NOISE_SEED)
     incoming = [gmcore.tensor(g, device=device) for g in (d_z, d_kl)]
 
-    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> None:
+    def step(mu: gmcore.Tensor, logvar: gmcore.Tensor) -> tuple[gmcore.Tensor, gmcore.Tensor]:
         z, kl, _ = ops.gaussian_sample(mu, logvar, generator=generator)
         mu.grad, logvar.grad = gmcore.grad((z, kl), (mu, logvar), incoming)
+        return z.detach(), kl.detach()  # results too: a captured step would leave out what nobody needs
 
     leaves = tuple(gmcore.tensor(a, device=device, requires_grad=True) for a in (mu, logvar))
     return Workload(step, leaves, (mu, logvar, d_z, d_kl), noise=_normal(mu.shape), leaves=leaves)

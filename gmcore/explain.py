@@ -389,6 +389,8 @@ def _program_text(program: steps.Program) -> str:
 
 
 def _whereabouts(program: steps.Program, block: Any) -> str:
+    if block in program.renewed:
+        return f" in new memory, {_bytes(block.size)}, given to the caller"
     if block not in program.offsets:
         return ""
     last = program.lifetimes[block][1]

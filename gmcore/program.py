@@ -7,6 +7,7 @@ repeated is said twice: here, as calls and tables of launches on the CPU, and in
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from gmcore.errors import CaptureError
 from gmcore.op import End, Node, Op
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places, standing
 from gmcore.tensor import Array, Tensor, copied
-from gmkernels import KernelSpec, arithmetic, pool
+from gmkernels import KernelSpec, arithmetic, buffers, pool
 
 ALIGNMENT = 64  # bytes of a cache line, and of the widest vectors
 
@@ -36,6 +37,7 @@ class Program:
     instructions : list of `gmcore.recorder.Instruction`, those whose results matter.
     offsets : block -> its place in the memory that the program keeps, in bytes; blocks that are never in use at once
         may lie in one place.
+    renewed : blocks whose memory each repetition takes anew, and gives to the caller as it is: large results.
     stages : of each instruction, the first and the last stage of the step at which it runs. Launches that need nothing
         of each other share a stage; a call of Python has one of its own.
     lifetimes : block -> the first and the last stage that uses it.
@@ -54,8 +56,11 @@ class Program:
         self.instructions = self._wanted(_needed(recorder.instructions, kept))
         self.stages = _staged(self.instructions, list(map(self._launches, self.instructions)))
         self.lifetimes = _lifetimes(self.instructions, self.stages, dict.fromkeys(kept, self.depth))
-        self.offsets, self.size = _planned(self.instructions, self.stages, self.lifetimes)
+        self.renewed = self._renewed(kept.difference(place.block for place in places([g for _, g in self._gradients])))
+        spans = {block: span for block, span in self.lifetimes.items() if block not in self.renewed}
+        self.offsets, self.size = _planned(self.instructions, self.stages, spans)
         self._memory: dict[Block, Array] = {}
+        self._uses: dict[Block, list[tuple[Any, int, int]]] = {}
         self._allocate()
         self._prepare()
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
@@ -70,7 +75,7 @@ class Program:
         given: set[int] = set()
         mapped(result, lambda part: given.add(id(part)), returned=True)
         self._final = [(t, self._left(t, g, given) if isinstance(g, Place) else g) for t, g in self._gradients]
-        self._results = {place: self.array(place) for place in places(self._result)}
+        self._results = {place: self.array(place) for place in places(self._result) if place.block not in self.renewed}
 
     @property
     def depth(self) -> int:
@@ -111,10 +116,24 @@ class Program:
         gradient._data = array
         return gradient
 
+    def _renewed(self, returned: set[Block | None]) -> list[Block]:
+        """Those of the returned blocks that are better written where the caller has them than copied: nothing but
+        launches uses them, which can be told other addresses."""
+        others = [i for i in self.instructions if not self._launches(i)]
+        bound = {p.block for i in others for p in (*i.reads, *i.writes, *i.workspace)}
+        return [
+            block
+            for block in self.lifetimes
+            if block in returned and block not in bound and block.size >= buffers.SMALLEST
+        ]
+
     def _allocate(self) -> None:
         self._arena = _aligned(self.size)
         for block, offset in self.offsets.items():
             self._memory[block] = self._arena[offset : offset + block.size]
+        for block in self.renewed:
+            # Mapped, since the heap may lie so low that a size could pass for an address in it.
+            self._memory[block] = np.frombuffer(mmap.mmap(-1, block.size), np.uint8)
         for place in (*self.recorder.arguments, *[place for _, place in self.recorder.hosts]):
             if place is not None and place.block is not None:
                 self._memory.setdefault(place.block, _aligned(place.block.size))
@@ -155,16 +174,29 @@ class Program:
 
     def run(self, arguments: Sequence[Array]) -> Any:
         """Repeat the step on other arguments of the same shapes and dtypes."""
+        for block, uses in self._uses.items():
+            memory = self._memory[block] = buffers.empty((block.size,), np.dtype(np.uint8))
+            start = pool.address(memory)
+            for numbers, index, offset in uses:
+                numbers[index] = start + offset
         self._repeat(arguments)
         for counter in self._counters:
             counter[0] += 1
         for leaf, gradient in self._final:
             leaf.grad = gradient
-        return mapped(self._result, self._copy, returned=True)
+        result = mapped(self._result, self._copy, returned=True)
+        for block in self._uses:  # it is the caller's
+            del self._memory[block]
+        return result
 
     def _prepare(self) -> None:
         """Make what `_repeat` needs, once the memory is there."""
         self._body = self._bound()
+        tables = [call for call in self._body if isinstance(call, pool.Launches)]
+        self._uses |= {
+            block: [use for table in tables for use in table.uses(pool.address(self._memory[block]), block.size)]
+            for block in self.renewed
+        }
         self._first = [self._bind(check) for check in self._checks]
         self._inputs = [self.array(place) for place in self.recorder.arguments]
         self._hosts = [None if place is None else self.array(place) for _, place in self.recorder.hosts]
@@ -190,6 +222,8 @@ class Program:
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Place):
             return value
+        if value.block in self._uses:
+            return self._given(value, self.array(value))
         return self._given(value, self._results[value].copy())
 
     def _bound(self) -> list[Callable[[], Any]]:

@@ -121,12 +121,10 @@ def gaussian_sample(w: Workload) -> Step:
             kl = 0.5 * (jnp.exp(logvar) + mu**2 - 1.0 - logvar).sum(-1)
             return mu + jnp.exp(0.5 * logvar) * eps, kl
 
-        # z and kl are results too, as in the other libraries, though nothing more is done with them.
         outputs, pull_back = jax.vjp(sample, mu, logvar)
-        return (pull_back(tuple(incoming)), outputs), (key,)
+        return (*outputs, *pull_back(tuple(incoming))), (key,)
 
-    step = _stepping(update, (), w.data)
-    return lambda *noise: step(*noise)[0]
+    return _stepping(update, (), w.data)
 
 
 def iwae_bound(w: Workload) -> Step:

@@ -630,6 +630,16 @@ class Launches:
         self._alone = any(launch.alone for stage in stages for launch in stage)
         self._in_pool = any(launch.blocks > 1 for stage in stages for launch in stage)
 
+    def uses(self, start: int, size: int) -> list[tuple[Any, int, int]]:
+        """Where in the launches' arguments addresses in a piece of memory stand: numbers that may be written to, an
+        index, and the offset of the address in that memory."""
+        found = []
+        for record, arguments in self._kept:
+            addresses = [a.reshape(-1) for a in arguments if isinstance(a, np.ndarray) and a.dtype == np.int64]
+            for numbers in (record, *addresses):
+                found += [(numbers, i, a - start) for i, a in enumerate(numbers.tolist()) if start <= a < start + size]
+        return found
+
     def __call__(self) -> None:
         arguments = _threads, self._tasks, self._counters, _YIELD
         with single_threaded() if self._alone else nullcontext():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import gmcore
 from benchmarks import compare
 from benchmarks.workloads import STEPS
 
@@ -23,11 +24,22 @@ def test_a_training_step_moves_the_parameters(tiny, name):
     assert np.abs(first).max() > 0 and (workload.parameters or not np.array_equal(first, last))
 
 
+def test_a_captured_gaussian_sample_leaves_nothing_out(tiny):
+    step = gmcore.capture(tiny["gaussian-sample"].make().step)
+    arguments = tiny["gaussian-sample"].make().arguments
+    for _ in range(3):
+        step(*arguments)
+    names = [instruction.name for instruction in step.programs[0].instructions]
+    assert names == ["gaussian_sample", "gaussian_sample_backward"]
+
+
 def test_the_noise_of_a_gaussian_sample_is_what_it_draws(tiny):
     workload = tiny["gaussian-sample"].make()
     mu, logvar, d_z, d_kl = workload.data
     for (eps,) in workload.noise:
-        d_mu, d_logvar = (g.numpy() for g in workload())
+        z, kl, d_mu, d_logvar = (t.numpy() for t in workload())
+        np.testing.assert_allclose(z, mu + eps * np.exp(logvar / 2), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(kl, (np.exp(logvar) + mu**2 - 1 - logvar).sum(1) / 2, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(d_mu, d_z + d_kl[:, None] * mu, rtol=1e-6)
         expected = d_z * eps * np.exp(logvar / 2) / 2 + d_kl[:, None] * (np.exp(logvar) - 1) / 2
         np.testing.assert_allclose(d_logvar, expected, rtol=1e-5, atol=1e-6)

@@ -347,6 +347,48 @@ def test_results_have_memory_of_their_own():
         assert y.numpy().tolist() == [2.0 * i] * 3 and x.numpy().tolist() == [float(i)] * 3
 
 
+def test_large_results_are_written_where_the_caller_has_them():
+    x = gmcore.tensor(np.linspace(-1, 1, 40_000, dtype=np.float32).reshape(200, 200))
+    w = gmcore.tensor(np.linspace(0, 1, 40_000, dtype=np.float32).reshape(200, 200))
+
+    def step(x, w):
+        product = x @ w
+        return product, product + x, product[1:3], ops.sum(product)
+
+    captured = gmcore.capture(step)
+    for _ in range(3):
+        captured(x, w)
+    (program,) = captured.programs
+    assert [block.size for block in program.renewed] == [160_000, 160_000]
+    assert not set(program.renewed) & set(program.offsets) and "given to the caller" in gmcore.explain.captured(captured)
+    found = []
+    for i in range(1, 5):  # results that are kept, and results whose memory comes back
+        found.append(captured(x * float(i), w))
+        captured(x, w)
+    for i, results in enumerate(found, 1):
+        assert bits(results) == bits(step(x * float(i), w))
+    product, _, rows, _ = found[0]
+    assert np.shares_memory(product.numpy(), rows.numpy())  # as of an eager step
+    start, size = pool.address(product._data), product._data.nbytes
+    assert not any(start <= pool.address(a._data) < start + size for results in found[1:] for a in results)
+
+
+def test_results_that_a_call_of_python_writes_or_that_are_gradients_too_are_copied():
+    w = gmcore.tensor(np.linspace(-1, 1, 40_000).reshape(200, 200), requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        ops.sum(ops.square(w @ x)).backward()
+        return w.grad, ops.tanh(x)
+
+    captured = gmcore.capture(step)
+    xs = [gmcore.tensor(np.full((200, 200), float(i))) for i in range(5)]
+    found = [captured(x) for x in xs]
+    assert not captured.programs[0].renewed
+    for x, results in zip(xs, found, strict=True):
+        assert bits(results) == bits(step(x))
+
+
 def test_memory_is_flat_and_small_arrays_are_all_that_a_repetition_allocates():
     w = gmcore.tensor(np.zeros((300, 300), np.float32), requires_grad=True)
 

@@ -15,20 +15,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
+from numba.np import arrayobj
 
 from gmkernels.elementary import INLINE, fma, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
+from gmkernels.vectors import VECTOR_BYTES
+
+_intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
 inline = register_jitable(error_model="numpy", **INLINE)
 
 TILE = 1024
 """Elements of a tile: its scratch arrays together stay in the first-level cache."""
-SCRATCH = TILE + 64
-"""Elements of a scratch array: a tile that starts in lane 3 touches one group more, and whole vectors of 16
-groups are made, so that no loop has a remainder."""
+CHAINS = 4
+"""Vectors of groups that are made at once. A round waits for the one before it, some seven cycles; those of four
+vectors overlap, while LLVM, left to itself, takes two."""
+LANES = VECTOR_BYTES // 8
+STEP = CHAINS * LANES
+SCRATCH = TILE + 4 * STEP
+"""Elements of a scratch array: a tile that starts in lane 3 touches one group more, and `STEP` groups are made at once,
+so that no loop has a remainder."""
 BLOCK = 16 * TILE
 """Elements of a block."""
 
@@ -51,6 +61,50 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
+@_intrinsic
+def _philox_step(typing_context, words, at, groups, group, c2, c3, k0, k1):
+    """The words of `STEP` groups, by lane: word j of group i at ``words[j groups + at + i]``."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words_, at, groups, *numbers = args
+        wide = ir.VectorType(ir.IntType(64), LANES)
+        first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+
+        def spread(number: Any) -> Any:
+            undefined = ir.Constant(wide, ir.Undefined)
+            return builder.shuffle_vector(builder.insert_element(undefined, number, ir.IntType(32)(0)), undefined, first)
+
+        def constant(number: int) -> Any:
+            return ir.Constant(wide, [number] * LANES)
+
+        group, c2, c3, k0, k1 = map(spread, numbers)
+        half, low = constant(32), constant(2**32 - 1)
+        chains = []
+        for chain in range(CHAINS):
+            c0 = builder.add(group, ir.Constant(wide, list(range(chain * LANES, (chain + 1) * LANES))))
+            c0 = builder.and_(c0, constant(int(GROUPS)))
+            chains.append((c0, builder.lshr(c0, half), c2, c3))
+        for _ in range(ROUNDS):
+            for chain, (c0, c1, c2, c3) in enumerate(chains):
+                p0 = builder.mul(constant(int(M0)), builder.and_(c0, low))
+                p1 = builder.mul(constant(int(M1)), builder.and_(c2, low))
+                c0 = builder.xor(builder.xor(builder.lshr(p1, half), c1), k0)
+                c2 = builder.xor(builder.xor(builder.lshr(p0, half), c3), k1)
+                chains[chain] = c0, p1, c2, p0
+            k0, k1 = builder.add(k0, constant(int(W0))), builder.add(k1, constant(int(W1)))
+        start = builder.gep(arrayobj.make_array(words)(context, builder, words_).data, [at])
+        narrow = ir.VectorType(ir.IntType(32), LANES)
+        for word in range(4):
+            for chain, made in enumerate(chains):
+                place = builder.gep(start, [ir.IntType(64)(chain * LANES)])
+                builder.store(builder.trunc(made[word], narrow), builder.bitcast(place, narrow.as_pointer()), align=4)
+            start = builder.gep(start, [groups])
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(words, integer, integer, *[types.uint64] * 5), generate
+
+
 @jitable
 def word_tile(key, start, count, words):
     """Words of the groups that hold elements start to start + count of the key's stream, by lane.
@@ -59,19 +113,12 @@ def word_tile(key, start, count, words):
     """
     first = key[2] + u64(start)
     lane = np.int64(first & u64(3))
-    groups = ((lane + count + 3) >> 2) + 15 & -16
+    groups = ((lane + count + 3) >> 2) + STEP - 1 & -STEP
     group = first >> u64(2)
     k0, k1 = key[0], key[0] >> SHIFT
     c2, c3 = key[1], key[1] >> SHIFT
-    w0, w1 = words[:groups], words[groups : 2 * groups]
-    w2, w3 = words[2 * groups : 3 * groups], words[3 * groups : 4 * groups]
-    for i in range(groups):
-        g = (group + u64(i)) & GROUPS
-        x0, x1, x2, x3 = philox4x32(g, g >> SHIFT, c2, c3, k0, k1)
-        w0[i] = u32(x0)
-        w1[i] = u32(x1)
-        w2[i] = u32(x2)
-        w3[i] = u32(x3)
+    for i in range(0, groups, STEP):
+        _philox_step(words, i, groups, group + u64(i), c2, c3, k0, k1)
     return lane, groups
 
 
