@@ -113,7 +113,9 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "mean")
-    return _sum(x, axis=axes, keepdims=keepdims) * (1.0 / _count(x, axes, 0, "mean"))
+    count = _count(x, axes, 0, "mean")
+    total = _sum(x, axis=axes, keepdims=keepdims)
+    return total if count == 1 else total * (1.0 / count)
 
 
 def _count(x: Tensor, axes: tuple[int, ...], ddof: float, name: str) -> float:

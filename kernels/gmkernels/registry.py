@@ -589,7 +589,7 @@ def run(
         if outputs is None:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
         for part in outputs:
-            form += (_form(flat([part])), tuple([_writeable(a) for a in flat([part])]))
+            form.append(_form(part if type(part) is tuple else (part,), True))
     key = tuple(form)
     plan = _plans.get(key)
     if plan is None:
@@ -612,13 +612,13 @@ def run(
     return tuple(outputs)
 
 
-def _form(arrays: Iterable[Any]) -> tuple[Any, ...]:
-    """All that plans depend on."""
+def _form(arrays: Iterable[Any], updated: bool = False) -> tuple[Any, ...]:
+    """All that plans depend on; of arrays that are `updated`, whether they can be, too."""
     return tuple(
         [
-            (type(a), a.shape, a.dtype, a.strides)
+            (a.shape, a.dtype, a.strides, updated and a.flags.writeable)
             if type(a) is np.ndarray
-            else (type(a), a.shape, a.dtype, a.strides, _place(a))
+            else (type(a), a.shape, a.dtype, a.strides, updated and _writeable(a), _place(a))
             for a in arrays
         ]
     )

@@ -16,7 +16,7 @@ for _spec in (
     spec.AVG_POOL2D_BACKWARD,
 ):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=1e-4, efficiency=0.02)
-    register(_spec, "cpu", f"gmkernels.pooling.cpu:{_spec.name}", overhead=1e-5, efficiency=0.3)
+    register(_spec, "cpu", f"gmkernels.pooling.cpu:{_spec.name}", overhead=1e-5, efficiency=0.3, replays=True)
 
 
 def max_pool2d(
