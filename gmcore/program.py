@@ -60,6 +60,7 @@ class Program:
         spans = {block: span for block, span in self.lifetimes.items() if block not in self.renewed}
         self.offsets, self.size = _planned(self.instructions, self.stages, spans)
         self._memory: dict[Block, Array] = {}
+        self._numbers: list[Array] = []  # that launches read, with addresses among them
         self._uses: dict[Block, list[tuple[Any, int, int]]] = {}
         self._allocate()
         self._prepare()
@@ -192,11 +193,15 @@ class Program:
     def _prepare(self) -> None:
         """Make what `_repeat` needs, once the memory is there."""
         self._body = self._bound()
-        tables = [call for call in self._body if isinstance(call, pool.Launches)]
-        self._uses |= {
-            block: [use for table in tables for use in table.uses(pool.address(self._memory[block]), block.size)]
-            for block in self.renewed
-        }
+        records = [record for call in self._body if isinstance(call, pool.Launches) for record in call.records]
+        for block in self.renewed:
+            start = pool.address(self._memory[block])
+            self._uses[block] = [
+                (numbers, i, number - start)
+                for numbers in (*records, *self._numbers)
+                for i, number in enumerate(numbers.tolist())
+                if start <= number < start + block.size
+            ]
         self._first = [self._bind(check) for check in self._checks]
         self._inputs = [self.array(place) for place in self.recorder.arguments]
         self._hosts = [None if place is None else self.array(place) for _, place in self.recorder.hosts]
@@ -280,7 +285,10 @@ class Program:
             for index, (block, offset) in a.found.items():
                 start = block.start if block.kind == "outside" else self._memory[block].ctypes.data
                 numbers[index] = start + offset
-            return numbers if isinstance(a.numbers, np.ndarray) else int(numbers)
+            if not isinstance(a.numbers, np.ndarray):
+                return int(numbers)
+            self._numbers.append(numbers.reshape(-1))
+            return numbers
 
         return launch._replace(arguments=tuple(map(moved, launch.arguments)))
 

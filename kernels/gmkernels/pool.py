@@ -616,7 +616,7 @@ class Launches:
     """
 
     def __init__(self, stages: Sequence[Sequence[Launch]]) -> None:
-        self._kept = []
+        self._kept: list[tuple[array.array[int], tuple[Any, ...]]] = []
         rows: list[tuple[int, int, int, int]] = []
         for stage in stages:
             before = len(rows)
@@ -630,15 +630,10 @@ class Launches:
         self._alone = any(launch.alone for stage in stages for launch in stage)
         self._in_pool = any(launch.blocks > 1 for stage in stages for launch in stage)
 
-    def uses(self, start: int, size: int) -> list[tuple[Any, int, int]]:
-        """Where in the launches' arguments addresses in a piece of memory stand: numbers that may be written to, an
-        index, and the offset of the address in that memory."""
-        found = []
-        for record, arguments in self._kept:
-            addresses = [a.reshape(-1) for a in arguments if isinstance(a, np.ndarray) and a.dtype == np.int64]
-            for numbers in (record, *addresses):
-                found += [(numbers, i, a - start) for i, a in enumerate(numbers.tolist()) if start <= a < start + size]
-        return found
+    @property
+    def records(self) -> list[array.array[int]]:
+        """The argument records, as of `BlockKernel.record`; what is written there, the next call reads."""
+        return [record for record, _ in self._kept]
 
     def __call__(self) -> None:
         arguments = _threads, self._tasks, self._counters, _YIELD

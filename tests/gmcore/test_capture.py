@@ -360,7 +360,9 @@ def test_large_results_are_written_where_the_caller_has_them():
         captured(x, w)
     (program,) = captured.programs
     assert [block.size for block in program.renewed] == [160_000, 160_000]
-    assert not set(program.renewed) & set(program.offsets) and "given to the caller" in gmcore.explain.captured(captured)
+    assert not set(program.renewed) & set(program.offsets) and "given to the caller" in gmcore.explain.captured(
+        captured
+    )
     found = []
     for i in range(1, 5):  # results that are kept, and results whose memory comes back
         found.append(captured(x * float(i), w))

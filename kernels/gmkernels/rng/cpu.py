@@ -72,7 +72,9 @@ def _philox_step(typing_context, words, at, groups, group, c2, c3, k0, k1):
 
         def spread(number: Any) -> Any:
             undefined = ir.Constant(wide, ir.Undefined)
-            return builder.shuffle_vector(builder.insert_element(undefined, number, ir.IntType(32)(0)), undefined, first)
+            return builder.shuffle_vector(
+                builder.insert_element(undefined, number, ir.IntType(32)(0)), undefined, first
+            )
 
         def constant(number: int) -> Any:
             return ir.Constant(wide, [number] * LANES)
