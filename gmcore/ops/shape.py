@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import real
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Array, Tensor, as_tensor
 from gmkernels.reduce import spec
 
 Axis = int | tuple[int, ...] | None
@@ -106,10 +106,25 @@ def _broadcast_examples(rng: np.random.Generator) -> Iterator[Example]:
         yield (real(rng, a), b), {}
 
 
+def _broadcast(x: Array, shape: tuple[int, ...]) -> Array:
+    if (
+        type(x) is np.ndarray
+        and x.size == 1
+        and x.dtype.char in "fd"
+        and x.ndim <= len(shape)
+        and min(shape, default=0) > 0
+    ):
+        # The gradient of a sum: NumPy's function takes four times as long.
+        y = np.ndarray(shape, x.dtype, x, 0, (0,) * len(shape))
+        y.flags.writeable = False
+        return y
+    return np.broadcast_to(x, shape)
+
+
 _broadcast_to = Op(
     "broadcast_to",
     "x",
-    forward=lambda x, shape: np.broadcast_to(x, shape),
+    forward=_broadcast,
     vjp=[lambda g, x_shape: sum_to(g, x_shape)],
     formula="x repeated along new axes and axes of length 1",
     view=True,
