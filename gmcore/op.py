@@ -218,8 +218,8 @@ class Op:
     def _coerce(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """Inputs as tensors; a Python number takes the dtype its tensor partners would give it (NEP 50), and like a
         number of NumPy's their device."""
-        if len(inputs) == 2 and type(inputs[1]) is float and type(inputs[0]) is Tensor:  # the usual case, a third of it
-            array = inputs[0]._data
+        if len(inputs) == 2 and type(inputs[1]) is float and type(inputs[0]) is Tensor:
+            array = inputs[0]._data  # as a rule; what follows takes three times as long
             if type(array) is ndarray and ((dtype := array.dtype) is _FLOAT32 or dtype is _FLOAT64):
                 return inputs[0], Tensor(np.array(inputs[1], dtype))
         dtypes = []

@@ -107,14 +107,9 @@ def _broadcast_examples(rng: np.random.Generator) -> Iterator[Example]:
 
 
 def _broadcast(x: Array, shape: tuple[int, ...]) -> Array:
-    if (
-        type(x) is np.ndarray
-        and x.size == 1
-        and x.dtype.char in "fd"
-        and x.ndim <= len(shape)
-        and min(shape, default=0) > 0
-    ):
-        # The gradient of a sum: NumPy's function takes four times as long.
+    is_number = type(x) is np.ndarray and x.size == 1 and x.dtype.char in "fd"
+    if is_number and x.ndim <= len(shape) and min(shape, default=0) > 0:
+        # As for the gradient of a sum: NumPy's function takes four times as long.
         y = np.ndarray(shape, x.dtype, x, 0, (0,) * len(shape))
         y.flags.writeable = False
         return y

@@ -26,14 +26,9 @@ def _cuda_note(op: KernelSpec, *inputs: Any, **attrs: Any) -> str:
 for _spec in (spec.CONV2D, spec.CONV2D_BACKWARD_INPUT, spec.CONV2D_BACKWARD_WEIGHT):
     register(_spec, "reference", getattr(reference, _spec.name), overhead=2e-4, efficiency=0.05)
     register(
-        _spec,
-        "cpu",
-        f"gmkernels.conv.cpu:{_spec.name}",
-        overhead=1e-5,
-        efficiency=0.5,
-        accepts=_needs_blas,
+        _spec, "cpu", f"gmkernels.conv.cpu:{_spec.name}", overhead=1e-5, efficiency=0.5, accepts=_needs_blas,
         replays=True,
-    )
+    )  # fmt: skip
     register(
         _spec, "cuda", f"gmkernels.conv.cuda:{_spec.name}", dtypes=FLOATS + HALVES, overhead=1.2e-5, efficiency=0.6,
         note=functools.partial(_cuda_note, _spec),
