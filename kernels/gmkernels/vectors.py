@@ -1,7 +1,7 @@
-"""What loops over elements do not give: copies of short rows and transpositions in vectors, sums kept in registers.
+"""What loops over elements do not give: copies and sums of short rows in vectors, transpositions, sums in registers.
 
 Loops over rows of a few elements, whose length the compiler does not know, are not vectorised, nor are transpositions;
-and no loop keeps a tile of sums in registers, as a product needs.
+and no loop keeps a tile of sums in registers, as a product needs, or says which memory is needed next.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _intrinsic: Any = intrinsic  # the functions it makes take other arguments than 
 
 WIDTH = 8
 """Elements of a vector: a row of floats is one register wherever there are 256-bit ones."""
+VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
+LINE_BYTES = 64
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, width: int) -> Any:
@@ -74,10 +76,104 @@ def transpose_square(
     return types.void(width, source, integer, integer, target, integer, integer), generate
 
 
+def prefetch(builder: Any, place: Any, written: bool) -> None:
+    """Have the line at a pointer come into the first-level cache, to be written if that is so."""
+    word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+    )
+    builder.call(function, [builder.bitcast(place, byte), word(int(written)), word(3), word(1)])
+
+
+@_intrinsic(prefer_literal=True)
+def fetch(typing_context: Any, arrays: Any, at: Any, count: Any) -> Any:
+    """Have elements [at, at + count), `count` a constant, of every array of a tuple come into the first-level cache.
+
+    Not all of them need exist.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for array_type, array in zip(arrays, cgutils.unpack_tuple(builder, args[0], len(arrays))):
+            start = builder.gep(arrayobj.make_array(array_type)(context, builder, array).data, [args[1]])
+            for i in range(0, count.literal_value, LINE_BYTES // context.get_abi_sizeof(start.type.pointee)):
+                prefetch(builder, builder.gep(start, [ir.IntType(64)(i)]), written=False)
+        return context.get_dummy_value()
+
+    return types.void(arrays, types.int64, count), generate
+
+
+@_intrinsic
+def fill_row(typing_context: Any, target: Any, begin: Any, end: Any, value: Any) -> Any:
+    """target[begin:end] = value, in whole vectors: up to a vector beyond the end is written too, and must exist."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, begin, end, value = args
+        item = context.get_abi_sizeof(value.type)
+        width, word = VECTOR_BYTES // item, ir.IntType(32)
+        nothing = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
+        everywhere = ir.Constant(ir.VectorType(word, width), [0] * width)
+        values = builder.shuffle_vector(builder.insert_element(nothing, value, word(0)), nothing, everywhere)
+        with cgutils.for_range_slice(builder, begin, end, ir.IntType(64)(width)) as (i, _):
+            builder.store(values, _address(context, builder, target, array, i, width), align=item)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.int64, target.dtype), generate
+
+
+_SUMS = 4
+
+
+@_intrinsic
+def sum_of_row(typing_context: Any, terms: Any, begin: Any, count: Any) -> Any:
+    """Sum of terms[begin : begin + count], in `_SUMS` vectors of sums: rows are short, and a loop's rest is long."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, begin, count = args
+        number, index = context.get_data_type(terms.dtype), ir.IntType(64)
+        item = context.get_abi_sizeof(number)
+        width, bits = VECTOR_BYTES // item, 8 * item
+        vector, lanes = ir.VectorType(number, width), ir.VectorType(index, width)
+        mask = ir.VectorType(ir.IntType(1), width)
+        load = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), mask, vector]),
+            f"llvm.masked.load.v{width}f{bits}.p0",
+        )
+        add_lanes = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(number, [number, vector]), f"llvm.vector.reduce.fadd.v{width}f{bits}"
+        )
+        zeros = ir.Constant(vector, [0.0] * width)
+        sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(_SUMS)]  # kept in registers
+
+        def place(i: Any) -> Any:
+            return _address(context, builder, terms, array, builder.add(begin, i), width)
+
+        whole = builder.and_(count, index(-_SUMS * width))
+        with cgutils.for_range_slice(builder, index(0), whole, index(_SUMS * width)) as (i, _):
+            for s, total in enumerate(sums):
+                more = builder.load(place(builder.add(i, index(s * width))), align=item)
+                builder.store(builder.fadd(builder.load(total), more), total)
+        nothing = ir.Constant(lanes, ir.Undefined)
+        first = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+        numbers = ir.Constant(lanes, list(range(width)))
+        with cgutils.for_range_slice(builder, whole, count, index(width)) as (i, _):
+            left = builder.insert_element(nothing, builder.sub(count, i), ir.IntType(32)(0))
+            exists = builder.icmp_signed("<", numbers, builder.shuffle_vector(left, nothing, first))
+            rest = builder.call(load, [place(i), ir.IntType(32)(item), exists, zeros])
+            builder.store(builder.fadd(builder.load(sums[0]), rest), sums[0])
+        values = [builder.load(total) for total in sums]
+        while len(values) > 1:
+            values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2])]
+        return builder.call(add_lanes, [ir.Constant(number, -0.0), values[0]], fastmath=["reassoc"])
+
+    return terms.dtype(terms, types.int64, types.int64), generate
+
+
 ROWS, VECTORS = 7, 2
 """Rows and vectors of a tile of sums. With eight rows their addresses do not fit into the registers: three quarters of
 the speed; with more vectors the sums do not where there are 16."""
-VECTOR_BYTES = 64 if llvmlite.binding.get_host_cpu_features().get("avx512f", False) else 32
 
 
 @_intrinsic

@@ -20,7 +20,7 @@ from numba.np import arrayobj
 
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.pool import jitable, long_loop, scratch
-from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, transpose_square
+from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, prefetch, transpose_square
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
@@ -79,12 +79,8 @@ def _tile(typing_context, rows, alive, a, at_a, lda, step, panel, at, inner, add
                 for total, place in zip(line, target):
                     builder.store(builder.load(place, align=item), total)
         # The result's lines are fetched while the loop runs: stores would wait for them, a third of a short product.
-        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        prefetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
-        )
         for place in itertools.chain.from_iterable(targets):
-            builder.call(prefetch, [builder.bitcast(place, byte), word(1), word(3), word(1)])  # to write
+            prefetch(builder, place, written=True)
         start = element(panel, panel_, at)
         # Where in the rows: a number that LLVM cannot predict, or it would keep and advance a place for each row.
         hidden = ir.InlineAsm(ir.FunctionType(index, [index]), "", "=r,0")
@@ -95,7 +91,7 @@ def _tile(typing_context, rows, alive, a, at_a, lda, step, panel, at, inner, add
             along = builder.load(position)
             for line, factors in zip(sums, left):
                 x = builder.load(builder.gep(factors, [along]))
-                x = builder.insert_element(undefined, x, word(0))
+                x = builder.insert_element(undefined, x, ir.IntType(32)(0))
                 x = builder.shuffle_vector(x, undefined, first_lane)
                 for total, y in zip(line, right):
                     builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)

@@ -18,7 +18,7 @@ from gmkernels.rejection.spec import (
     NEGLIGIBLE,
     REJECTION_BIT,
 )
-from gmkernels.rng.cpu import SHIFT, cos_sin_of, philox4x32, radius_of, u32, u64, uniform_of
+from gmkernels.rng.cpu import SHIFT, cos_sin_of, philox4x32, squared_radius_of, u32, u64, uniform_of
 from gmkernels.special.cpu import _factor, _fraction, _polygamma_positive, _series
 
 Arrays = Sequence[np.ndarray]
@@ -55,7 +55,7 @@ def _log_standard_gamma(a, key, element):
     for t in range(MOST_ATTEMPTS):
         w0, w1, w2, w3 = attempt_words(key, element, t)
         cos, _ = cos_sin_of(w1, 0.0)
-        z = radius_of(w0, 0.0) * cos
+        z = np.sqrt(squared_radius_of(w0, 0.0)) * cos
         root = 1.0 + slope * z
         if root <= 0.0:
             continue

@@ -23,23 +23,25 @@ from numba.np import arrayobj
 from gmkernels.elementary import INLINE, fma, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
-from gmkernels.vectors import VECTOR_BYTES
+from gmkernels.vectors import VECTOR_BYTES, fetch
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
 inline = register_jitable(error_model="numpy", **INLINE)
 
-TILE = 1024
+TILE = 1536
 """Elements of a tile: its scratch arrays together stay in the first-level cache."""
+LANES = VECTOR_BYTES // 8
 CHAINS = 4
 """Vectors of groups that are made at once. A round waits for the one before it, some seven cycles; those of four
-vectors overlap, while LLVM, left to itself, takes two."""
-LANES = VECTOR_BYTES // 8
+vectors overlap, while LLVM, left to itself, takes two. Six are an eighth faster by themselves, but not in a kernel."""
 STEP = CHAINS * LANES
-SCRATCH = TILE + 4 * STEP
+STEP_WORDS = 4 * STEP
+SCRATCH = TILE + STEP_WORDS
 """Elements of a scratch array: a tile that starts in lane 3 touches one group more, and `STEP` groups are made at once,
 so that no loop has a remainder."""
-BLOCK = 16 * TILE
+QUARTER = TILE // 4
+BLOCK = 8 * TILE
 """Elements of a block."""
 
 u32, u64 = np.uint32, np.uint64
@@ -94,12 +96,16 @@ def _philox_step(typing_context, words, at, groups, group, c2, c3, k0, k1):
                 c2 = builder.xor(builder.xor(builder.lshr(p0, half), c3), k1)
                 chains[chain] = c0, p1, c2, p0
             k0, k1 = builder.add(k0, constant(int(W0))), builder.add(k1, constant(int(W1)))
+        # The low halves (the processor is little-endian) of two vectors fill one, which is stored whole.
+        narrow = ir.VectorType(ir.IntType(32), 2 * LANES)
+        low_halves = ir.Constant(narrow, list(range(0, 4 * LANES, 2)))
         start = builder.gep(arrayobj.make_array(words)(context, builder, words_).data, [at])
-        narrow = ir.VectorType(ir.IntType(32), LANES)
         for word in range(4):
-            for chain, made in enumerate(chains):
+            for chain in range(0, CHAINS, 2):
+                pair = [builder.bitcast(chains[c][word], narrow) for c in (chain, chain + 1)]
                 place = builder.gep(start, [ir.IntType(64)(chain * LANES)])
-                builder.store(builder.trunc(made[word], narrow), builder.bitcast(place, narrow.as_pointer()), align=4)
+                whole = builder.shuffle_vector(*pair, low_halves)
+                builder.store(whole, builder.bitcast(place, narrow.as_pointer()), align=4)
             start = builder.gep(start, [groups])
         return context.get_dummy_value()
 
@@ -108,10 +114,11 @@ def _philox_step(typing_context, words, at, groups, group, c2, c3, k0, k1):
 
 
 @jitable
-def word_tile(key, start, count, words):
+def word_tile(key, start, count, words, soon=()):
     """Words of the groups that hold elements start to start + count of the key's stream, by lane.
 
-    Returns the lane of the first element and the number of groups, rounded up to whole vectors.
+    Returns the lane of the first element and the number of groups, rounded up to whole vectors. Meanwhile as many
+    elements of the arrays `soon` come into the cache: the caller would wait for them, and this loop needs no memory.
     """
     first = key[2] + u64(start)
     lane = np.int64(first & u64(3))
@@ -120,6 +127,7 @@ def word_tile(key, start, count, words):
     k0, k1 = key[0], key[0] >> SHIFT
     c2, c3 = key[1], key[1] >> SHIFT
     for i in range(0, groups, STEP):
+        fetch(soon, 4 * i, STEP_WORDS)
         _philox_step(words, i, groups, group + u64(i), c2, c3, k0, k1)
     return lane, groups
 
@@ -152,7 +160,7 @@ def _polynomial(coefficients: Sequence[float], dtype: type) -> Callable[[Any], A
 
 
 def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
-    """Uniform of a word, radius of a word, cosine and sine of a word, in the dtype with the constants `c`."""
+    """Uniform, squared radius, and cosine and sine of a word, in the dtype with the constants `c`."""
     real, integer = c.float, c.int
     one, half = real(1), real(0.5)
     scale, shift, turn, two_ln2 = real(2.0**-32), real(2.0**-33), real(constants.TURN / 4), real(2 * math.log(2))
@@ -174,7 +182,7 @@ def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
         return real(w) * scale + shift
 
     @inline
-    def radius(w):
+    def squared_radius(w):
         signed = np.int32(w)
         upper = signed < np.int32(0)
         t = fma(real(signed), scale, shift)  # the product is exact, so the sum is rounded as in two steps
@@ -182,7 +190,7 @@ def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
         k = select(upper, np.int32(0), np.int32(half_exponent - np.int32(bits >> mantissa_bits)))
         g = select(upper, -t, one - same_bits(integer(integer(bits & mantissa_mask) | half_bits)))
         square = g * g
-        return np.sqrt(real(k) * two_ln2 + g * (log_even(square) + g * log_odd(square)))
+        return real(k) * two_ln2 + g * (log_even(square) + g * log_odd(square))
 
     @inline
     def cos_sin(w):
@@ -196,7 +204,7 @@ def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
         c, s = select(odd, sin, cos), select(odd, cos, sin)
         return with_sign(c, u32(turned ^ doubled)), with_sign(s, turned)
 
-    return uniform, radius, cos_sin
+    return uniform, squared_radius, cos_sin
 
 
 _DTYPES = {types.float32: _functions(constants.FLOAT32), types.float64: _functions(constants.FLOAT64)}
@@ -216,7 +224,7 @@ def _dispatched(number: int) -> Callable[[Any, Any], Any]:
     return function
 
 
-uniform_of, radius_of, cos_sin_of = (_dispatched(number) for number in range(3))
+uniform_of, squared_radius_of, cos_sin_of = (_dispatched(number) for number in range(3))
 
 
 @jitable
@@ -235,28 +243,35 @@ def uniform_tile(key, start, count, words, out):
 
 
 @jitable
-def _radii(w, r):
+def _squared_radii(w, squares):
     long_loop()
     for i in range(w.size):
-        r[i] = radius_of(w[i], r[i])
+        squares[i] = squared_radius_of(w[i], squares[i])
 
 
 @jitable
-def _turn(w, r, y):
-    """r -> r cos, y = r sin of the angles of w."""
+def _turn(w, x, y):
+    """x = r cos, y = r sin of the angles of w, where x holds r^2: beside the angle's polynomials the root is free."""
     long_loop()
     for i in range(w.size):
-        cos, sin = cos_sin_of(w[i], r[i])
-        y[i] = r[i] * sin
-        r[i] = r[i] * cos
+        r = np.sqrt(x[i])
+        cos, sin = cos_sin_of(w[i], r)
+        y[i] = r * sin
+        x[i] = r * cos
 
 
 @jitable
-def normal_tile(key, start, count, words, lanes, out):
-    """Normals of a tile; returns the lane of its first element in `out`. `lanes` is scratch of its dtype."""
-    lane, n = word_tile(key, start, count, words)
+def normal_tile(key, start, count, words, lanes, out, soon=(), later=()):
+    """Normals of a tile; returns the lane of its first element in `out`. `lanes` is scratch of its dtype.
+
+    Meanwhile as many elements of the arrays `soon` and `later` come into the cache, those of `later` after the others:
+    the processor waits if there are more than some thirty lines on their way.
+    """
+    lane, n = word_tile(key, start, count, words, soon)
     for i in (0, 2 * n):  # two short loops a pair of lanes: their chains of operations overlap
-        _radii(words[i : i + n], lanes[i : i + n])
+        fetch(later, i, QUARTER)
+        _squared_radii(words[i : i + n], lanes[i : i + n])
+        fetch(later, i + n, QUARTER)
         _turn(words[i + n : i + 2 * n], lanes[i : i + n], lanes[i + n : i + 2 * n])
     interleave(lanes, n, out)
     return lane

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from gmkernels.elementary import exp, fma, select, sigmoid
-from gmkernels.pool import block_kernel, jitable, long_loop, reduction, scratch
+from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng.cpu import BLOCK, SCRATCH, TILE, interleave, normal_tile, word_tile
 from gmkernels.sampling.spec import CHUNK, chunks, kept_below
+from gmkernels.vectors import fill_row, sum_of_row
 
 Arrays = Sequence[Any]
 Attrs = Mapping[str, Any]
@@ -39,25 +40,6 @@ def _sample(mu, logvar, eps, z, kl_terms):
         kl_terms[i] = fma(sigma, sigma, fma(m, m, -one)) - v
 
 
-@reduction
-def _row_sums(x, y, begin, end):
-    x_total, y_total = x.dtype.type(0), y.dtype.type(0)
-    for i in range(np.uint64(begin), np.uint64(end)):
-        x_total += x[i]
-        y_total += y[i]
-    return x_total, y_total
-
-
-@reduction
-def _row_sum(terms, begin, end):
-    total = terms.dtype.type(0)
-    # Unsigned indices, because Numba lets signed ones count from the end, which keeps a loop from vectorising. A
-    # row given by its ends is cheaper than a slice where rows are short.
-    for i in range(np.uint64(begin), np.uint64(end)):
-        total += terms[i]
-    return total
-
-
 @block_kernel
 def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):
     """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
@@ -76,21 +58,18 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
         for start in range(0, max(total, 1), TILE):
             n = min(TILE, total - start)
             m, v = mu[source + start : source + start + n], logvar[source + start : source + start + n]
-            lane = normal_tile(key, target + start, n, words, lanes, noise)
+            sample = z[target + start : target + start + n]
+            lane = normal_tile(key, target + start, n, words, lanes, noise, (m, v), (sample,))
             eps = noise[lane : lane + n]
-            _sample(m, v, eps, z[target + start : target + start + n], kl_terms)
+            _sample(m, v, eps, sample, kl_terms)
             part = min(length, n)
             for r in range(together):
-                i, j = r * part, r * part + part
                 if together > 1:
                     kl_total, log_q_total = 0.0, 0.0
                 if row < rows:  # the first sample
-                    log_q_sum, kl_sum = _row_sums(eps, kl_terms, i, j)
-                    kl_total += kl_sum
+                    kl_total += sum_of_row(kl_terms, r * part, part)
                     kl[piece + r] = 0.5 * kl_total
-                else:
-                    log_q_sum = _row_sum(eps, i, j)
-                log_q_total += log_q_sum
+                log_q_total += sum_of_row(eps, r * part, part)
                 log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
         piece += together
 
@@ -126,20 +105,13 @@ def gaussian_sample(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: A
 
 
 @jitable
-def _fill(x, y, value, other, begin, end):
-    for i in range(np.uint64(begin), np.uint64(end)):
-        x[i] = value
-        y[i] = other
-
-
-@jitable
 def _spread(g_kl, g_log_q, start, width, n, kl, log_q):
     """The values of its row for each of the `n` elements from `start` on."""
     row = start // width
     i, stop = 0, (row + 1) * width - start
     while i < n:
-        stop = min(stop, n)
-        _fill(kl, log_q, g_kl[row], g_log_q[row], i, stop)
+        fill_row(kl, i, min(stop, n), g_kl[row])
+        fill_row(log_q, i, min(stop, n), g_log_q[row])
         row, i, stop = row + 1, stop, stop + width
 
 
@@ -189,9 +161,9 @@ def _finish(through_z, through_noise, g_kl, mu, sigma, d_mu, d_logvar):
 def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, d_logvar, width, samples, per_block):
     words, sigma = scratch(SCRATCH, np.uint32), scratch(TILE, mu.dtype)
     lanes, noise = scratch(SCRATCH, mu.dtype), scratch(SCRATCH, mu.dtype)
-    g_kl_tile, g_log_q_tile = scratch(TILE, mu.dtype), scratch(TILE, mu.dtype)
+    g_kl_tile, g_log_q_tile = scratch(SCRATCH, mu.dtype), scratch(SCRATCH, mu.dtype)
     # float64: there may be thousands of samples
-    sum_z, sum_noise = scratch(TILE, np.float64), scratch(TILE, np.float64)
+    sum_z, sum_noise = scratch(SCRATCH, np.float64), scratch(SCRATCH, np.float64)
     rows = mu.size // width
     end = min(block * per_block + per_block, mu.size)
     for start in range(block * per_block, end, TILE):
@@ -201,11 +173,12 @@ def _gaussian_sample_backward(block, g_z, g_kl, g_log_q, mu, logvar, key, d_mu, 
         d_m, d_v = d_mu[start : start + n], d_logvar[start : start + n]
         if samples > 1:
             standard_deviations(v, sigma)
-            _fill(sum_z, sum_noise, 0.0, 0.0, 0, n)
+            fill_row(sum_z, 0, n, 0.0)
+            fill_row(sum_noise, 0, n, 0.0)
         for sample in range(samples):
             first = sample * mu.size + start
             g = g_z[first : first + n]
-            lane = normal_tile(key, first, n, words, lanes, noise)
+            lane = normal_tile(key, first, n, words, lanes, noise, (g, m, v), (d_m, d_v))
             eps = noise[lane : lane + n]
             _spread(g_kl, g_log_q[sample * rows : (sample + 1) * rows], start, width, n, k, q)
             if samples == 1:
