@@ -6,9 +6,11 @@ and no loop keeps a tile of sums in registers, as a product needs, or says which
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -42,6 +44,30 @@ def move(typing_context: Any, source: Any, start: Any, target: Any, to: Any) -> 
     return types.void(source, types.int64, target, types.int64), generate
 
 
+def _exchanges(size: int, lane: int) -> Iterator[tuple[int, list[int], list[int]]]:
+    """The steps of a transposition: how far apart the rows of a pair are, and what two vectors take of both.
+
+    First inside the lanes of 128 bits, of `lane` elements, where a shuffle is cheapest; then whole lanes.
+    """
+    both = np.arange(2 * size).reshape(2, size)
+    apart = 1
+    while apart < lane:  # the first halves of the lanes of both, in turn, and the second halves
+        parts = both.reshape(2, size // lane, 2, lane // (2 * apart), apart).transpose(2, 1, 3, 0, 4)
+        yield apart, *parts.reshape(2, size).tolist()
+        apart *= 2
+    while apart < size:  # the even lanes of the one and then of the other, and the odd lanes
+        yield apart, *both.reshape(2, size // (2 * lane), 2, lane).transpose(2, 0, 1, 3).reshape(2, size).tolist()
+        apart *= 2
+
+
+def _columns(size: int, lane: int) -> list[int]:
+    """Which of the vectors after these steps is column 0, 1, ...: inside a lane they come in order of reversed bits."""
+    inside = [0]
+    while len(inside) < lane:
+        inside = [2 * i for i in inside] + [2 * i + 1 for i in inside]
+    return [first + i for first in range(0, size, lane) for i in inside]
+
+
 @_intrinsic(prefer_literal=True)
 def transpose_square(
     typing_context: Any, width: Any, source: Any, start: Any, step: Any, target: Any, to: Any, apart: Any
@@ -60,16 +86,14 @@ def transpose_square(
             return _address(context, builder, array_type, array, index, size)
 
         rows = [builder.load(row(source, args[1:4], i), align=align) for i in range(size)]
-        # Rows i and i + size / 2 interleaved: the bits of (i, j) as one number move on by one. So log2(size) times.
-        masks = [
-            ir.Constant(ir.VectorType(ir.IntType(32), size), [half + k // 2 + k % 2 * size for k in range(size)])
-            for half in (0, size // 2)
-        ]
-        for _ in range(size.bit_length() - 1):
-            pairs = zip(rows[: size // 2], rows[size // 2 :])
-            rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
-        for j, column in enumerate(rows):
-            builder.store(column, row(target, args[4:], j), align=align)
+        for step_, low, high in _exchanges(size, 16 // align):
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), size), mask) for mask in (low, high)]
+            for i in range(size):
+                if not i & step_:
+                    pair = rows[i], rows[i + step_]
+                    rows[i], rows[i + step_] = [builder.shuffle_vector(*pair, mask) for mask in masks]
+        for j, column in enumerate(_columns(size, 16 // align)):
+            builder.store(rows[column], row(target, args[4:], j), align=align)
         return context.get_dummy_value()
 
     integer = types.int64

@@ -87,13 +87,14 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
 
 
 # Rows around one and several tiles of them; depths around one and two pieces; columns around panels.
-OURS = [(1, 3, 2), (6, 512, 33), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97)]
+OURS = [(1, 3, 2), (6, 512, 33), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (145, 259, 40)]
 
 
 @pytest.mark.parametrize("transposed", [*itertools.product((False, True), repeat=2)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", OURS)
-def test_our_own_products_are_exact_and_stay_inside_the_result(shape, dtype, transposed):
+@pytest.mark.parametrize("crowded", [False, True], ids=["", "rows of a transposed operand pages apart"])
+def test_our_own_products_are_exact_and_stay_inside_the_result(shape, dtype, transposed, crowded):
     m, k, n = shape
     rng = np.random.default_rng(k)
     # Sums of at most 1025 numbers up to 64, in quarters, are exact in float32. Rows lie apart.
@@ -101,7 +102,8 @@ def test_our_own_products_are_exact_and_stay_inside_the_result(shape, dtype, tra
         rng.integers(-8, 9, (size[::-1] if is_transposed else size)).astype(dtype)
         for size, is_transposed in zip(((m, k), (k, n)), transposed, strict=True)
     ]
-    a, b = (np.pad(x, ((0, 0), (0, apart))) for x, apart in zip(stored, (3, 5), strict=True))
+    aparts = -stored[0].shape[1] % (4096 // stored[0].itemsize) if crowded else 3, 5
+    a, b = (np.pad(x, ((0, 0), (0, apart))) for x, apart in zip(stored, aparts, strict=True))
     margin, ldc = 64, n + 2
     real, size, pointer = np.ctypeslib.as_ctypes_type(dtype), ctypes.c_int64, ctypes.c_void_p
     function = ctypes.CFUNCTYPE(
@@ -139,7 +141,9 @@ def test_products_that_are_our_own(shape):
         assert not products.are_ours(OPENBLAS, *other) and not products.are_ours(mkl, *other)
         assert products.choose(OPENBLAS, *other) == (1 if other[0] == single else 2, 1)
         assert products.are_ours(narrow, *other) == (other[3] >= 8)
-    assert not products.are_ours(narrow, single, *few, 100, 31, 64)
+    assert products.are_ours(narrow, single, *few, 100, 16, 64)
+    assert not products.are_ours(narrow, single, *few, 100, 15, 64)
+    assert not products.are_ours(narrow, single, *few, 100, 64, 15)
 
 
 def test_products_of_few_rows_propagate_nan_and_inf_and_nothing_else():

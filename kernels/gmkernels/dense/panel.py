@@ -123,6 +123,28 @@ def _tile_of_one(alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc)
 
 
 @jitable
+def transpose(a, at, lda, inner, rows, to):
+    """The transpose (rows, inner) of a matrix (inner, rows) whose rows are `lda` apart, into an array."""
+    long_loop()
+    whole_rows, whole_inner = rows // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
+    for k in range(0, whole_inner, _SQUARE):
+        for r in range(0, whole_rows, _SQUARE):
+            transpose_square(_SQUARE, a, at + k * lda + r, lda, to, r * inner + k, inner)
+    for k in range(inner):
+        for r in range(whole_rows if k < whole_inner else 0, rows):
+            to[np.uint64(r * inner + k)] = a[np.uint64(at + k * lda + r)]
+
+
+@jitable
+def _pack_one_by_one(b, at, across, down, top, bottom, left, right, panel, to):
+    """Rows [top, bottom) of columns [left, right); a column's numbers are `down` apart, a row's `across`."""
+    for i in range(top, bottom):
+        for j in range(left, right):
+            # unsigned: Numba counts negative indices from the end
+            panel[np.uint64(to + i * (PANEL_BYTES // b.itemsize) + j)] = b[np.uint64(at + j * across + i * down)]
+
+
+@jitable
 def pack(b, at, transposed, ldb, inner, columns, panel, to):
     """Write a matrix (inner, columns) of at most one panel's columns, or the transpose of (columns, inner), as a panel.
 
@@ -130,21 +152,21 @@ def pack(b, at, transposed, ldb, inner, columns, panel, to):
     """
     long_loop()
     width = PANEL_BYTES // b.itemsize
-    across, down = ldb, 1  # from a column to the next, and from a row
-    whole_columns, whole_rows = columns // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
     if transposed:
+        whole_columns, whole_rows = columns // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
         for j in range(0, whole_columns, _SQUARE):
             for i in range(0, whole_rows, _SQUARE):
                 transpose_square(_SQUARE, b, at + j * ldb + i, ldb, panel, to + i * width + j, width)
+        if whole_columns < columns:
+            _pack_one_by_one(b, at, ldb, 1, 0, whole_rows, whole_columns, columns, panel, to)
+        _pack_one_by_one(b, at, ldb, 1, whole_rows, inner, 0, columns, panel, to)
     else:
-        across, down = 1, ldb
-        for i in range(whole_rows):
+        whole_columns = columns // WIDTH * WIDTH
+        for i in range(inner):
             for j in range(0, whole_columns, WIDTH):
                 move(b, at + i * ldb + j, panel, to + i * width + j)
-    for i in range(inner):
-        for j in range(whole_columns if i < whole_rows else 0, columns):
-            # unsigned: Numba counts negative indices from the end
-            panel[np.uint64(to + i * width + j)] = b[np.uint64(at + j * across + i * down)]
+        if whole_columns < columns:
+            _pack_one_by_one(b, at, 1, ldb, 0, inner, whole_columns, columns, panel, to)
 
 
 @jitable
