@@ -53,10 +53,12 @@ def _exchanges(size: int, lane: int) -> Iterator[tuple[int, list[int], list[int]
     apart = 1
     while apart < lane:  # the first halves of the lanes of both, in turn, and the second halves
         parts = both.reshape(2, size // lane, 2, lane // (2 * apart), apart).transpose(2, 1, 3, 0, 4)
-        yield apart, *parts.reshape(2, size).tolist()
+        first, second = parts.reshape(2, size).tolist()
+        yield apart, first, second
         apart *= 2
     while apart < size:  # the even lanes of the one and then of the other, and the odd lanes
-        yield apart, *both.reshape(2, size // (2 * lane), 2, lane).transpose(2, 0, 1, 3).reshape(2, size).tolist()
+        first, second = both.reshape(2, size // (2 * lane), 2, lane).transpose(2, 0, 1, 3).reshape(2, size).tolist()
+        yield apart, first, second
         apart *= 2
 
 
