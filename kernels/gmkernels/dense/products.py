@@ -72,7 +72,7 @@ def _gemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
     down, along = (lda, 1) if trans_a == NO_TRANS else (1, lda)
     crowded = along * result.itemsize % _PAGE == 0
     copy = scratch(_COPY, result.dtype)
-    deepest, most_rows = (_CROWDED_DEPTH, _ROWS) if crowded else (_DEPTH, m)
+    deepest, most_rows = (_CROWDED_DEPTH, _ROWS) if crowded else (_DEPTH, max(m, 1))
     depth = -(-k // -(-k // deepest))  # pieces of one length
     for first in range(0, k, depth):  # outside, so that the rows' part stays in the L2 cache for all panels
         inner, add = min(depth, k - first), first > 0 or beta != 0
