@@ -86,8 +86,10 @@ def test_matmul_propagates_nan_and_inf_and_nothing_else(backend):
     np.testing.assert_array_equal(c, expected)
 
 
-# Rows around one and several tiles of them; depths around one and two pieces; columns around panels.
-OURS = [(0, 40, 33), (1, 3, 2), (6, 512, 33), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (145, 259, 40)]
+# None, and rows around one and several tiles of them; depths around one and two pieces; columns around panels.
+OURS = [
+    (0, 40, 33), (1, 3, 2), (6, 512, 33), (10, 1025, 127), (32, 49, 48), (33, 64, 65), (101, 127, 97), (145, 259, 40),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("transposed", [*itertools.product((False, True), repeat=2)])
