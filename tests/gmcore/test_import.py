@@ -35,9 +35,7 @@ def test_heavy_packages_wait_for_their_first_use() -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_import_takes_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
-    """At most 0.1 s, on a machine where importing NumPy takes at most 0.07 s; in proportion on a slower one.
-
-    A machine that lends out halves of cores took 0.077 to 0.105 s for NumPy, and ours 0.9 to 1.2 times as long.
+    """At most 0.1 s, on a machine where importing NumPy takes at most 0.1 s; in proportion on a slower one.
 
     Both are timed inside one interpreter, NumPy first, so start-up and the state of the file cache count for
     neither; the median of five interpreters, and the ratio to NumPy's own time, take out a busy machine. The first
@@ -51,7 +49,7 @@ def test_import_takes_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
     bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     times = [tuple(map(float, run(code, **bytecode).split())) for _ in range(6)]
     numpy, ours = (statistics.median(column) for column in zip(*times[1:]))
-    assert ours < 0.1 * max(1.0, numpy / 0.07), f"import gmcore takes {ours:.3f} s, numpy {numpy:.3f} s"
+    assert ours < 0.1 * max(1.0, numpy / 0.1), f"import gmcore takes {ours:.3f} s, numpy {numpy:.3f} s"
 
 
 def test_lazy_names() -> None:
