@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -157,9 +156,11 @@ _SEQUENTIAL, _REPRODUCIBLE = 1, 2
 
 def _path_of_mkl() -> str | None:
     """Where the package mkl has its library, or None."""
+    from importlib import metadata  # a third of the import of gmcore
+
     try:
-        files = importlib.metadata.files("mkl") or []
-    except importlib.metadata.PackageNotFoundError:
+        files = metadata.files("mkl") or []
+    except metadata.PackageNotFoundError:
         return None
     return next((str(file.locate()) for file in files if file.name.startswith(("libmkl_rt.", "mkl_rt."))), None)
 
