@@ -31,6 +31,14 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def spread(builder: Any, number: Any, width: int) -> Any:
+    """A vector with a number in each of its lanes."""
+    word = ir.IntType(32)
+    nothing = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
+    first = builder.insert_element(nothing, number, word(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(word, width), [0] * width))
+
+
 @_intrinsic
 def move(typing_context: Any, source: Any, start: Any, target: Any, to: Any) -> Any:
     """target[to : to + WIDTH] = source[start : start + WIDTH], for bounds that are known to be inside."""
@@ -88,12 +96,12 @@ def transpose_square(
             return _address(context, builder, array_type, array, index, size)
 
         rows = [builder.load(row(source, args[1:4], i), align=align) for i in range(size)]
-        for step_, low, high in _exchanges(size, 16 // align):
+        for distance, low, high in _exchanges(size, 16 // align):
             masks = [ir.Constant(ir.VectorType(ir.IntType(32), size), mask) for mask in (low, high)]
             for i in range(size):
-                if not i & step_:
-                    pair = rows[i], rows[i + step_]
-                    rows[i], rows[i + step_] = [builder.shuffle_vector(*pair, mask) for mask in masks]
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    rows[i], rows[i + distance] = [builder.shuffle_vector(*pair, mask) for mask in masks]
         for j, column in enumerate(_columns(size, 16 // align)):
             builder.store(rows[column], row(target, args[4:], j), align=align)
         return context.get_dummy_value()
@@ -111,23 +119,19 @@ def prefetch(builder: Any, place: Any, written: bool) -> None:
     builder.call(function, [builder.bitcast(place, byte), word(int(written)), word(3), word(1)])
 
 
-@_intrinsic(prefer_literal=True)
+@_intrinsic
 def fetch(typing_context: Any, arrays: Any, at: Any, count: Any) -> Any:
-    """Have elements [at, at + count), `count` a constant, of every array of a tuple come into the first-level cache.
-
-    Not all of them need exist.
-    """
-    if not isinstance(count, types.IntegerLiteral):
-        return None
+    """Have elements [at, at + count) of every array of a tuple come into the first-level cache; not all need exist."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         for array_type, array in zip(arrays, cgutils.unpack_tuple(builder, args[0], len(arrays))):
             start = builder.gep(arrayobj.make_array(array_type)(context, builder, array).data, [args[1]])
-            for i in range(0, count.literal_value, LINE_BYTES // context.get_abi_sizeof(start.type.pointee)):
-                prefetch(builder, builder.gep(start, [ir.IntType(64)(i)]), written=False)
+            line = ir.IntType(64)(LINE_BYTES // context.get_abi_sizeof(start.type.pointee))
+            with cgutils.for_range_slice(builder, ir.IntType(64)(0), args[2], line) as (i, _):
+                prefetch(builder, builder.gep(start, [i]), written=False)
         return context.get_dummy_value()
 
-    return types.void(arrays, types.int64, count), generate
+    return types.void(arrays, types.int64, types.int64), generate
 
 
 @_intrinsic
@@ -137,10 +141,8 @@ def fill_row(typing_context: Any, target: Any, begin: Any, end: Any, value: Any)
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, begin, end, value = args
         item = context.get_abi_sizeof(value.type)
-        width, word = VECTOR_BYTES // item, ir.IntType(32)
-        nothing = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
-        everywhere = ir.Constant(ir.VectorType(word, width), [0] * width)
-        values = builder.shuffle_vector(builder.insert_element(nothing, value, word(0)), nothing, everywhere)
+        width = VECTOR_BYTES // item
+        values = spread(builder, value, width)
         with cgutils.for_range_slice(builder, begin, end, ir.IntType(64)(width)) as (i, _):
             builder.store(values, _address(context, builder, target, array, i, width), align=item)
         return context.get_dummy_value()
@@ -160,7 +162,7 @@ def sum_of_row(typing_context: Any, terms: Any, begin: Any, count: Any) -> Any:
         number, index = context.get_data_type(terms.dtype), ir.IntType(64)
         item = context.get_abi_sizeof(number)
         width, bits = VECTOR_BYTES // item, 8 * item
-        vector, lanes = ir.VectorType(number, width), ir.VectorType(index, width)
+        vector = ir.VectorType(number, width)
         mask = ir.VectorType(ir.IntType(1), width)
         load = cgutils.get_or_insert_function(
             builder.module,
@@ -181,12 +183,9 @@ def sum_of_row(typing_context: Any, terms: Any, begin: Any, count: Any) -> Any:
             for s, total in enumerate(sums):
                 more = builder.load(place(builder.add(i, index(s * width))), align=item)
                 builder.store(builder.fadd(builder.load(total), more), total)
-        nothing = ir.Constant(lanes, ir.Undefined)
-        first = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        numbers = ir.Constant(lanes, list(range(width)))
+        numbers = ir.Constant(ir.VectorType(index, width), list(range(width)))
         with cgutils.for_range_slice(builder, whole, count, index(width)) as (i, _):
-            left = builder.insert_element(nothing, builder.sub(count, i), ir.IntType(32)(0))
-            exists = builder.icmp_signed("<", numbers, builder.shuffle_vector(left, nothing, first))
+            exists = builder.icmp_signed("<", numbers, spread(builder, builder.sub(count, i), width))
             rest = builder.call(load, [place(i), ir.IntType(32)(item), exists, zeros])
             builder.store(builder.fadd(builder.load(sums[0]), rest), sums[0])
         values = [builder.load(total) for total in sums]
@@ -219,12 +218,11 @@ def accumulate(
         kind = context.get_value_type(a.dtype)
         size = context.get_abi_sizeof(kind)
         width = VECTOR_BYTES // size
-        vector, word = ir.VectorType(kind, width), ir.IntType(32)
+        vector = ir.VectorType(kind, width)
         a_, origins_, first_, starts_, count_, length_, step_, b_, at_, apart_, c_, to_, between_ = args
         # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
         ternary = ir.FunctionType(vector, [vector] * 3)
         multiply_add = cgutils.get_or_insert_function(builder.module, ternary, f"llvm.fmuladd.v{width}f{8 * size}")
-        nothing, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, width), [0] * width)
 
         def number(n: int) -> Any:
             return ir.Constant(ir.IntType(64), n)
@@ -256,8 +254,7 @@ def accumulate(
                 pointer = builder.load(factor)
                 factors = [builder.load(place, align=size) for place in vectors(pointer)]
                 for row, line in zip(rows, sums):
-                    x = builder.insert_element(nothing, builder.load(builder.gep(row, [index])), ir.Constant(word, 0))
-                    x = builder.shuffle_vector(x, nothing, everywhere)
+                    x = spread(builder, builder.load(builder.gep(row, [index])), width)
                     for total, y in zip(line, factors):
                         builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
                 builder.store(builder.gep(pointer, [apart_]), factor)

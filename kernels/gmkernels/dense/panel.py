@@ -20,7 +20,7 @@ from numba.np import arrayobj
 
 from gmkernels.dense.tiles import PANEL_BYTES
 from gmkernels.pool import jitable, long_loop, scratch
-from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, prefetch, transpose_square
+from gmkernels.vectors import VECTOR_BYTES, WIDTH, move, prefetch, spread, transpose_square
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
 
@@ -46,8 +46,6 @@ def _tile(typing_context, rows, alive, a, at_a, lda, step, panel, at, inner, add
         item = context.get_abi_sizeof(number)
         lanes = VECTOR_BYTES // item
         vector = ir.VectorType(number, lanes)
-        undefined = ir.Constant(vector, ir.Undefined)
-        first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         # Rounded once where the machine can; `llvm.fma` would be a call of the C library where it cannot.
         multiply_add = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f{8 * item}"
@@ -91,8 +89,7 @@ def _tile(typing_context, rows, alive, a, at_a, lda, step, panel, at, inner, add
             along = builder.load(position)
             for line, factors in zip(sums, left):
                 x = builder.load(builder.gep(factors, [along]))
-                x = builder.insert_element(undefined, x, ir.IntType(32)(0))
-                x = builder.shuffle_vector(x, undefined, first_lane)
+                x = spread(builder, x, lanes)
                 for total, y in zip(line, right):
                     builder.store(builder.call(multiply_add, [x, y, builder.load(total)]), total)
             builder.store(builder.call(hidden, [builder.add(along, step)]), position)
@@ -123,25 +120,20 @@ def _tile_of_one(alive, a, at_a, lda, step, panel, at, inner, add, c, at_c, ldc)
 
 
 @jitable
-def transpose(a, at, lda, inner, rows, to):
-    """The transpose (rows, inner) of a matrix (inner, rows) whose rows are `lda` apart, into an array."""
+def transpose(a, at, lda, rows, columns, to, begin, width):
+    """to[begin + i width + j] = a[at + j lda + i], for i < rows and j < columns."""
     long_loop()
-    whole_rows, whole_inner = rows // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
-    for k in range(0, whole_inner, _SQUARE):
-        for r in range(0, whole_rows, _SQUARE):
-            transpose_square(_SQUARE, a, at + k * lda + r, lda, to, r * inner + k, inner)
-    for k in range(inner):
-        for r in range(whole_rows if k < whole_inner else 0, rows):
-            to[np.uint64(r * inner + k)] = a[np.uint64(at + k * lda + r)]
-
-
-@jitable
-def _pack_one_by_one(b, at, across, down, top, bottom, left, right, panel, to):
-    """Rows [top, bottom) of columns [left, right); a column's numbers are `down` apart, a row's `across`."""
-    for i in range(top, bottom):
-        for j in range(left, right):
-            # unsigned: Numba counts negative indices from the end
-            panel[np.uint64(to + i * (PANEL_BYTES // b.itemsize) + j)] = b[np.uint64(at + j * across + i * down)]
+    whole_rows, whole_columns = rows // _SQUARE * _SQUARE, columns // _SQUARE * _SQUARE
+    for j in range(0, whole_columns, _SQUARE):
+        for i in range(0, whole_rows, _SQUARE):
+            transpose_square(_SQUARE, a, at + j * lda + i, lda, to, begin + i * width + j, width)
+    # What is left of columns, then of rows. Unsigned places: Numba counts negative ones from the end.
+    for j in range(whole_columns, columns):
+        for i in range(whole_rows):
+            to[np.uint64(begin + i * width + j)] = a[np.uint64(at + j * lda + i)]
+    for i in range(whole_rows, rows):
+        for j in range(columns):
+            to[np.uint64(begin + i * width + j)] = a[np.uint64(at + j * lda + i)]
 
 
 @jitable
@@ -153,20 +145,15 @@ def pack(b, at, transposed, ldb, inner, columns, panel, to):
     long_loop()
     width = PANEL_BYTES // b.itemsize
     if transposed:
-        whole_columns, whole_rows = columns // _SQUARE * _SQUARE, inner // _SQUARE * _SQUARE
-        for j in range(0, whole_columns, _SQUARE):
-            for i in range(0, whole_rows, _SQUARE):
-                transpose_square(_SQUARE, b, at + j * ldb + i, ldb, panel, to + i * width + j, width)
-        if whole_columns < columns:
-            _pack_one_by_one(b, at, ldb, 1, 0, whole_rows, whole_columns, columns, panel, to)
-        _pack_one_by_one(b, at, ldb, 1, whole_rows, inner, 0, columns, panel, to)
+        transpose(b, at, ldb, inner, columns, panel, to, width)
     else:
         whole_columns = columns // WIDTH * WIDTH
         for i in range(inner):
             for j in range(0, whole_columns, WIDTH):
                 move(b, at + i * ldb + j, panel, to + i * width + j)
-        if whole_columns < columns:
-            _pack_one_by_one(b, at, 1, ldb, 0, inner, whole_columns, columns, panel, to)
+        for j in range(whole_columns, columns):
+            for i in range(inner):
+                panel[np.uint64(to + i * width + j)] = b[np.uint64(at + i * ldb + j)]
 
 
 @jitable

@@ -34,6 +34,7 @@ _PAGE = 4096
 lines of the caches, from which they drive each other out before the next rows, their neighbours, are read. Products go
 1.08 to 1.14 times as fast then; at other distances they would be 0.95 to 1.0 times as fast."""
 _ROWS, _CROWDED_DEPTH = 128, 256
+"""Most rows that are copied, and most of their numbers: they lie on the stack too, and take 128 KB there."""
 _COPY = _ROWS * _CROWDED_DEPTH
 
 
@@ -42,10 +43,10 @@ def are_ours(library: blas.Blas, dtype: np.dtype[Any], trans_a: int, trans_b: in
 
     Measured on one core, over m from 1 to 2048, and k and n from 2 to 2048. Against kernels of 256-bit vectors: where
     this says so, from as fast to 1.9 times as fast, 1.4 times with a latent space of 20 units on either side, and 1.5
-    to 1.9 times where m, k and n are 64 or more. Against
-    OpenBLAS's kernels of 512-bit vectors, in float32: 1.1 to 2.9 times as fast, of the smallest products 0.9; from 400
-    rows on they are equal, and OpenBLAS has kernels of its own for up to a million multiplications, which win with few
-    rows. MKL's 512-bit kernels, on Intel's processors, were not measured.
+    to 1.9 times where m, k and n are 64 or more. Against OpenBLAS's kernels of 512-bit vectors, in float32: 1.1 to 2.9
+    times as fast, of the smallest products 0.9; from 400 rows on they are equal, and OpenBLAS has kernels of its own
+    for up to a million multiplications, which win with few rows. MKL's 512-bit kernels, on Intel's processors, were not
+    measured.
     """
     if library.is_narrow:
         return m >= 8 and k >= 16 and n >= 16
@@ -72,14 +73,14 @@ def _gemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
     down, along = (lda, 1) if trans_a == NO_TRANS else (1, lda)
     crowded = along * result.itemsize % _PAGE == 0
     copy = scratch(_COPY, result.dtype)
-    deepest, most_rows = (_CROWDED_DEPTH, _ROWS) if crowded else (_DEPTH, max(m, 1))
+    deepest, most_rows = (_CROWDED_DEPTH, _ROWS) if crowded else (_DEPTH, max(m, 1))  # a range has no step of 0
     depth = -(-k // -(-k // deepest))  # pieces of one length
     for first in range(0, k, depth):  # outside, so that the rows' part stays in the L2 cache for all panels
         inner, add = min(depth, k - first), first > 0 or beta != 0
         for top in range(0, m, most_rows):
             rows = min(most_rows, m - top)
             if crowded:
-                transpose(left, first * lda + top, lda, inner, rows, copy)
+                transpose(left, first * lda + top, lda, rows, inner, copy, 0, inner)
             for column in range(0, n, width):
                 columns = min(width, n - column)
                 if trans_b == TRANS:
