@@ -150,23 +150,23 @@ def fill_row(typing_context: Any, target: Any, begin: Any, end: Any, value: Any)
     return types.void(target, types.int64, types.int64, target.dtype), generate
 
 
-_SUMS = 4
+_SUMS = 2
 
 
 @_intrinsic
 def sum_of_row(typing_context: Any, terms: Any, begin: Any, count: Any) -> Any:
-    """Sum of terms[begin : begin + count], in `_SUMS` vectors of sums: rows are short, and a loop's rest is long."""
+    """Sum of terms[begin : begin + count], in `_SUMS` vectors of sums; what is left of a row, without a loop."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, begin, count = args
-        number, index = context.get_data_type(terms.dtype), ir.IntType(64)
+        number, index, word = context.get_data_type(terms.dtype), ir.IntType(64), ir.IntType(32)
         item = context.get_abi_sizeof(number)
         width, bits = VECTOR_BYTES // item, 8 * item
         vector = ir.VectorType(number, width)
         mask = ir.VectorType(ir.IntType(1), width)
         load = cgutils.get_or_insert_function(
             builder.module,
-            ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), mask, vector]),
+            ir.FunctionType(vector, [vector.as_pointer(), word, mask, vector]),
             f"llvm.masked.load.v{width}f{bits}.p0",
         )
         add_lanes = cgutils.get_or_insert_function(
@@ -183,11 +183,13 @@ def sum_of_row(typing_context: Any, terms: Any, begin: Any, count: Any) -> Any:
             for s, total in enumerate(sums):
                 more = builder.load(place(builder.add(i, index(s * width))), align=item)
                 builder.store(builder.fadd(builder.load(total), more), total)
-        numbers = ir.Constant(ir.VectorType(index, width), list(range(width)))
-        with cgutils.for_range_slice(builder, whole, count, index(width)) as (i, _):
-            exists = builder.icmp_signed("<", numbers, spread(builder, builder.sub(count, i), width))
-            rest = builder.call(load, [place(i), ir.IntType(32)(item), exists, zeros])
-            builder.store(builder.fadd(builder.load(sums[0]), rest), sums[0])
+        numbers = ir.Constant(ir.VectorType(word, width), list(range(width)))
+        left = builder.trunc(builder.sub(count, whole), word)
+        for s, total in enumerate(sums):
+            exists = builder.icmp_signed("<", numbers, spread(builder, builder.sub(left, word(s * width)), width))
+            at = place(builder.add(whole, index(s * width)))
+            more = builder.call(load, [at, word(item), exists, zeros])
+            builder.store(builder.fadd(builder.load(total), more), total)
         values = [builder.load(total) for total in sums]
         while len(values) > 1:
             values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2])]

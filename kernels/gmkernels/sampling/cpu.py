@@ -40,6 +40,13 @@ def _sample(mu, logvar, eps, z, kl_terms):
         kl_terms[i] = fma(sigma, sigma, fma(m, m, -one)) - v
 
 
+@jitable
+def _sum_rows(terms, width, factor, constant, sums):
+    """factor (sum + constant) of each row of `width` terms."""
+    for r in range(sums.size):
+        sums[r] = factor * (sum_of_row(terms, r * width, width) + constant)
+
+
 @block_kernel
 def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, per_block):
     """`pieces` pieces of each row of z; `kl` and `log_q` take one sum for each piece."""
@@ -55,6 +62,7 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
         total = together * length
         source, target = row % rows * width + begin, row * width + begin
         kl_total, log_q_total = 0.0, 0.0
+        half, constant = z.dtype.type(0.5), length * LOG_2PI
         for start in range(0, max(total, 1), TILE):
             n = min(TILE, total - start)
             m, v = mu[source + start : source + start + n], logvar[source + start : source + start + n]
@@ -62,15 +70,17 @@ def _gaussian_sample(block, mu, logvar, key, z, kl, log_q, width, rows, pieces, 
             lane = normal_tile(key, target + start, n, words, lanes, noise, (m, v), (sample,))
             eps = noise[lane : lane + n]
             _sample(m, v, eps, sample, kl_terms)
-            part = min(length, n)
-            for r in range(together):
-                if together > 1:
-                    kl_total, log_q_total = 0.0, 0.0
-                if row < rows:  # the first sample
-                    kl_total += sum_of_row(kl_terms, r * part, part)
-                    kl[piece + r] = 0.5 * kl_total
-                log_q_total += sum_of_row(eps, r * part, part)
-                log_q[piece + r] = -0.5 * (log_q_total + length * LOG_2PI)
+            if together == 1:
+                kl_total += sum_of_row(kl_terms, 0, n)
+                log_q_total += sum_of_row(eps, 0, n)
+        if together == 1:
+            if row < rows:  # the first sample
+                kl[piece] = half * kl_total
+            log_q[piece] = -half * (log_q_total + constant)
+        else:
+            if row < rows:
+                _sum_rows(kl_terms, length, half, 0.0, kl[piece : piece + together])
+            _sum_rows(eps, length, -half, constant, log_q[piece : piece + together])
         piece += together
 
 
