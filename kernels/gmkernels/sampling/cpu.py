@@ -277,7 +277,7 @@ def _keep(x, words, last, scale, y):
 
 @block_kernel
 def _dropout(block, x, key, scale, y, last):
-    words, tile = np.empty(SCRATCH, np.uint32), np.empty(SCRATCH, np.uint32)
+    words, tile = scratch(SCRATCH, np.uint32), scratch(SCRATCH, np.uint32)
     end = min(block * BLOCK + BLOCK, y.size)
     for start in range(block * BLOCK, end, TILE):
         stop = min(start + TILE, end)
