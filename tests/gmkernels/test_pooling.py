@@ -77,6 +77,36 @@ def test_places_outside_the_plane(backend: str) -> None:
 INF, NAN = np.inf, np.nan
 
 
+@pytest.mark.parametrize("shape, at", [
+    ((2, 2, 70, 90), spec.Windows((3, 2), (2, 1), (1, 1))),  # several tiles of places, and windows that overhang
+    ((1, 2, 70, 90), spec.Windows((2, 3), (1, 3), (0, 1), (2, 5))),
+    ((1, 1, 7, 2500), spec.Windows((2, 2), (2, 2))),  # rows longer than a tile
+    ((1, 1, 5, 2049), spec.Windows((3, 3), (1, 1), (1, 1))),
+    ((1, 1, 60, 60), spec.Windows((4, 4), (5, 5))),  # far apart
+    ((3, 3, 14, 14), spec.Windows((2, 2), (2, 2))),
+])  # fmt: skip
+def test_planes_of_all_sizes(shape: tuple[int, ...], at: spec.Windows) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.choice([-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN], shape, p=[0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    of_max = {name: value for name, value in at._asdict().items() if name != "kernel"}
+    for dtype in (np.float32, np.float64):
+        expected = max_pool2d(x.astype(dtype), at.kernel, **of_max, backend="reference")
+        for found, each in zip(max_pool2d(x.astype(dtype), at.kernel, **of_max, backend="cpu"), expected):
+            np.testing.assert_array_equal(found, each)
+    if at.dilation != (1, 1):
+        return
+    x, of_mean = rng.standard_normal(shape), {name: of_max[name] for name in ("stride", "padding", "ceil_mode")}
+    for divisor in (None, 3):
+        expected = avg_pool2d(x, at.kernel, **of_mean, divisor=divisor, backend="reference")
+        found = avg_pool2d(x, at.kernel, **of_mean, divisor=divisor, backend="cpu")
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
+        g = rng.standard_normal(found.shape)
+        of_g = {**of_mean, "size": shape[2:], "divisor": divisor}
+        expected = avg_pool2d_backward(g, at.kernel, **of_g, backend="reference")
+        found = avg_pool2d_backward(g, at.kernel, **of_g, backend="cpu")
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("row, largest, place", [
     ([1.0, NAN, 3.0], NAN, 1), ([NAN, 1.0, NAN], NAN, 0), ([-INF, -INF, -INF], -INF, 0), ([2.0, 2.0, 1.0], 2.0, 0),
