@@ -197,7 +197,7 @@ def _fma(x, y, z):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _polynomial(coefficients: Sequence[float], dtype: type, fused: bool) -> Callable[[Any], Any]:
+def polynomial(coefficients: Sequence[float], dtype: type, fused: bool) -> Callable[[Any], Any]:
     """The function z -> c0 + z (c1 + z (c2 + ...)), spelled out: Numba unrolls no loop over a tuple."""
     *names, source = [f"c{i}" for i in range(len(coefficients))]
     for name in reversed(names):
@@ -226,8 +226,8 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     exponent_mask = integer(-1 << c.bits)
     half_pi_0, half_pi_1, half_pi_2, half_pi_3 = (real(part) for part in c.half_pi)
     limit = real(LIMIT)
-    exp_tail, log1p_unit_tail = (_polynomial(p, real, fused=True) for p in (c.exp, c.log1p_unit))
-    log_tail, sin_tail, cos_tail = (_polynomial(p, real, fused=False) for p in (c.log, c.sin, c.cos))
+    exp_tail, log1p_unit_tail = (polynomial(p, real, fused=True) for p in (c.exp, c.log1p_unit))
+    log_tail, sin_tail, cos_tail = (polynomial(p, real, fused=False) for p in (c.log, c.sin, c.cos))
 
     @_always_inline
     def reduced_exp(x):

@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np import arrayobj
 
-from gmkernels.elementary import INLINE, fma, same_bits, select
+from gmkernels.elementary import INLINE, fma, polynomial, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
 from gmkernels.vectors import VECTOR_BYTES, fetch, spread
@@ -143,14 +143,6 @@ def interleave(words, groups, out):
         out[4 * i + 3] = w3[i]
 
 
-def _polynomial(coefficients: Sequence[float], dtype: type) -> Callable[[Any], Any]:
-    """The function x -> c0 + x (c1 + x (c2 + ...)), spelled out: Numba unrolls no loop over a tuple."""
-    *names, source = [f"c{i}" for i in range(len(coefficients))]
-    for name in reversed(names):
-        source = f"{name} + x * ({source})"
-    return inline(eval(f"lambda x: {source}", {f"c{i}": dtype(c) for i, c in enumerate(coefficients)}))
-
-
 def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
     """Uniform, squared radius, and cosine and sine of a word, in the dtype with the constants `c`."""
     real, integer = c.float, c.int
@@ -159,8 +151,8 @@ def _functions(c: Any) -> tuple[Callable[..., Any], ...]:
     half_bits, mantissa_mask, mantissa_bits = integer(c.half), integer((1 << c.mantissa) - 1), integer(c.mantissa)
     half_exponent = np.int32(c.half >> c.mantissa)
     eighth, top_bit = u32(1 << 29), u32(1 << 31)
-    log_even, log_odd = (_polynomial(c.log[parity::2], real) for parity in (0, 1))
-    sin_tail, cos_tail = (_polynomial(p, real) for p in (c.sin, c.cos))
+    log_even, log_odd = (polynomial(c.log[parity::2], real, fused=False) for parity in (0, 1))
+    sin_tail, cos_tail = (polynomial(p, real, fused=False) for p in (c.sin, c.cos))
     sign_shift = integer(8 * integer(0).itemsize - 32)
 
     @inline

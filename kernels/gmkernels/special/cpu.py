@@ -1,4 +1,7 @@
-"""Special functions in Numba: scalar functions of float64, mapped over blocks of elements."""
+"""Special functions in Numba: scalar functions of float64, mapped over blocks of elements.
+
+The error function, its inverse and their kin have no branches, so that loops over them take vectors.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,17 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from gmkernels.pool import block_kernel
+from gmkernels import pool
+from gmkernels.elementary import INLINE, exp, fma, log, polynomial, select
+from gmkernels.pool import block_kernel, long_loop, part
 from gmkernels.special.reference import BERNOULLI
 
 Arrays = Sequence[np.ndarray]
 
 jitable = register_jitable(error_model="numpy", no_cfunc_wrapper=True)
+inline = register_jitable(error_model="numpy", **INLINE)
 
-_BLOCK = 512
+_BLOCK = 1024
 _EPSILON = 2.0**-53
 _MOST_TERMS = 100_000
 """Of a series or continued fraction, which takes about 10 sqrt(a): enough for a up to 10^8."""
@@ -25,10 +31,19 @@ _MOST_TERMS = 100_000
 def _map(function: Any) -> Callable[..., None]:
     """The kernel of a function of one number."""
 
+    def loop(x, y):
+        long_loop()
+        for i in range(y.size):
+            y[i] = function(np.float64(x[i]))
+
+    # A function that is called, and not inlined, is linked by its name: two of one name might be taken for one another.
+    loop.__qualname__ = f"loop_{function.__name__}"
+    loop = pool.jitable(loop)
+
     @block_kernel
     def kernel(block, x, y):
-        for i in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, y.size)):
-            y[i] = function(np.float64(x[i]))
+        n = min(_BLOCK, y.size - block * _BLOCK)
+        loop(part(x, block * _BLOCK, n), part(y, block * _BLOCK, n))
 
     def call(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
         kernel(-(-outputs[0].size // _BLOCK), inputs[0].reshape(-1), outputs[0].reshape(-1))
@@ -37,81 +52,123 @@ def _map(function: Any) -> Callable[..., None]:
 
 
 # -- the error function and its inverse -----------------------------------------------------------------------
-@jitable
-def _erf(x):
-    return math.erf(x)
+# erf(x) = x p(x^2) for |x| <= 1, from its Chebyshev expansion there.
+_erf_ratio = polynomial(
+    (
+        1.1283791670955126, -0.37612638903183543, 0.1128379167094513, -0.026866170643256995, 0.005223977607269946,
+        -0.0008548325982543225, 0.00012055295112667001, -1.4924740785377576e-05, 1.6447471190594618e-06,
+        -1.6208829856810202e-07, 1.3721520406351094e-08, -7.798543850549947e-10,
+    ),
+    np.float64, fused=True,
+)  # fmt: skip
+# (1 + 2 x) e^(x^2) erfc(x) for x >= 0 in t = (x - 3.5) / (x + 3.5), from its Chebyshev expansion.
+_SCALE = 3.5
+_erfcx_product = polynomial(
+    (
+        1.2423492448711544, -0.1400091801376197, -0.010555596332221669, 0.09751909515328706, -0.11508959816003075,
+        0.08798315382403678, -0.04882332583088402, 0.019099330953271165, -0.004215019879774186,
+        -0.0003022679534333239, 0.0005643842668705102, -0.00012151212091980101, -4.2781739959539994e-05,
+        2.4260300984917994e-05, 2.3273309537791425e-06, -3.814012584490695e-06, -4.309237398316666e-08,
+        6.014823849950426e-07, -8.611571571113718e-09, -9.64004253144383e-08, 6.651894382376532e-10,
+        1.3624442778701048e-08, 6.040390099342991e-11, -1.1656687889203665e-09,
+    ),
+    np.float64, fused=True,
+)  # fmt: skip
+_FAR = 40.0
+"""Beyond this e^(x^2) is infinite, and its inverse 0."""
 
 
-@jitable
+@inline
+def _erfcx_of_size(x):
+    """e^(x^2) erfc(x) for x >= 0."""
+    t = 1.0 - 2.0 * _SCALE / (x + _SCALE)
+    return _erfcx_product(t) / fma(2.0, x, 1.0)
+
+
+@inline
+def _exp_of_square(x, sign):
+    """e^(sign x^2) for x >= 0; what the rounding of the square leaves is made good."""
+    x = select(x > _FAR, _FAR, x)
+    square = x * x
+    return exp(sign * square) * fma(sign, fma(x, x, -square), 1.0)
+
+
+@inline
 def _erfc(x):
-    return math.erfc(x)
+    tail = _exp_of_square(abs(x), -1.0) * _erfcx_of_size(abs(x))
+    return select(x < 0.0, 2.0 - tail, tail)
 
 
-@jitable
+@inline
+def _erf(x):
+    return select(abs(x) < 1.0, x * _erf_ratio(x * x), np.copysign(1.0 - _erfc(abs(x)), x))
+
+
+@inline
 def _erfcx(x):
-    if x < 5.0:
-        return math.exp(x * x) * math.erfc(x)
-    tail = x  # 1/sqrt(pi) 1/(x + (1/2)/(x + (2/2)/(x + ...))): at x = 5, 40 terms are more than enough
-    for k in range(40, 0, -1):
-        tail = x + 0.5 * k / tail
-    return 1.0 / (math.sqrt(math.pi) * tail)
+    right = _erfcx_of_size(abs(x))
+    return select(x < 0.0, 2.0 * _exp_of_square(abs(x), 1.0) - right, right)
 
 
-@jitable
+# Wichura's rational functions: of 0.180625 - q^2, of r - 1.6 up to r = 5, and of r - 5, where r^2 = -log p.
+_central_above, _central_below = (polynomial(c, np.float64, fused=True) for c in (
+    (
+        3.3871328727963665, 133.14166789178438, 1971.5909503065513, 13731.69376550946, 45921.95393154987,
+        67265.7709270087, 33430.57558358813, 2509.0809287301227,
+    ),
+    (
+        1.0, 42.31333070160091, 687.1870074920579, 5394.196021424751, 21213.794301586597, 39307.89580009271,
+        28729.085735721943, 5226.495278852854,
+    ),
+))  # fmt: skip
+_near_above, _near_below = (polynomial(c, np.float64, fused=True) for c in (
+    (
+        1.4234371107496835, 4.630337846156546, 5.769497221460691, 3.6478483247632045, 1.2704582524523684,
+        0.2417807251774506, 0.022723844989269184, 0.0007745450142783414,
+    ),
+    (
+        1.0, 2.053191626637759, 1.6763848301838038, 0.6897673349851, 0.14810397642748008, 0.015198666563616457,
+        0.0005475938084995345, 1.0507500716444169e-09,
+    ),
+))  # fmt: skip
+_far_above, _far_below = (polynomial(c, np.float64, fused=True) for c in (
+    (
+        6.657904643501103, 5.463784911164114, 1.7848265399172913, 0.29656057182850487, 0.026532189526576124,
+        0.0012426609473880784, 2.7115555687434876e-05, 2.0103343992922881e-07,
+    ),
+    (
+        1.0, 0.599832206555888, 0.1369298809227358, 0.014875361290850615, 0.0007868691311456133,
+        1.8463183175100548e-05, 1.421511758316446e-07, 2.0442631033899397e-15,
+    ),
+))  # fmt: skip
+
+
+@inline
 def _central(q):
     """The normal quantile of 1/2 + q, for |q| <= 0.425."""
     r = 0.180625 - q * q
-    above = (((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r + 6.7265770927008700853e4) * r
-              + 4.5921953931549871457e4) * r + 1.3731693765509461125e4) * r + 1.9715909503065514427e3) * r
-              + 1.3314166789178437745e2) * r + 3.3871328727963666080e0)  # fmt: skip
-    below = (((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r + 3.9307895800092710610e4) * r
-              + 2.1213794301586595867e4) * r + 5.3941960214247511077e3) * r + 6.8718700749205790830e2) * r
-              + 4.2313330701600911252e1) * r + 1.0)  # fmt: skip
-    return q * above / below
+    return q * _central_above(r) / _central_below(r)
 
 
-@jitable
+@inline
 def _upper(p):
-    """The normal quantile of 1 - p, for p < 0.075."""
-    r = math.sqrt(-math.log(p))
-    if r <= 5.0:
-        r -= 1.6
-        above = (((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r + 2.41780725177450611770e-1) * r
-                  + 1.27045825245236838258e0) * r + 3.64784832476320460504e0) * r + 5.76949722146069140550e0) * r
-                  + 4.63033784615654529590e0) * r + 1.42343711074968357734e0)  # fmt: skip
-        below = (((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r + 1.51986665636164571966e-2) * r
-                  + 1.48103976427480074590e-1) * r + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
-                  + 2.05319162663775882187e0) * r + 1.0)  # fmt: skip
-    else:
-        r -= 5.0
-        above = (((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r + 1.24266094738807843860e-3) * r
-                  + 2.65321895265761230930e-2) * r + 2.96560571828504891230e-1) * r + 1.78482653991729133580e0) * r
-                  + 5.46378491116411436990e0) * r + 6.65790464350110377720e0)  # fmt: skip
-        below = (((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r + 1.84631831751005468180e-5) * r
-                  + 7.86869131145613259100e-4) * r + 1.48753612908506148525e-2) * r + 1.36929880922735805310e-1) * r
-                  + 5.99832206555887937690e-1) * r + 1.0)  # fmt: skip
-    return above / below
+    """The normal quantile of 1 - p, for p < 0.075; infinity for 0."""
+    r = np.sqrt(-log(p))
+    near, far = r - 1.6, r - 5.0
+    quantile = select(r <= 5.0, _near_above(near) / _near_below(near), _far_above(far) / _far_below(far))
+    return select(p == 0.0, np.inf, quantile)
 
 
-@jitable
+@inline
 def _ndtri(p):
-    if p == 0.0 or p == 1.0:
-        return -math.inf if p == 0.0 else math.inf
-    if not 0.0 < p < 1.0:
-        return math.nan
-    if abs(p - 0.5) <= 0.425:
-        return _central(p - 0.5)
-    return -_upper(p) if p < 0.5 else _upper(1.0 - p)
+    q = p - 0.5
+    return select(abs(q) <= 0.425, _central(q), np.copysign(_upper(select(q < 0.0, p, 1.0 - p)), q))
 
 
-@jitable
+@inline
 def _erfinv(x):
-    size = abs(x)
-    if size <= 0.85:
-        return _central(0.5 * x) * math.sqrt(0.5)
-    if size < 1.0:
-        return math.copysign(_upper(0.5 * (1.0 - size)) * math.sqrt(0.5), x)  # 1 - |x| is exact
-    return math.copysign(math.inf, x) if size == 1.0 else math.nan
+    upper = np.copysign(_upper(0.5 * (1.0 - abs(x))), x)  # 1 - |x| is exact
+    return math.sqrt(0.5) * select(abs(x) <= 0.85, _central(0.5 * x), upper)
 
 
 erf, erfc, erfcx, erfinv, ndtri = _map(_erf), _map(_erfc), _map(_erfcx), _map(_erfinv), _map(_ndtri)
