@@ -14,6 +14,8 @@ from typing import Any
 from numba.core import codegen, types
 from numba.core.registry import cpu_target
 
+_C_FUNCTION = "cfunc."
+"""How the name of what is called from outside begins (`FunctionDescriptor.llvm_cfunc_wrapper_name`)."""
 _signatures: dict[Any, Any] = {}
 """Signature by function and types of arguments, where Numba has an instruction, as it has for most operators."""
 
@@ -47,6 +49,17 @@ class _Library(codegen.JITCodeLibrary):
         if not self._emitted:
             self._emitted = True
             super()._finalize_final_module()
+
+    def close(self) -> None:
+        """Keep the names of what is linked here to itself, but those of C functions; no other library can link it then.
+
+        Machine code is linked by names, and Numba's are unique in one process only: of two functions that two processes
+        have compiled and kept under one name, a third process would call one in the place of the other.
+        """
+        self._ensure_finalized()
+        for function in self._final_module.functions:
+            if not function.is_declaration and not function.name.startswith(_C_FUNCTION):
+                function.linkage = "internal"
 
     def get_pointer_to_function(self, name: str) -> int:
         self._ensure_finalized()

@@ -649,7 +649,9 @@ class _EntryPoint(_CFunc):
 
     def _compile_uncached(self) -> Any:
         with linking.whole():
-            return super()._compile_uncached()
+            compiled = super()._compile_uncached()
+            compiled.library.close()
+            return compiled
 
 
 def c_function(function: Callable[..., None], signature: Any, cached: bool = True) -> Any:

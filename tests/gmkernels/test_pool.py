@@ -304,6 +304,42 @@ def test_second_process_hits_the_cache(tmp_path):
     assert waiting.of_cache(folder).compiled == first.compiled
 
 
+def test_what_kernels_of_several_processes_call_is_told_apart(tmp_path):
+    """Helpers of one name and one place in the order of compilation, each compiled in a process of its own."""
+    (tmp_path / "factory.py").write_text(
+        textwrap.dedent("""
+        from gmkernels.pool import block_kernel, jitable, long_loop
+
+        def adds(number):
+            @jitable
+            def helper(y):
+                long_loop()
+                for i in range(y.size):
+                    y[i] += number
+
+            @block_kernel
+            def kernel(block, y):
+                helper(y)
+
+            return kernel
+    """)
+    )
+    for numbers in ([1.0], [2.0], [1.0, 2.0], [2.0, 1.0]):
+        done = script(
+            f"""
+            import sys; sys.path.insert(0, {str(tmp_path)!r})
+            import factory
+            for number in {numbers}:
+                y = np.zeros(3)
+                factory.adds(number)(1, y)
+                print(*y)
+            """,
+            GMKERNELS_CACHE=str(tmp_path / "cache"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert [float(y) for y in done.stdout.split()] == [n for n in numbers for _ in range(3)]
+
+
 def test_kernels_of_one_name_are_told_apart(monkeypatch):
     """Two kernels outside the package, of one module and name, differ in their code: the cache holds both."""
     outside = types.ModuleType("outside")

@@ -31,14 +31,11 @@ _MOST_TERMS = 100_000
 def _map(function: Any) -> Callable[..., None]:
     """The kernel of a function of one number."""
 
+    @pool.jitable
     def loop(x, y):
         long_loop()
         for i in range(y.size):
             y[i] = function(np.float64(x[i]))
-
-    # A function that is called, and not inlined, is linked by its name: two of one name might be taken for one another.
-    loop.__qualname__ = f"loop_{function.__name__}"
-    loop = pool.jitable(loop)
 
     @block_kernel
     def kernel(block, x, y):
