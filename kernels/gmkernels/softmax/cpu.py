@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gmkernels.elementary import exp, log, select
-from gmkernels.pool import block_kernel, jitable, long_loop, part
+from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
 from gmkernels.rows import largest_of, sum_of
 from gmkernels.softmax.spec import check_target
 
@@ -22,6 +22,8 @@ _BLOCK = 1 << 14
 """Elements of a block, if it is more than one row."""
 _TILE = 1 << 12
 """The same of a tile."""
+_ROWS = 256
+"""Most rows of a tile."""
 _RUN = 1024  # terms that are added in the arrays' dtype, in several lanes, before they go to a float64 sum
 
 
@@ -44,8 +46,23 @@ def _scale(x, factor, y):
         y[j] = x[j] * factor
 
 
+@jitable
+def _add_log(x, y):
+    """y += log x."""
+    long_loop()
+    for j in range(y.size):
+        y[j] = log(x[j]) + y[j]
+
+
+@jitable
+def _multiply(x, factor):
+    for j in range(x.size):
+        x[j] *= factor
+
+
 @block_kernel
 def _cross_entropy(block, logits, target, loss, probabilities, classes, per_block, per_tile):
+    totals = scratch(_ROWS, np.float64)
     zero, last = logits.dtype.type(0), min(target.size, (block + 1) * per_block)
     for first in range(block * per_block, last, per_tile):
         end = min(last, first + per_tile)
@@ -61,9 +78,9 @@ def _cross_entropy(block, logits, target, loss, probabilities, classes, per_bloc
             for at in range(0, classes, _RUN):
                 total += sum_of(part(probabilities, r * classes + at, min(_RUN, classes - at)))
             total = select(total == 0.0, 1.0, total)
-            row = part(probabilities, r * classes, classes)
-            _scale(row, logits.dtype.type(1.0 / total), row)
-            loss[r] = log(total) + loss[r]
+            _multiply(part(probabilities, r * classes, classes), logits.dtype.type(1.0 / total))
+            totals[r - first] = total
+        _add_log(part(totals, 0, end - first), part(loss, first, end - first))
 
 
 def softmax_cross_entropy(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
@@ -72,7 +89,7 @@ def softmax_cross_entropy(inputs: Arrays, outputs: Arrays, workspace: Arrays, at
     classes = logits.shape[1]
     check_target("softmax_cross_entropy", target, classes)
     if target.size:
-        per_block, per_tile = max(1, _BLOCK // classes), max(1, _TILE // classes)
+        per_block, per_tile = max(1, _BLOCK // classes), min(_ROWS, max(1, _TILE // classes))
         blocks = -(-target.size // per_block)
         _cross_entropy(blocks, logits, target, loss, probabilities, classes, per_block, per_tile)
 
