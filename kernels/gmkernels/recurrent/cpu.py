@@ -171,6 +171,14 @@ def _multiply(x, y, product):
 
 
 @jitable
+def _multiply_by(x, y):
+    """x *= y. A loop that is given one array twice finds that it overlaps, and takes no vectors."""
+    long_loop()
+    for j in range(x.size):
+        x[j] *= y[j]
+
+
+@jitable
 def _sum(x, y, total):
     long_loop()
     for j in range(total.size):
@@ -330,7 +338,7 @@ def _gru_rows_backward(
             _gru_reset_backward(d_n, part(reset, at * size, size), r_gate, part(d_row, 0, size))
         else:
             copy_row(d_n, d_product_row)
-        _multiply(d_state_row, z, d_state_row)
+        _multiply_by(d_state_row, z)
         add_row(d_product_row, part(d_bias_n, b * size, size))
 
 
@@ -342,7 +350,7 @@ def _gru_reset_rows_backward(rows, low, first, gates, before, d_x, sums, size, s
         b, at = low + r, first + r
         sum_row, r_gate = part(sums, b * stride, size), part(gates, at * 3 * size, size)
         _gru_reset_backward(sum_row, part(before, at * size, size), r_gate, part(d_x, at * 3 * size, size))
-        _multiply(sum_row, r_gate, sum_row)
+        _multiply_by(sum_row, r_gate)
 
 
 @jitable
