@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gmkernels.pool import Launch, block_kernel, jitable, keep_denormals, long_loop, part, restore_state, scratch
+from gmkernels.rows import copy_row
 
 _BLOCK = 16384  # elements: 64 kB of float32, about 10 us, against a few us to start a thread
 _TILE = 512  # elements
@@ -51,7 +52,8 @@ def _fill(x, number):
 @block_kernel
 def _arithmetic(block, code, a, b, y, columns, a_row, a_column, b_row, b_column):
     before = keep_denormals()
-    first, second = scratch(_TILE, y.dtype), scratch(_TILE, y.dtype)
+    first, second, third = scratch(_TILE, y.dtype), scratch(_TILE, y.dtype), scratch(_TILE, y.dtype)
+    in_place = a.ctypes.data == y.ctypes.data or b.ctypes.data == y.ctypes.data
     at, stop = block * _BLOCK, min((block + 1) * _BLOCK, y.size)
     while at < stop:
         row, column = at // columns, at % columns
@@ -65,7 +67,11 @@ def _arithmetic(block, code, a, b, y, columns, a_row, a_column, b_row, b_column)
             z = part(b, row * b_row + column, width)
         else:
             _fill(z, b[row * b_row])
-        _apply(code, x, z, part(y, at, width))
+        if in_place:  # a loop that is given one array twice finds that it overlaps, and takes no vectors
+            _apply(code, x, z, part(third, 0, width))
+            copy_row(part(third, 0, width), part(y, at, width))
+        else:
+            _apply(code, x, z, part(y, at, width))
         at += width
     restore_state(before)
 
