@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gmkernels.arrays import on_gpu
+from gmkernels.arrays import is_array, on_gpu
 from gmkernels.buffers import empty, is_small
 from gmkernels.cost import Cost, Device, nominal_cpu, nominal_gpu
 
@@ -577,14 +577,18 @@ def run(
     """
     attrs = attrs or {}
     form: list[Any] = [spec, backend, _preferred.get(), _environment, *attrs.items()]
-    for a in inputs:  # plain loops and few calls: for small arrays this takes as long as the kernel
-        if type(a) is tuple:
-            form.append(_form(a))
-        else:
-            kind = type(a)
-            form += (kind, a.shape, a.dtype, a.strides)
-            if kind is not np.ndarray:
-                form.append(_place(a))
+    try:
+        for a in inputs:  # plain loops and few calls: for small arrays this takes as long as the kernel
+            if type(a) is tuple:
+                form.append(_form(a))
+            else:
+                kind = type(a)
+                form += (kind, a.shape, a.dtype, a.strides)
+                if kind is not np.ndarray:
+                    form.append(_place(a))
+    except AttributeError:
+        _check_arrays(spec, inputs)
+        raise
     if spec.updates:
         if outputs is None:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
@@ -610,6 +614,13 @@ def run(
         inputs = tuple(tuple(map(_packed, a)) if type(a) is tuple else _packed(a) for a in inputs)
     plan.kernel(inputs, outputs, [allocate(shape, dtype) for shape, dtype in plan.workspace], attrs)
     return tuple(outputs)
+
+
+def _check_arrays(spec: KernelSpec, inputs: Sequence[Any]) -> None:
+    for name, a in zip(spec.inputs, inputs):
+        if not all(map(is_array, a if isinstance(a, tuple) else (a,))):
+            given = type(a).__name__
+            raise KernelError(f"{spec.name}: expected {name} to be an array of NumPy or CuPy, got {given}") from None
 
 
 def _form(arrays: Iterable[Any], updated: bool = False) -> tuple[Any, ...]:

@@ -62,6 +62,12 @@ def spec(monkeypatch):
         unregister(made, backend)
 
 
+@pytest.mark.parametrize("x, kind", [([1.0], "list"), (1.0, "float"), (np.float64(1.0), "float64"), (None, "NoneType")])
+def test_what_is_no_array_is_named(spec, x, kind):
+    with pytest.raises(KernelError, match=f"^scaled: expected x to be an array of NumPy or CuPy, got {kind}$"):
+        run(spec, (x,))
+
+
 SMALL = (np.ones(3, np.float32),)
 LARGE = (np.ones(1 << 20, np.float32),)
 
