@@ -42,7 +42,8 @@ from numba.extending import intrinsic, overload, register_jitable
 INLINE: Any = {"forceinline": True, "no_cfunc_wrapper": True}
 """Options of code that becomes part of its callers, and is called by nothing else."""
 
-_always_inline = register_jitable(error_model="numpy", **INLINE)
+inline = register_jitable(error_model="numpy", **INLINE)
+"""Decorator of such a function."""
 
 # ---------------------------------------------------------------------------------------------------------
 # Constants of the two dtypes
@@ -203,7 +204,7 @@ def polynomial(coefficients: Sequence[float], dtype: type, fused: bool) -> Calla
     for name in reversed(names):
         source = f"fma(z, {source}, {name})" if fused else f"{name} + z * ({source})"
     scope: dict[str, Any] = {f"c{i}": dtype(c) for i, c in enumerate(coefficients)}
-    return _always_inline(eval(f"lambda z: {source}", scope | {"fma": fma}))
+    return inline(eval(f"lambda z: {source}", scope | {"fma": fma}))
 
 
 def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
@@ -229,25 +230,26 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     exp_tail, log1p_unit_tail = (polynomial(p, real, fused=True) for p in (c.exp, c.log1p_unit))
     log_tail, sin_tail, cos_tail = (polynomial(p, real, fused=False) for p in (c.log, c.sin, c.cos))
 
-    @_always_inline
+    @inline
     def reduced_exp(x):
         """n and r where x = n ln 2 + r and |r| <= ln(2) / 2."""
         shifted = fma(x, log2_e, shifter)
         n = shifted - shifter
         return integer(same_bits(shifted) - shifter_bits), fma(n, -ln2_low, fma(n, -ln2_high, x))
 
-    @_always_inline
+    @inline
     def exp_of_rest(r):
+        """e^r for |r| <= ln(2) / 2."""
         return fma(r, fma(r, exp_tail(r), one), one)
 
-    @_always_inline
+    @inline
     def exp(x):
         n, r = reduced_exp(x)
         y = same_bits(integer(same_bits(exp_of_rest(r)) + integer(n << bits)))  # n is added to the exponent
         y = select(x >= exp_low, y, zero)
         return select(x <= exp_high, y, x + infinity)
 
-    @_always_inline
+    @inline
     def exp_factors(x):
         # A shifter with the exponents' bias leaves n + bias in the low bits: 2^n after one shift, and 0 at the clamp.
         x = select(x < power_low, power_low, x)
@@ -255,7 +257,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         r = fma(shifted - biased_shifter, -ln2, x)
         return exp_of_rest(r), same_bits(integer(same_bits(shifted) << bits))
 
-    @_always_inline
+    @inline
     def expm1(x):
         n, r = reduced_exp(select(x < expm1_low, expm1_low, x))
         q = fma(r * r, exp_tail(r), r)
@@ -263,14 +265,14 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         y = two * fma(power, q, power - half)
         return select(x <= exp_high, y, x + infinity)
 
-    @_always_inline
+    @inline
     def reduced_log(u):
         """n, still where exponents are, and f: u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)]."""
         above = integer(same_bits(u) - sqrt_half_bits)
         n = integer(above & exponent_mask)
         return n, same_bits(integer(same_bits(u) - n)) - one
 
-    @_always_inline
+    @inline
     def log_of(n, f):
         s = f / (two + f)
         z = s * s
@@ -279,14 +281,14 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         tail = s * (square + z * log_tail(z)) + exponent * ln2_low
         return exponent * ln2_high - ((square - tail) - f)
 
-    @_always_inline
+    @inline
     def log(x):
         n, f = reduced_log(x)
         y = log_of(n, f)
         y = select(x < infinity, y, x)
         return select(x < tiny, select(x > -tiny, -infinity, nan), y)
 
-    @_always_inline
+    @inline
     def log1p(x):
         u = one + x
         lost = select(x < one, x - (u - one), one - (u - x))  # in the rounding of u
@@ -297,27 +299,27 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         y = select(x < infinity, y, x)
         return select(x <= -one, select(x == -one, -infinity, nan), y)
 
-    @_always_inline
+    @inline
     def log1p_unit(z):
         s = z / (two + z)
         w = s * s
         return s * fma(w, log1p_unit_tail(w), two)
 
-    @_always_inline
+    @inline
     def sigmoid(x):
         z = exp(-abs(x))
         return select(x < zero, z, one) / (one + z)
 
-    @_always_inline
+    @inline
     def softplus(x):
         return select(x < zero, zero, x) + log1p_unit(exp(-abs(x)))
 
-    @_always_inline
+    @inline
     def tanh(x):
         q = expm1(-two * abs(x))
         return np.copysign(q / (two + q), x)
 
-    @_always_inline
+    @inline
     def quadrant(x):
         """n and r where x = n pi/2 + r and |r| <= pi/4."""
         shifted = x * two_over_pi + shifter
@@ -325,7 +327,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         r = (((x - n * half_pi_0) - n * half_pi_1) - n * half_pi_2) - n * half_pi_3
         return integer(same_bits(shifted) - shifter_bits), select(abs(x) <= limit, r, nan)
 
-    @_always_inline
+    @inline
     def sine_of(n, r):
         """sin(n pi/2 + r)."""
         z = r * r
@@ -334,12 +336,12 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         y = select(integer(n & integer(1)) == integer(0), sine, cosine)
         return select(integer(n & integer(2)) == integer(0), y, -y)
 
-    @_always_inline
+    @inline
     def sin(x):
         n, r = quadrant(x)
         return sine_of(n, r)
 
-    @_always_inline
+    @inline
     def cos(x):
         n, r = quadrant(x)
         return sine_of(integer(n + integer(1)), r)

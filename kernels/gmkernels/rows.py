@@ -24,6 +24,13 @@ def add_row(source, target):
 
 
 @jitable
+def scale_row(row, factor):
+    """row *= factor."""
+    for j in range(row.size):
+        row[j] *= factor
+
+
+@jitable
 def largest_of(x):
     """The largest element; NaN if there is one, -inf of none."""
     highest = x.dtype.type(-np.inf)

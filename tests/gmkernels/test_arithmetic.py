@@ -40,6 +40,18 @@ def test_bits_are_numpys(pair, function):
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
 
 
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("other", [(3, 6001), (6001,), ()])
+@pytest.mark.parametrize("function", BINARY)
+def test_in_place(function, other, where):
+    rng = np.random.default_rng(0)
+    out, x = rng.standard_normal((3, 6001)), rng.standard_normal(other)
+    inputs = (x, out) if where else (out, x)
+    expected = function(*inputs)
+    Launches([[arithmetic.launch(function, inputs, out)]])()
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("function", [np.negative, np.positive])
 def test_unary_functions_of_several_blocks(function, dtype):

@@ -27,7 +27,7 @@ from gmkernels.elementary import exp, log1p_unit, select
 from gmkernels.likelihood.spec import CHUNK, chunks, linear_tiles
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
 from gmkernels.reduce.cpu import add_up
-from gmkernels.rows import sum_of
+from gmkernels.rows import scale_row, sum_of
 
 Arrays = Sequence[np.ndarray]
 
@@ -73,12 +73,6 @@ def _slopes(logits, x, slope):
         z = exp(-abs(logits[i]))
         not_x = one - x[i]
         slope[i] = select(logits[i] > zero, x[i] * z - not_x, x[i] - not_x * z) / (one + z)
-
-
-@jitable
-def _scale(x, factor):
-    for i in range(x.size):
-        x[i] *= factor
 
 
 @block_kernel
@@ -129,7 +123,7 @@ def _log_prob_backward(block, g, logits, x, d_logits, length):
         done = 0
         while done < width:
             take = min(left, width - done)
-            _scale(slope[done : done + take], g[row])
+            scale_row(slope[done : done + take], g[row])
             done += take
             left -= take
             if left == 0:

@@ -17,6 +17,7 @@ import numpy as np
 from gmkernels.elementary import select
 from gmkernels.pool import block_kernel, jitable, part, scratch
 from gmkernels.pooling.spec import Pair, Windows, _windows
+from gmkernels.rows import add_row, copy_row
 from gmkernels.vectors import sum_of_row
 
 Arrays = Sequence[Any]
@@ -25,7 +26,7 @@ Attrs = Mapping[str, Any]
 _BLOCK = 1 << 14  # elements of the larger planes in a block
 _TILE = 2048
 """Places whose windows are made at once: what is known of them stays near."""
-_TWO_TILES = 2 * _TILE
+_TWO_TILES = 2 * _TILE  # a name, since `scratch` takes a constant
 _FEW, _APART = 8, 16
 """Fewer windows than that inside a plane, or of so many places more than one window, go window by window."""
 
@@ -52,6 +53,8 @@ def _inside(w: Windows, size: Pair) -> tuple[int, int, int, int, int]:
 
 @functools.lru_cache(1024)
 def _numbers(w: Windows, size: Pair) -> np.ndarray:
+    """Pairs of height and width: the plane's, the number of windows, kernel, stride, padding and dilation; then what
+    `_inside` says."""
     numbers = (size, w.number(size), w.kernel, w.stride, w.padding, w.dilation, _inside(w, size))
     return np.array(list(itertools.chain.from_iterable(numbers)), np.int64)
 
@@ -74,7 +77,7 @@ def _range(at, stride, padding, kernel, dilation, size):
 @jitable
 def _larger(value, best):
     """Whether a value takes the place of the best so far: a NaN does, and keeps it."""
-    return (not value <= best) & (best == best)  # noqa: PLR0124
+    return (not value <= best) & (not np.isnan(best))
 
 
 @jitable
@@ -98,8 +101,8 @@ def _maxima_inside(source, maxima, places, numbers, tiles, shifts):
         start, n = corner + p * down, (rows - 1) * down + (right - left - 1) * across + 1
         best, moved = part(tiles, 0, n), part(shifts, 0, n)
         new, new_moved = part(tiles, _TILE, n), part(shifts, _TILE, n)
+        copy_row(part(source, start, n), best)
         for k in range(n):
-            best[k] = source[start + k]
             moved[k] = 0
         for i in range(kernel_h):
             for j in range(kernel_w):
@@ -192,13 +195,6 @@ def plane_scatter(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Att
 
 
 @jitable
-def _add(x, y):
-    """y += x."""
-    for k in range(y.size):
-        y[k] += x[k]
-
-
-@jitable
 def _means_inside(x, y, numbers, tile, divisor, back):
     """y = means of the windows of x; or, if `back`, x += the shares of y in what they are means of."""
     width, columns, kernel_h, kernel_w = numbers[1], numbers[3], numbers[4], numbers[5]
@@ -210,9 +206,9 @@ def _means_inside(x, y, numbers, tile, divisor, back):
         rows = min(at_once, bottom - p)
         start, n = corner + p * down, (rows - 1) * down + (right - left - 1) * across + 1
         total = part(tile, 0, n)
-        for k in range(n):
-            total[k] = 0
         if back:
+            for k in range(n):
+                total[k] = 0
             for r in range(rows):
                 for q in range(right - left):
                     total[r * down + q * across] = y[(p + r) * columns + left + q] / count
@@ -220,9 +216,11 @@ def _means_inside(x, y, numbers, tile, divisor, back):
             for j in range(kernel_w):
                 elements = part(x, start + i * width + j, n)
                 if back:
-                    _add(total, elements)
+                    add_row(total, elements)
+                elif i + j == 0:
+                    copy_row(elements, total)
                 else:
-                    _add(elements, total)
+                    add_row(elements, total)
         if not back:
             for r in range(rows):
                 for q in range(right - left):

@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
-from gmkernels.elementary import INLINE, fma, polynomial, same_bits, select
+from gmkernels.elementary import INLINE, fma, inline, polynomial, same_bits, select
 from gmkernels.pool import block_kernel, jitable, long_loop, scratch
 from gmkernels.rng import constants
 from gmkernels.vectors import VECTOR_BYTES, fetch, spread
 
 _intrinsic: Any = intrinsic  # the function it makes takes other arguments than mypy sees
-
-inline = register_jitable(error_model="numpy", **INLINE)
 
 TILE = 1536
 """Elements of a tile: its scratch arrays together stay in a first-level cache of 48 KB, and its beginning takes as long

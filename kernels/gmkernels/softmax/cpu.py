@@ -13,7 +13,7 @@ import numpy as np
 
 from gmkernels.elementary import exp, log, select
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
-from gmkernels.rows import largest_of, sum_of
+from gmkernels.rows import largest_of, scale_row, sum_of
 from gmkernels.softmax.spec import check_target
 
 Arrays = Sequence[np.ndarray]
@@ -54,12 +54,6 @@ def _add_log(x, y):
         y[j] = log(x[j]) + y[j]
 
 
-@jitable
-def _multiply(x, factor):
-    for j in range(x.size):
-        x[j] *= factor
-
-
 @block_kernel
 def _cross_entropy(block, logits, target, loss, probabilities, classes, per_block, per_tile):
     totals = scratch(_ROWS, np.float64)
@@ -78,7 +72,7 @@ def _cross_entropy(block, logits, target, loss, probabilities, classes, per_bloc
             for at in range(0, classes, _RUN):
                 total += sum_of(part(probabilities, r * classes + at, min(_RUN, classes - at)))
             total = select(total == 0.0, 1.0, total)
-            _multiply(part(probabilities, r * classes, classes), logits.dtype.type(1.0 / total))
+            scale_row(part(probabilities, r * classes, classes), logits.dtype.type(1.0 / total))
             totals[r - first] = total
         _add_log(part(totals, 0, end - first), part(loss, first, end - first))
 

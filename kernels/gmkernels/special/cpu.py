@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from gmkernels import pool
-from gmkernels.elementary import INLINE, exp, fma, log, polynomial, select
+from gmkernels.elementary import exp, fma, inline, log, polynomial, select
 from gmkernels.pool import block_kernel, long_loop, part
 from gmkernels.special.reference import BERNOULLI
 
 Arrays = Sequence[np.ndarray]
 
 jitable = register_jitable(error_model="numpy", no_cfunc_wrapper=True)
-inline = register_jitable(error_model="numpy", **INLINE)
 
 _BLOCK = 1024
 _EPSILON = 2.0**-53
@@ -31,7 +29,7 @@ _MOST_TERMS = 100_000
 def _map(function: Any) -> Callable[..., None]:
     """The kernel of a function of one number."""
 
-    @pool.jitable
+    @jitable
     def loop(x, y):
         long_loop()
         for i in range(y.size):
@@ -49,7 +47,7 @@ def _map(function: Any) -> Callable[..., None]:
 
 
 # -- the error function and its inverse -----------------------------------------------------------------------
-# erf(x) = x p(x^2) for |x| <= 1, from its Chebyshev expansion there.
+# erf(x) / x in powers of x^2, from the first 12 terms of its Chebyshev expansion for |x| <= 1.
 _erf_ratio = polynomial(
     (
         1.1283791670955126, -0.37612638903183543, 0.1128379167094513, -0.026866170643256995, 0.005223977607269946,
@@ -58,7 +56,8 @@ _erf_ratio = polynomial(
     ),
     np.float64, fused=True,
 )  # fmt: skip
-# (1 + 2 x) e^(x^2) erfc(x) for x >= 0 in t = (x - 3.5) / (x + 3.5), from its Chebyshev expansion.
+# (1 + 2 x) e^(x^2) erfc(x) for x >= 0 in powers of t = (x - 3.5) / (x + 3.5), from the first 24 terms of its Chebyshev
+# expansion in t.
 _SCALE = 3.5
 _erfcx_product = polynomial(
     (
@@ -78,7 +77,7 @@ _FAR = 40.0
 @inline
 def _erfcx_of_size(x):
     """e^(x^2) erfc(x) for x >= 0."""
-    t = 1.0 - 2.0 * _SCALE / (x + _SCALE)
+    t = 1.0 - 2.0 * _SCALE / (x + _SCALE)  # so written, it is 1 at infinity
     return _erfcx_product(t) / fma(2.0, x, 1.0)
 
 
