@@ -111,17 +111,17 @@ _FLOAT64 = SimpleNamespace(
 # Instructions: bit casts, selects, maxima, fused multiply-adds
 # ---------------------------------------------------------------------------------------------------------
 
-_TWIN = {"float32": "int32", "int32": "float32", "float64": "int64", "int64": "float64"}
+TWIN = {"float32": "int32", "int32": "float32", "float64": "int64", "int64": "float64"}
 
 
 def same_bits(x: Any) -> Any:
     """The integer with the bits of a floating-point number, or the number with the bits of an integer."""
-    return x.view(_TWIN[x.dtype.name])
+    return x.view(TWIN[x.dtype.name])
 
 
 @intrinsic
 def _bitcast(typing_context: Any, x: Any) -> Any:
-    twin = getattr(types, _TWIN[x.name])
+    twin = getattr(types, TWIN[x.name])
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(sig.return_type))
@@ -131,7 +131,8 @@ def _bitcast(typing_context: Any, x: Any) -> Any:
 
 @overload(same_bits, jit_options=INLINE)
 def _same_bits(x):
-    return lambda x: _bitcast(x)
+    if isinstance(x, types.Number):
+        return lambda x: _bitcast(x)
 
 
 def select(condition: Any, x: Any, y: Any) -> Any:
@@ -149,7 +150,8 @@ def _select_instruction(typing_context: Any, condition: Any, x: Any, y: Any) -> 
 
 @overload(select, jit_options=INLINE)
 def _select(condition, x, y):
-    return lambda condition, x, y: _select_instruction(condition, x, y)
+    if isinstance(condition, types.Boolean):
+        return lambda condition, x, y: _select_instruction(condition, x, y)
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -172,7 +174,7 @@ def _maximum(x, y):
     return lambda x, y: _maximum_instruction(x, y)
 
 
-_HAS_FMA = llvmlite.binding.get_host_cpu_features().get("fma", True)
+HAS_FMA = llvmlite.binding.get_host_cpu_features().get("fma", True)
 
 
 def fma(x: Any, y: Any, z: Any) -> Any:
@@ -190,7 +192,8 @@ def _fma_instruction(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 @overload(fma, jit_options=INLINE)
 def _fma(x, y, z):
-    return (lambda x, y, z: _fma_instruction(x, y, z)) if _HAS_FMA else (lambda x, y, z: x * y + z)
+    if isinstance(x, types.Number) and isinstance(y, types.Number):
+        return (lambda x, y, z: _fma_instruction(x, y, z)) if HAS_FMA else (lambda x, y, z: x * y + z)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -207,9 +210,23 @@ def polynomial(coefficients: Sequence[float], dtype: type, fused: bool) -> Calla
     return inline(eval(f"lambda z: {source}", scope | {"fma": fma}))
 
 
+def _narrowed(integer: type) -> Callable[[Any], Any]:
+    """An integer as one of the dtype: arithmetic of two int32 may give an int64. A vector's keeps its dtype."""
+
+    def whole(x: Any) -> Any:
+        return integer(x)
+
+    @overload(whole, jit_options=INLINE)
+    def compiled(x):
+        return (lambda x: integer(x)) if isinstance(x, types.Integer) else lambda x: x
+
+    return whole
+
+
 def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     """The functions for one dtype, whose constants are `c`. Inside them every number has that dtype."""
     real, integer, bits = c.float, c.int, c.int(c.bits)
+    whole = _narrowed(integer)
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
     infinity, nan, tiny = real(np.inf), real(np.nan), real(c.tiny)
     bias = integer((1 << (8 * integer(0).itemsize - 2 - c.bits)) - 1)
@@ -235,7 +252,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         """n and r where x = n ln 2 + r and |r| <= ln(2) / 2."""
         shifted = fma(x, log2_e, shifter)
         n = shifted - shifter
-        return integer(same_bits(shifted) - shifter_bits), fma(n, -ln2_low, fma(n, -ln2_high, x))
+        return whole(same_bits(shifted) - shifter_bits), fma(n, -ln2_low, fma(n, -ln2_high, x))
 
     @inline
     def exp_of_rest(r):
@@ -245,7 +262,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     @inline
     def exp(x):
         n, r = reduced_exp(x)
-        y = same_bits(integer(same_bits(exp_of_rest(r)) + integer(n << bits)))  # n is added to the exponent
+        y = same_bits(whole(same_bits(exp_of_rest(r)) + whole(n << bits)))  # n is added to the exponent
         y = select(x >= exp_low, y, zero)
         return select(x <= exp_high, y, x + infinity)
 
@@ -255,29 +272,29 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         x = select(x < power_low, power_low, x)
         shifted = fma(x, log2_e, biased_shifter)
         r = fma(shifted - biased_shifter, -ln2, x)
-        return exp_of_rest(r), same_bits(integer(same_bits(shifted) << bits))
+        return exp_of_rest(r), same_bits(whole(same_bits(shifted) << bits))
 
     @inline
     def expm1(x):
         n, r = reduced_exp(select(x < expm1_low, expm1_low, x))
         q = fma(r * r, exp_tail(r), r)
-        power = same_bits(integer(integer(n + bias - integer(1)) << bits))  # 2^(n - 1): 2^n may overflow
+        power = same_bits(whole(whole(n + bias - integer(1)) << bits))  # 2^(n - 1): 2^n may overflow
         y = two * fma(power, q, power - half)
         return select(x <= exp_high, y, x + infinity)
 
     @inline
     def reduced_log(u):
         """n, still where exponents are, and f: u = 2^n (1 + f), 1 + f in [sqrt(1/2), sqrt(2)]."""
-        above = integer(same_bits(u) - sqrt_half_bits)
-        n = integer(above & exponent_mask)
-        return n, same_bits(integer(same_bits(u) - n)) - one
+        above = whole(same_bits(u) - sqrt_half_bits)
+        n = whole(above & exponent_mask)
+        return n, same_bits(whole(same_bits(u) - n)) - one
 
     @inline
     def log_of(n, f):
         s = f / (two + f)
         z = s * s
         square = half * f * f
-        exponent = real(integer(n >> bits))
+        exponent = real(whole(n >> bits))
         tail = s * (square + z * log_tail(z)) + exponent * ln2_low
         return exponent * ln2_high - ((square - tail) - f)
 
@@ -294,7 +311,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         lost = select(x < one, x - (u - one), one - (u - x))  # in the rounding of u
         n, f = reduced_log(u)
         # 2^(1 - n): the bits of 2^-n for the largest n are those of no number
-        power = same_bits(integer(integer((bias + integer(1)) << bits) - n))
+        power = same_bits(whole(whole((bias + integer(1)) << bits) - n))
         y = log_of(n, f + half * (lost * power))
         y = select(x < infinity, y, x)
         return select(x <= -one, select(x == -one, -infinity, nan), y)
@@ -325,7 +342,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         shifted = x * two_over_pi + shifter
         n = shifted - shifter
         r = (((x - n * half_pi_0) - n * half_pi_1) - n * half_pi_2) - n * half_pi_3
-        return integer(same_bits(shifted) - shifter_bits), select(abs(x) <= limit, r, nan)
+        return whole(same_bits(shifted) - shifter_bits), select(abs(x) <= limit, r, nan)
 
     @inline
     def sine_of(n, r):
@@ -333,8 +350,8 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
         z = r * r
         sine = r + r * (z * sin_tail(z))
         cosine = (one - half * z) + z * z * cos_tail(z)
-        y = select(integer(n & integer(1)) == integer(0), sine, cosine)
-        return select(integer(n & integer(2)) == integer(0), y, -y)
+        y = select(whole(n & integer(1)) == integer(0), sine, cosine)
+        return select(whole(n & integer(2)) == integer(0), y, -y)
 
     @inline
     def sin(x):
@@ -344,7 +361,7 @@ def _functions(c: SimpleNamespace) -> dict[str, Callable[[Any], Any]]:
     @inline
     def cos(x):
         n, r = quadrant(x)
-        return sine_of(integer(n + integer(1)), r)
+        return sine_of(whole(n + integer(1)), r)
 
     return dict(exp=exp, exp_factors=exp_factors, expm1=expm1, log=log, log1p=log1p, log1p_unit=log1p_unit,
                 sigmoid=sigmoid, softplus=softplus, tanh=tanh, sin=sin, cos=cos)  # fmt: skip
@@ -367,8 +384,9 @@ def _dispatched(name: str, doc: str) -> Callable[[Any], Any]:
 
     @overload(function, jit_options={"error_model": "numpy", **INLINE})
     def compiled(x):
-        if x in _NUMBA_DTYPES:
-            body = _BODIES[_NUMBA_DTYPES[x]][name]
+        kind = getattr(x, "dtype", x)  # of a vector's numbers (`lanes.Vector`), or of the number
+        if kind in _NUMBA_DTYPES and not isinstance(x, types.Array):
+            body = _BODIES[_NUMBA_DTYPES[kind]][name]
             return lambda x: body(x)
 
     return function

@@ -1,9 +1,9 @@
 """Batch normalisation in Numba: a block takes whole channels, which stay in the cache between its passes.
 
-Where a channel's elements lie in runs, (N, C, H, W), the runs are copied into one line, since loops over runs of 49
-take longer to begin and to end than they last; a channel that fits into a line is copied once. Where the elements are
-single, (N, C), the vectors go along the channels of a strip. The mean is kept in two parts, the second what the
-rounding of the first leaves, so that nothing is lost where it is far larger than the deviations.
+Where a channel's elements lie in runs, (N, C, H, W), the vectors go along them and their sums stay in registers; where
+they are single, (N, C), along the channels of a strip. The mean is kept in two parts, the second what the rounding of
+the first leaves, so that nothing is lost where it is far larger than the deviations. The mean of the squares about the
+first part exceeds the variance by the second's square, which is no larger than the variance.
 """
 
 from __future__ import annotations
@@ -15,179 +15,198 @@ from typing import Any
 import numpy as np
 
 from gmkernels.elementary import same_bits
-from gmkernels.norm.spec import LINE, channels_of_a_block, split
-from gmkernels.pool import block_kernel, jitable, long_loop, part, reduction, scratch
-from gmkernels.slots import claim, clear, release
+from gmkernels.lanes import filled, lanes_of, load, load_some, store, store_some, sum_of_lanes
+from gmkernels.norm.spec import split
+from gmkernels.pool import block_kernel, jitable, part, scratch
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
 
-_STRIP = 128
+_BLOCK = 1 << 14
+"""Elements of a block, at least, where channels lie in runs."""
+_STRIP = 64
 """Channels of a block where their elements are single."""
+_TERMS = 64
+"""Numbers that are added in the arrays' dtype, of each lane or column, before their sum goes to a float64 one."""
 
 
-@reduction
-def _sum(x, center):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        total += x[i] - center
+@jitable
+def _together(x):
+    """Elements of runs whose sums are so short."""
+    return _TERMS * lanes_of(x)
+
+
+@jitable
+def _sum(x, start, step, runs, length, center):
+    """Sum of x - center over runs, each begun so many elements after the one before."""
+    total, together = 0.0, max(1, _together(x) // length)
+    for first in range(0, runs, together):
+        sums = filled(x, 0)
+        for n in range(first, min(runs, first + together)):
+            for i in range(0, length, lanes_of(x)):
+                sums += load_some(x, start + n * step + i, length - i, center) - center
+        total += sum_of_lanes(sums)
     return total
 
 
-@reduction
-def _squares(x, center, rest):
-    total = x.dtype.type(0)
-    for i in range(x.size):
-        d = (x[i] - center) - rest
-        total += d * d
+@jitable
+def _squares(x, start, step, runs, length, center):
+    """Sum of (x - center)^2."""
+    total, together = 0.0, max(1, _together(x) // length)
+    for first in range(0, runs, together):
+        sums = filled(x, 0)
+        for n in range(first, min(runs, first + together)):
+            for i in range(0, length, lanes_of(x)):
+                d = load_some(x, start + n * step + i, length - i, center) - center
+                sums += d * d
+        total += sum_of_lanes(sums)
     return total
 
 
-@reduction
-def _moments(g, x, center):
+@jitable
+def _moments(g, x, start, step, runs, length, center):
     """Sums of g, of x - center and of their product."""
-    first = second = both = x.dtype.type(0)
-    for i in range(x.size):
-        d = x[i] - center
-        first += g[i]
-        second += d
-        both += g[i] * d
+    first = second = both = 0.0
+    together = max(1, _together(x) // length)
+    for run in range(0, runs, together):
+        gs = ds = products = filled(x, 0)
+        for n in range(run, min(runs, run + together)):
+            for i in range(0, length, lanes_of(x)):
+                h = load_some(g, start + n * step + i, length - i, 0)
+                d = load_some(x, start + n * step + i, length - i, center) - center
+                gs, ds, products = gs + h, ds + d, products + h * d
+        first += sum_of_lanes(gs)
+        second += sum_of_lanes(ds)
+        both += sum_of_lanes(products)
     return first, second, both
 
 
-@jitable
-def _affine(x, center, rest, scale, shift):
-    for i in range(x.size):
-        x[i] = ((x[i] - center) - rest) * scale + shift
-
-
-@jitable
-def _gradient(g, x, center, rest, scale, shift, slope):
-    for i in range(g.size):
-        g[i] = (g[i] - shift - ((x[i] - center) - rest) * slope) * scale
-
-
-@jitable
-def _copy(source, start, step, target, to, apart, runs, length):
-    """Runs of some length, each begun so many elements after the one before, there and here."""
-    long_loop()  # compiled once, and not at each call
-    for n in range(runs):
-        run, place = part(source, start + n * step, length), part(target, to + n * apart, length)
-        for i in range(length):
-            place[i] = run[i]
-
-
-@jitable
-def _pieces(batch, each):
-    """A channel cut into lines: runs of a line, their length, and how many pieces the runs and one run are cut into."""
-    runs, length = max(1, min(batch, LINE // each)), min(each, LINE)
-    return runs, length, -(-batch // runs), -(-each // length)
-
-
-@jitable
-def _piece(number, batch, channels, each, c):
-    """Of a piece of a channel: where it begins, its runs, their length."""
-    long_loop()
-    runs, length, _, across = _pieces(batch, each)
-    first, at = number // across * runs, number % across * length
-    return (first * channels + c) * each + at, min(runs, batch - first), min(length, each - at)
-
-
 @block_kernel
-def _rows(block, x, weight, bias, eps, y, mean, var, taken, lines, batch, each, per_block):
-    slot = claim(taken)
-    channels, line = mean.size, part(lines, slot * LINE, LINE)
-    _, _, down, across = _pieces(batch, each)
-    pieces, step = down * across, channels * each
+def _rows(block, x, weight, bias, eps, y, mean, var, batch, each, per_block):
+    channels, real = mean.size, x.dtype.type
+    step = channels * each
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
-        first, total = x[c * each], 0.0  # the deviations from any element are small where the elements are not
-        for piece in range(pieces):
-            start, runs, length = _piece(piece, batch, channels, each, c)
-            _copy(x, start, step, line, 0, length, runs, length)
-            total += _sum(part(line, 0, runs * length), first)
+        start, total = c * each, 0.0
+        first = x[start]  # the deviations from any element are small where the elements are not
+        for at in range(0, each, _together(x)):
+            total += _sum(x, start + at, step, batch, min(_together(x), each - at), first)
         total = first + total / (batch * each)
         mean[c] = total
-        rest = x.dtype.type(total - mean[c])
+        center, rest = mean[c], real(total - mean[c])
         total = 0.0
-        for piece in range(pieces):
-            start, runs, length = _piece(piece, batch, channels, each, c)
-            if pieces > 1:
-                _copy(x, start, step, line, 0, length, runs, length)
-            total += _squares(part(line, 0, runs * length), mean[c], rest)
-        var[c] = total / (batch * each)
-        scale = x.dtype.type(weight[c] / math.sqrt(var[c] + same_bits(eps)))
-        for piece in range(pieces):
-            start, runs, length = _piece(piece, batch, channels, each, c)
-            if pieces > 1:
-                _copy(x, start, step, line, 0, length, runs, length)
-            _affine(part(line, 0, runs * length), mean[c], rest, scale, bias[c])
-            _copy(line, 0, length, y, start, step, runs, length)
-    release(taken, slot)
+        for at in range(0, each, _together(x)):
+            total += _squares(x, start + at, step, batch, min(_together(x), each - at), center)
+        var[c] = total / (batch * each) - rest * rest
+        scale, shift = real(weight[c] / math.sqrt(var[c] + same_bits(eps))), bias[c]
+        for n in range(batch):
+            for i in range(0, each, lanes_of(x)):
+                at, left = start + n * step + i, each - i
+                store_some(y, at, left, ((load_some(x, at, left, 0) - center) - rest) * scale + shift)
 
 
 @block_kernel
-def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, taken, lines, batch, each, per_block):
-    slot = claim(taken)
-    channels, line, incoming = mean.size, part(lines, 2 * slot * LINE, LINE), part(lines, (2 * slot + 1) * LINE, LINE)
-    _, _, down, across = _pieces(batch, each)
-    pieces, step, real = down * across, channels * each, x.dtype.type
+def _rows_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias, batch, each, per_block):
+    channels, real = mean.size, x.dtype.type
+    step = channels * each
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
+        start, center = c * each, mean[c]
         first = second = both = 0.0
-        for piece in range(pieces):
-            start, runs, length = _piece(piece, batch, channels, each, c)
-            _copy(x, start, step, line, 0, length, runs, length)
-            _copy(g, start, step, incoming, 0, length, runs, length)
-            sums = _moments(part(incoming, 0, runs * length), part(line, 0, runs * length), mean[c])
-            first += sums[0]
-            second += sums[1]
-            both += sums[2]
-        rstd, rest = 1.0 / math.sqrt(var[c] + same_bits(eps)), second / (batch * each)
-        both = (both - rest * first) * rstd
+        for at in range(0, each, _together(x)):
+            sums = _moments(g, x, start + at, step, batch, min(_together(x), each - at), center)
+            first, second, both = first + sums[0], second + sums[1], both + sums[2]
+        rstd = 1.0 / math.sqrt(var[c] + same_bits(eps))
+        second /= batch * each
+        both = (both - second * first) * rstd
         d_bias[c], d_weight[c] = first, both
         shift, slope = real(first / (batch * each)), real(both * rstd / (batch * each))
-        for piece in range(pieces):
-            start, runs, length = _piece(piece, batch, channels, each, c)
-            if pieces > 1:
-                _copy(x, start, step, line, 0, length, runs, length)
-                _copy(g, start, step, incoming, 0, length, runs, length)
-            _gradient(
-                part(incoming, 0, runs * length), part(line, 0, runs * length),
-                mean[c], real(rest), real(weight[c] * rstd), shift, slope,
-            )  # fmt: skip
-            _copy(incoming, 0, length, d_x, start, step, runs, length)
-    release(taken, slot)
+        rest, scale = real(second), real(weight[c] * rstd)
+        for n in range(batch):
+            for i in range(0, each, lanes_of(x)):
+                at, left = start + n * step + i, each - i
+                d = (load_some(x, at, left, 0) - center) - rest
+                store_some(d_x, at, left, (load_some(g, at, left, 0) - shift - d * slope) * scale)
+
+
+@jitable
+def _clear(row):
+    for j in range(0, row.size, lanes_of(row)):
+        store(row, j, filled(row, 0))
+
+
+@jitable
+def _add_to(total, row):
+    for j in range(total.size):
+        total[j] += row[j]
+
+
+@jitable
+def _sum_down(x, at, step, rows, center, total):
+    """total += sums of x - center over rows."""
+    sums, width = scratch(_STRIP, x.dtype), total.size
+    for first in range(0, rows, _TERMS):
+        _clear(sums)
+        for n in range(first, min(rows, first + _TERMS)):
+            for j in range(0, width, lanes_of(x)):
+                d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
+                store(sums, j, load(sums, j) + d)
+        _add_to(total, sums)
+
+
+@jitable
+def _squares_down(x, at, step, rows, center, total):
+    """total += sums of (x - center)^2."""
+    sums, width = scratch(_STRIP, x.dtype), total.size
+    for first in range(0, rows, _TERMS):
+        _clear(sums)
+        for n in range(first, min(rows, first + _TERMS)):
+            for j in range(0, width, lanes_of(x)):
+                d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
+                store(sums, j, load(sums, j) + d * d)
+        _add_to(total, sums)
+
+
+@jitable
+def _moments_down(g, x, at, step, rows, center, first, second, both):
+    """Add to the totals the sums of g, of x - center and of their product."""
+    gs, ds, products = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    width = first.size
+    for begin in range(0, rows, _TERMS):
+        for sums in (gs, ds, products):
+            _clear(sums)
+        for n in range(begin, min(rows, begin + _TERMS)):
+            for j in range(0, width, lanes_of(x)):
+                h = load_some(g, at + n * step + j, width - j, 0)
+                d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
+                store(gs, j, load(gs, j) + h)
+                store(ds, j, load(ds, j) + d)
+                store(products, j, load(products, j) + h * d)
+        _add_to(first, gs)
+        _add_to(second, ds)
+        _add_to(both, products)
 
 
 @block_kernel
 def _columns(block, x, weight, bias, eps, y, mean, var, batch):
     channels = mean.size
     left, width = block * _STRIP, min(_STRIP, channels - block * _STRIP)
-    total, rest, scale = scratch(_STRIP, np.float64), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
-    total[:] = 0
-    for n in range(batch):
-        row = x[n * channels + left : n * channels + left + width]
-        for j in range(width):
-            total[j] += row[j]
+    totals, center, rest = scratch(_STRIP, np.float64), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    scale, shift, total = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype), part(totals, 0, width)
     for j in range(width):
-        total[j] /= batch
-        mean[left + j] = total[j]
-        rest[j] = total[j] - mean[left + j]
-        total[j] = 0
-    center = mean[left : left + width]
-    for n in range(batch):
-        row = x[n * channels + left : n * channels + left + width]
-        for j in range(width):
-            d = (row[j] - center[j]) - rest[j]
-            total[j] += d * d
+        center[j], total[j] = x[left + j], 0.0
+    _sum_down(x, left, channels, batch, center, total)
     for j in range(width):
-        var[left + j] = total[j] / batch
-        scale[j] = weight[left + j] / math.sqrt(var[left + j] + same_bits(eps))
-    shift = bias[left : left + width]
+        total[j] = center[j] + total[j] / batch
+        mean[left + j] = center[j] = total[j]
+        rest[j], total[j] = total[j] - center[j], 0.0
+    _squares_down(x, left, channels, batch, center, total)
+    for j in range(width):
+        var[left + j] = total[j] / batch - rest[j] * rest[j]
+        scale[j], shift[j] = weight[left + j] / math.sqrt(var[left + j] + same_bits(eps)), bias[left + j]
     for n in range(batch):
-        row = x[n * channels + left : n * channels + left + width]
-        out = y[n * channels + left : n * channels + left + width]
-        for j in range(width):
-            out[j] = ((row[j] - center[j]) - rest[j]) * scale[j] + shift[j]
+        for j in range(0, width, lanes_of(x)):
+            at = n * channels + left + j
+            d = load_some(x, at, width - j, 0) - load(center, j) - load(rest, j)
+            store_some(y, at, width - j, d * load(scale, j) + load(shift, j))
 
 
 @block_kernel
@@ -195,49 +214,42 @@ def _columns_backward(block, g, x, weight, mean, var, eps, d_x, d_weight, d_bias
     channels = mean.size
     left, width = block * _STRIP, min(_STRIP, channels - block * _STRIP)
     first, second, both = scratch(_STRIP, np.float64), scratch(_STRIP, np.float64), scratch(_STRIP, np.float64)
-    first[:] = 0
-    second[:] = 0
-    both[:] = 0
-    center = mean[left : left + width]
-    for n in range(batch):
-        row = x[n * channels + left : n * channels + left + width]
-        incoming = g[n * channels + left : n * channels + left + width]
-        for j in range(width):
-            d = row[j] - center[j]
-            first[j] += incoming[j]
-            second[j] += d
-            both[j] += incoming[j] * d
-    scale, rest = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
+    center, rest, scale = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
     shift, slope = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
     for j in range(width):
+        center[j] = mean[left + j]
+        first[j] = second[j] = both[j] = 0.0
+    totals = part(first, 0, width), part(second, 0, width), part(both, 0, width)
+    _moments_down(g, x, left, channels, batch, center, totals[0], totals[1], totals[2])
+    for j in range(width):
         rstd = 1.0 / math.sqrt(var[left + j] + same_bits(eps))
-        both[j] = (both[j] - second[j] / batch * first[j]) * rstd
+        second[j] /= batch
+        both[j] = (both[j] - second[j] * first[j]) * rstd
         d_bias[left + j], d_weight[left + j] = first[j], both[j]
-        scale[j], rest[j] = weight[left + j] * rstd, second[j] / batch
+        scale[j], rest[j] = weight[left + j] * rstd, second[j]
         shift[j], slope[j] = first[j] / batch, both[j] * rstd / batch
     for n in range(batch):
-        row = x[n * channels + left : n * channels + left + width]
-        incoming = g[n * channels + left : n * channels + left + width]
-        out = d_x[n * channels + left : n * channels + left + width]
-        for j in range(width):
-            out[j] = (incoming[j] - shift[j] - ((row[j] - center[j]) - rest[j]) * slope[j]) * scale[j]
+        for j in range(0, width, lanes_of(x)):
+            at = n * channels + left + j
+            d = load_some(x, at, width - j, 0) - load(center, j) - load(rest, j)
+            h = load_some(g, at, width - j, 0) - load(shift, j)
+            store_some(d_x, at, width - j, (h - d * load(slope, j)) * load(scale, j))
 
 
-def _launch(rows: Any, columns: Any, arrays: Sequence[Any], workspace: Arrays, shape: tuple[int, ...]) -> None:
+def _launch(rows: Any, columns: Any, arrays: Sequence[Any], shape: tuple[int, ...]) -> None:
     batch, channels, each = split(shape)
     if each == 1:
         columns(-(-channels // _STRIP), *arrays, batch)
     else:
-        per_block = channels_of_a_block(shape)
-        clear(workspace[0])
-        rows(-(-channels // per_block), *arrays, *workspace, batch, each, per_block)
+        per_block = max(1, _BLOCK // max(1, batch * each))
+        rows(-(-channels // per_block), *arrays, batch, each, per_block)
 
 
 def batch_norm(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     eps = int(same_bits(np.float64(attrs["eps"])))
-    _launch(_rows, _columns, (*inputs, eps, *outputs), workspace, inputs[0].shape)
+    _launch(_rows, _columns, (*inputs, eps, *outputs), inputs[0].shape)
 
 
 def batch_norm_backward(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Attrs) -> None:
     eps = int(same_bits(np.float64(attrs["eps"])))
-    _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), workspace, inputs[0].shape)
+    _launch(_rows_backward, _columns_backward, (*inputs, eps, *outputs), inputs[0].shape)

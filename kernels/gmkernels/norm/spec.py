@@ -17,25 +17,6 @@ def split(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], math.prod(shape[2:])
 
 
-LINE = 4096
-"""Elements of a line, into which the CPU's kernels gather runs of a channel: added in their dtype, then in float64."""
-_BLOCK = 1 << 14
-"""Elements of a block, at least."""
-
-
-def channels_of_a_block(shape: tuple[int, ...]) -> int:
-    """How many channels that lie in runs a block takes."""
-    batch, _, each = split(shape)
-    return max(1, _BLOCK // max(1, batch * each))
-
-
-def _lines(x: Array, lines: int) -> Layout:
-    """Which workspaces are taken, and in each so many lines: for each block one, where channels lie in runs."""
-    _, channels, each = split(x.shape)
-    blocks = -(-channels // channels_of_a_block(x.shape))
-    return [] if each == 1 else [((blocks,), np.dtype(np.int64)), ((blocks, lines * LINE), x.dtype)]
-
-
 def _check(op: str, x: Array, **arrays: Array) -> None:
     channels = x.shape[1:2]
     fits = x.ndim >= 2 and all(a.shape == (x.shape if name == "g" else channels) for name, a in arrays.items())
@@ -88,7 +69,6 @@ BATCH_NORM = KernelSpec(
     inputs=("x", "weight", "bias"),
     outputs=("y", "mean", "var"),
     infer=_infer,
-    workspace=lambda x, weight, bias, *, eps: _lines(x, 1),
     cost=lambda x, weight, bias, *, eps: Cost(x.itemsize * 2 * x.size, slots=8.0 * x.size),
     examples=_examples,
     formula=(
@@ -125,7 +105,6 @@ BATCH_NORM_BACKWARD = KernelSpec(
     inputs=("g", "x", "weight", "mean", "var"),
     outputs=("d_x", "d_weight", "d_bias"),
     infer=_back_infer,
-    workspace=lambda g, *inputs, eps: _lines(g, 2),
     cost=lambda g, *inputs, eps: Cost(g.itemsize * 3 * g.size, slots=12.0 * g.size),
     examples=_back_examples,
     formula=(
@@ -135,7 +114,7 @@ BATCH_NORM_BACKWARD = KernelSpec(
     ),
     source="Ioffe & Szegedy, Batch normalization, ICML 2015, section 3",
     # A running sum of n terms of order 1 stays below 4 sqrt(n) and rounds like a random walk: 4 n u. In float64 that
-    # is 4.6e-13 for the 1023 of a column, and so much again in the reference; in float32 runs of up to 1024 end in
-    # float64, and their lanes shorten them to 64 or less: 4 64 u = 1.5e-5 each, for up to 11 of them 5e-5.
+    # is 4.6e-13 for the 1023 of a column, and so much again in the reference; in float32 no more than 64 numbers are
+    # added before their sum ends in float64: 4 64 u = 1.5e-5 each, for up to 11 of them 5e-5.
     tolerance={"float32": (2e-6, 6e-5), "float64": (4e-15, 1e-12)},
 )

@@ -1,7 +1,7 @@
 """Softmax of rows in Numba: a block is some rows, or one long one.
 
-The exponentials, which cost most, are taken of whole tiles of rows at once: rows of 65 would each end in a piece that
-fills no vector. A tile is read and written once and stays in the cache between its passes.
+A row is read for its highest and again for its exponentials, whose sum stays in a register; the logarithms of the sums
+are taken of many rows at once.
 """
 
 from __future__ import annotations
@@ -12,38 +12,18 @@ from typing import Any
 import numpy as np
 
 from gmkernels.elementary import exp, log, select
+from gmkernels.lanes import filled, lanes_of, largest_of_lanes, load_some, store_some, sum_of_lanes
 from gmkernels.pool import block_kernel, jitable, long_loop, part, scratch
-from gmkernels.rows import largest_of, scale_row, sum_of
+from gmkernels.rows import scale_row
 from gmkernels.softmax.spec import check_target
 
 Arrays = Sequence[np.ndarray]
 
 _BLOCK = 1 << 14
 """Elements of a block, if it is more than one row."""
-_TILE = 1 << 12
-"""The same of a tile."""
 _ROWS = 256
-"""Most rows of a tile."""
+"""Rows whose logarithms are taken at once."""
 _RUN = 1024  # terms that are added in the arrays' dtype, in several lanes, before they go to a float64 sum
-
-
-@jitable
-def _subtract(x, shift, y):
-    for j in range(y.size):
-        y[j] = x[j] - shift
-
-
-@jitable
-def _exp(x):
-    long_loop()
-    for j in range(x.size):
-        x[j] = exp(x[j])
-
-
-@jitable
-def _scale(x, factor, y):
-    for j in range(y.size):
-        y[j] = x[j] * factor
 
 
 @jitable
@@ -54,26 +34,51 @@ def _add_log(x, y):
         y[j] = log(x[j]) + y[j]
 
 
+@jitable
+def _highest(x, at, count):
+    """The largest that is not NaN; -inf of none."""
+    top = filled(x, -np.inf)
+    for j in range(0, count, lanes_of(x)):
+        more = load_some(x, at + j, count - j, -np.inf)
+        top = select(more > top, more, top)
+    return largest_of_lanes(top)
+
+
+@jitable
+def _exponentials(x, y, at, count, shift):
+    """y = e^(x - shift); returns its sum."""
+    total = 0.0
+    for run in range(0, count, _RUN):
+        sums = filled(x, 0)
+        for j in range(run, min(count, run + _RUN), lanes_of(x)):
+            e = exp(load_some(x, at + j, count - j, -np.inf) - shift)
+            store_some(y, at + j, count - j, e)
+            sums += e
+        total += sum_of_lanes(sums)
+    return total
+
+
+@jitable
+def _scale(x, factor, y):
+    for j in range(y.size):
+        y[j] = x[j] * factor
+
+
 @block_kernel
-def _cross_entropy(block, logits, target, loss, probabilities, classes, per_block, per_tile):
+def _cross_entropy(block, logits, target, loss, probabilities, classes, per_block):
     totals = scratch(_ROWS, np.float64)
     zero, last = logits.dtype.type(0), min(target.size, (block + 1) * per_block)
-    for first in range(block * per_block, last, per_tile):
-        end = min(last, first + per_tile)
+    for first in range(block * per_block, last, _ROWS):
+        end = min(last, first + _ROWS)
         for r in range(first, end):
-            x = part(logits, r * classes, classes)
-            top = largest_of(x)
+            top = _highest(logits, r * classes, classes)
             shift = select(top == -np.inf, zero, top)
-            _subtract(x, shift, part(probabilities, r * classes, classes))
-            loss[r] = shift - x[target[r]]
-        _exp(part(probabilities, first * classes, (end - first) * classes))
-        for r in range(first, end):
-            total = 0.0
-            for at in range(0, classes, _RUN):
-                total += sum_of(part(probabilities, r * classes + at, min(_RUN, classes - at)))
+            total = _exponentials(logits, probabilities, r * classes, classes, shift)
             total = select(total == 0.0, 1.0, total)
-            scale_row(part(probabilities, r * classes, classes), logits.dtype.type(1.0 / total))
             totals[r - first] = total
+            loss[r] = shift - logits[r * classes + target[r]]
+        for r in range(first, end):
+            scale_row(part(probabilities, r * classes, classes), logits.dtype.type(1.0 / totals[r - first]))
         _add_log(part(totals, 0, end - first), part(loss, first, end - first))
 
 
@@ -83,9 +88,8 @@ def softmax_cross_entropy(inputs: Arrays, outputs: Arrays, workspace: Arrays, at
     classes = logits.shape[1]
     check_target("softmax_cross_entropy", target, classes)
     if target.size:
-        per_block, per_tile = max(1, _BLOCK // classes), min(_ROWS, max(1, _TILE // classes))
-        blocks = -(-target.size // per_block)
-        _cross_entropy(blocks, logits, target, loss, probabilities, classes, per_block, per_tile)
+        per_block = max(1, _BLOCK // classes)
+        _cross_entropy(-(-target.size // per_block), logits, target, loss, probabilities, classes, per_block)
 
 
 @block_kernel
