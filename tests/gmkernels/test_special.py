@@ -51,6 +51,34 @@ def test_error_functions_are_the_oracles_to_three_roundings(name, low, high):
     assert max(errors) < 3 * np.finfo(float).eps
 
 
+@pytest.mark.parametrize("low, high", [(1e-3, 1), (0.99, 1.01), (1, 3), (1.99, 2.01), (3, 9.1), (9, 1e3), (1e5, 1e9)])
+def test_log_gamma_is_the_oracles_to_two_roundings(low, high):
+    """Also near its zeros, 1 and 2, and on both sides of where Stirling's series takes over."""
+    mpmath = pytest.importorskip("mpmath")
+    x = np.random.default_rng(2).uniform(low, high, 300)
+    found = special.lgamma(x, backend="cpu")
+    with mpmath.workdps(40):
+        errors = [abs(mpmath.mpf(y) / mpmath.loggamma(mpmath.mpf(at)) - 1) for y, at in zip(found.tolist(), x.tolist())]
+    assert max(errors) < 2 * np.finfo(float).eps
+
+
+@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("low, high", [(1e-6, 1e-3), (1e-3, 1), (1, 3), (3, 8.1), (8, 16.1), (20, 1e9), (-30, -0.01)])
+def test_digamma_and_trigamma_are_the_oracles_to_some_roundings(n, low, high):
+    """Of their terms, which cancel where digamma passes through 0, and by reflection below 0."""
+    mpmath = pytest.importorskip("mpmath")
+    x = np.random.default_rng(2).uniform(low, high, 300)
+    found = special.polygamma(n, x, backend="cpu")
+    errors = []
+    with mpmath.workdps(40):
+        for y, at in zip(found.tolist(), x.tolist()):
+            exact = mpmath.psi(n, mpmath.mpf(at))
+            # pi cot(pi x) changes by 1 + its square, pi^2 / sin^2(pi x) by more, where x is rounded: in 1 - x
+            terms = abs(exact) + (3 if n == 0 else 0) + (1 / mpmath.sin(mpmath.pi * at) ** 2 if at < 0 else 0)
+            errors.append(abs(y - exact) / terms)
+    assert max(errors) < 3 * np.finfo(float).eps
+
+
 @pytest.mark.parametrize("name", ["erf", "erfc", "erfcx", "erfinv", "ndtri", "lgamma"])
 def test_float32_is_float64_rounded(name):
     x = np.random.default_rng(0).uniform(0.0, 1.0, 1000).astype(np.float32)

@@ -1,6 +1,7 @@
 """Special functions in Numba: scalar functions of float64, mapped over blocks of elements.
 
-The error function, its inverse and their kin have no branches, so that loops over them take vectors.
+The error function, its inverse and their kin, log Gamma and its first two derivatives have no branches, so that loops
+over them take vectors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from gmkernels.elementary import exp, fma, inline, log, polynomial, select
+from gmkernels.elementary import exp, fma, inline, log, polynomial, select, sin
 from gmkernels.pool import block_kernel, long_loop, part
 from gmkernels.special.reference import BERNOULLI
 
@@ -171,12 +172,108 @@ erf, erfc, erfcx, erfinv, ndtri = _map(_erf), _map(_erfc), _map(_erfcx), _map(_e
 
 
 # -- the logarithm of the gamma function and its derivatives --------------------------------------------------
-@jitable
+# log Gamma(1 + f) / (f (f - 1)) for 0 <= f <= 1, in powers of 2 f - 1: 20 terms of its Chebyshev expansion.
+_between_zeros = polynomial(
+    (
+        0.4831289505409809, -0.07297994795715297, 0.015727850268645514, -0.003913560937631769, 0.0010498186643088884,
+        -0.00029455070139898493, 8.510090560189765e-05, -2.5094329864078195e-05, 7.51137972077015e-06,
+        -2.2742409034140543e-06, 6.948881099397658e-07, -2.1388452890262906e-07, 6.613581822461987e-08,
+        -2.057734525447198e-08, 6.575087168826431e-09, -2.0735267758524892e-09, 5.335379069152651e-10,
+        -1.6381596734648426e-10, 1.0818879857139573e-10, -3.53647433811882e-11,
+    ),
+    np.float64, fused=True,
+)  # fmt: skip
+_STIRLING = 9
+"""From here on Stirling's series holds to a rounding."""
+_stirling = polynomial(
+    [b / ((2 * k - 1) * 2 * k) for k, b in enumerate(BERNOULLI[:8], 1)], np.float64, fused=True
+)  # fmt: skip
+
+
+@inline
+def _lgamma_positive(x):
+    """Between the zeros 1 and 2 a polynomial, elsewhere below 9 the recurrence, then Stirling's series, A&S 6.1.41."""
+    product = 1.0  # Gamma(x) / Gamma(1 + f), with f what x exceeds an integer by
+    for i in range(1, _STIRLING - 1):
+        product *= select(x - i >= 1.0, x - i, 1.0)
+    small, f = x < _STIRLING, x - np.floor(x)
+    logarithm = log(select(small & (x >= 1.0), product, x))
+    recurred = fma(f * (f - 1.0), _between_zeros(2.0 * f - 1.0), select(x < 1.0, -logarithm, logarithm))
+    series = fma(x - 0.5, logarithm - 1.0, _stirling(1.0 / (x * x)) / x + (0.5 * math.log(2.0 * math.pi) - 0.5))
+    return select(small, recurred, series)
+
+
+@inline
+def _sine_of_pi(x):
+    """|sin(pi x)|, and what x exceeds the nearest integer by."""
+    f = x - np.rint(x)
+    return sin(math.pi * abs(f)), f
+
+
+@inline
 def _lgamma(x):
-    return math.lgamma(x)
+    right = _lgamma_positive(select(x < 0.0, 1.0 - x, x))
+    left = log(math.pi / _sine_of_pi(x)[0]) - right
+    return select(x == -np.inf, np.inf, select(x < 0.0, left, right))
 
 
 lgamma = _map(_lgamma)
+
+_digamma_tail = polynomial([b / (2 * k) for k, b in enumerate(BERNOULLI[:10], 1)], np.float64, fused=True)
+
+
+@inline
+def _digamma_positive(x):
+    """The asymptotic series A&S 6.3.18 of x, or of x + 8 < 16 and eight steps of the recurrence, in pairs of terms."""
+    small = x < 8.0
+    y = select(small, x + 8.0, x)
+    series = log(y) - 0.5 / y - _digamma_tail(1.0 / (y * y)) / (y * y)
+    a = x * (x + 7.0)
+    b, c, d = a + 6.0, a + 10.0, a + 12.0  # (x + i) (x + 7 - i)
+    steps = (2.0 * x + 7.0) * ((a + b) * (c * d) + (c + d) * (a * b)) / (a * b * (c * d))
+    return series - select(small, steps, 0.0)
+
+
+@inline
+def _digamma(x):
+    right = _digamma_positive(select(x < 0.0, 1.0 - x, x))
+    sine, f = _sine_of_pi(x)
+    cosine = sin(math.pi * (0.5 - abs(f)))  # keeps the digits near a half
+    left = right - math.pi * np.copysign(cosine / sine, f)
+    return select(x < 0.0, select(f == 0.0, np.nan, left), select(x == 0.0, -np.inf, right))
+
+
+_trigamma_tail = polynomial(BERNOULLI, np.float64, fused=True)
+
+
+@inline
+def _two_steps(a, total):
+    """1 / x^2 + 1 / y^2 of two numbers from their product a and the square of their sum."""
+    return (total / a - 2.0) / a
+
+
+@inline
+def _trigamma_positive(x):
+    """The same of the derivative, A&S 6.4.12."""
+    small = x < 8.0
+    y = select(small, x + 8.0, x)
+    z = 1.0 / (y * y)
+    series = 1.0 / y + 0.5 * z + _trigamma_tail(z) * z / y
+    a, total = x * (x + 7.0), (2.0 * x + 7.0) * (2.0 * x + 7.0)
+    steps = (
+        _two_steps(a, total) + _two_steps(a + 6.0, total) + _two_steps(a + 10.0, total) + _two_steps(a + 12.0, total)
+    )
+    return series + select(small, steps, 0.0)
+
+
+@inline
+def _trigamma(x):
+    right = _trigamma_positive(select(x < 0.0, 1.0 - x, x))
+    ratio = math.pi / _sine_of_pi(x)[0]
+    return select(x < 0.0, ratio * ratio - right, right)
+
+
+_digamma_map, _trigamma_map = _map(_digamma), _map(_trigamma)
 
 
 @jitable
@@ -242,6 +339,8 @@ def _polygamma_blocks(block, x, y, n):
 
 
 def polygamma(inputs: Arrays, outputs: Arrays, workspace: Arrays, attrs: Mapping[str, Any]) -> None:
+    if attrs["n"] < 2:
+        return (_digamma_map, _trigamma_map)[attrs["n"]](inputs, outputs, workspace, attrs)
     _polygamma_blocks(-(-outputs[0].size // _BLOCK), inputs[0].reshape(-1), outputs[0].reshape(-1), attrs["n"])
 
 
