@@ -242,7 +242,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         hash(value)
     except TypeError:
         return _Same(value)
-    return (type(value), value, value.hex() if type(value) is float else "")  # 0.0 == -0.0
+    return (type(value), value, repr(value) if isinstance(value, (float, complex, np.inexact)) else "")  # 0.0 == -0.0
 
 
 def _axes(array: Array) -> tuple[int, ...] | None:

@@ -29,7 +29,7 @@ from gmcore.tensor import (
     no_grad,
     set_grad_enabled,
 )
-from gmcore.watch import computed, computed_tensor
+from gmcore.watch import computed, computed_tensor, is_watched, relies
 from gmkernels.arrays import is_array
 
 _NOTHING: frozenset[Any] = frozenset()
@@ -195,6 +195,8 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
 def _accumulate(found: Sums, start: Tensor) -> None:
     """Add what a backward pass from the gradient `start` has found to the `grad` of the leaves."""
     taken = {id(start._data)}
+    if is_watched():
+        relies([leaf for node in found if (leaf := node.tensor()) is not None])
     node: Any
     for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
         leaf = node.tensor()
@@ -204,8 +206,8 @@ def _accumulate(found: Sums, start: Tensor) -> None:
             with no_grad():
                 hooks.run(node, sums)
         g = sums[0]
-        if leaf.grad is not None:
-            leaf.grad = _sum(leaf.grad, g)
+        if leaf._grad is not None:
+            leaf._grad = _sum(leaf._grad, g)
         else:
             # A leaf's gradient is its own memory: an op can hand one array to two inputs, or a view of another's, and
             # hooks can keep what they saw.
@@ -214,7 +216,7 @@ def _accumulate(found: Sums, start: Tensor) -> None:
             if id(owner) in taken or (owner is not array and not array.flags.c_contiguous) or node.hooks:
                 g = computed_tensor(copied, array)
             taken.add(id(owner))
-            leaf.grad = g
+            leaf._grad = g
         if node.accumulated is not None:
             for hook in list(node.accumulated.values()):
                 hook(leaf)

@@ -67,7 +67,12 @@ class Program:
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
         before = [(*key, value) for key, value in recorder.circumstances.items() if key not in recorder.free]
         self._had_gradients = [(recorder.tensors[t], value) for t, what, value in before if what == "gradient"]
-        self._stood = [(recorder.tensors[t], value) for t, what, value in before if what == "standing"]
+        self._stood = [
+            (recorder.tensors[t], number, value)
+            for number, kind in enumerate(("requires", "hooks"))
+            for t, what, value in before
+            if what == kind
+        ]
         self._looked_at = [(i, value) for i, what, value in before if what == "array"]
         self._settings = [s for number, s in enumerate(recorder.settings) if number not in recorder.switched]
         self._required = [t for t in recorder.tensors.values() if t.requires_grad]
@@ -91,6 +96,11 @@ class Program:
         if place is None or place.block is None or place.block.kind == "outside":
             return value
         if isinstance(value, Tensor):
+            if value.requires_grad and value.is_leaf:
+                raise CaptureError(
+                    "it returns a leaf that requires a gradient and that it has made: make that once, outside, and "
+                    "write into it with copy_"
+                )
             place.wraps = True
             if value._edge is not None and isinstance(node := value._edge[0], Node):
                 place.end = End(node), value._edge[1]
@@ -168,7 +178,7 @@ class Program:
             if (tensor.grad is not None) is not has_gradient:
                 return False
         if self._changes != (now := hooks.changes()):
-            if not all([standing(tensor) == before for tensor, before in self._stood]):
+            if not all([standing(tensor)[number] == before for tensor, number, before in self._stood]):
                 return False
             self._changes = now
         return all([arguments[i].tobytes() == before for i, before in self._looked_at])
@@ -229,7 +239,7 @@ class Program:
             return value
         if value.block in self._uses:
             return self._given(value, self.array(value))
-        return self._given(value, self._results[value].copy())
+        return self._given(value, self._results[value].copy(order="K"))
 
     def _bound(self) -> list[Callable[[], Any]]:
         """The instructions as calls without arguments; the stages of launches between two other calls are one."""
@@ -265,6 +275,8 @@ class Program:
             return len(instruction.launches)
         inputs, out = instruction.inputs, instruction.outputs[0] if len(instruction.outputs) == 1 else None
         if out is None or set(instruction.attrs) - {"out"} or not all(isinstance(each, Place) for each in inputs):
+            return 0
+        if any(each.overlaps(out) for each in inputs):  # NumPy reads it all before it writes there
             return 0
         return int(arithmetic.is_launched(_function(instruction), inputs, out))
 

@@ -88,6 +88,20 @@ class Place:
             self.dtype,
         )
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The first byte in the block, and the one after the last."""
+        spans = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+        start, end = sum(s for s in spans if s < 0), sum(s for s in spans if s > 0)
+        return self.offset + start, self.offset + end + self.dtype.itemsize
+
+    def overlaps(self, other: Place) -> bool:
+        """Whether this is another array that may have memory in common with it."""
+        if self.block is None or self.block is not other.block or self.key == other.key:
+            return False
+        (start, end), (first, last) = self.bounds, other.bounds
+        return start < last and first < end
+
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
 
@@ -246,7 +260,8 @@ class Recorder(Watch):
         self.circumstances: dict[tuple[int, str], Any] = {}
         """What was so before the step and may decide what it does, by what it is said of."""
         self.free: set[tuple[int, str]] = set()
-        """Those of the circumstances that were different in another recording of the same step."""
+        """Those of the circumstances that were different in another recording of the same step. Hooks are never: that
+        two of them leave a step as it is tells nothing of a third."""
         self.switched: set[int] = set()
         """Those of the settings, by number, that did not hold before another recording of the same step."""
         self.unchanged: set[int] = set()
@@ -544,7 +559,7 @@ class Recorder(Watch):
             if tensor.grad is gradient:
                 self.unchanged.add(name)
             self.circumstances[name, "gradient"] = gradient is not None
-            self.circumstances[name, "standing"] = stood
+            self.circumstances[name, "requires"], self.circumstances[name, "hooks"] = stood
             if gradient is None or (found := self.known(gradient._data)) is None:
                 continue
             if found.block is not None and found.block.kind == "outside" and found.block in read:
@@ -555,7 +570,7 @@ class Recorder(Watch):
         self.free = first.free | {
             key
             for key, value in self.circumstances.items()
-            if key in first.circumstances and first.circumstances[key] != value
+            if key[1] != "hooks" and key in first.circumstances and first.circumstances[key] != value
         }
         # What a step switches to and fro, such as the training flag of a module, it finds as it left it.
         if len(self._held) == len(self.settings):

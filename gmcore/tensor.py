@@ -147,7 +147,7 @@ class Tensor:
     requires_grad : whether to record what is computed from it.
     """
 
-    __slots__ = ("_data", "_edge", "_version", "_cut", "grad", "__weakref__")
+    __slots__ = ("_data", "_edge", "_version", "_cut", "_grad", "__weakref__")
     __hash__ = object.__hash__
 
     _data: Array
@@ -157,13 +157,13 @@ class Tensor:
     """How often its memory was written, shared with its views; made when somebody first wants to know."""
     _cut: Op
     """What computed it from tensors on the tape, where it carries no gradient; absent otherwise."""
-    grad: Tensor | None
+    _grad: Tensor | None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self._data = data
         self._edge = None
         self._version = None
-        self.grad = None
+        self._grad = None
         if requires_grad:
             self.requires_grad = True
 
@@ -194,6 +194,18 @@ class Tensor:
     def is_leaf(self) -> bool:
         """Whether it was made by the user, not by a recorded operation."""
         return self._edge is None or type(self._edge[0]) is Leaf
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What backward passes have added up here; assign None to begin again."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("relies", (self,), None, False)
+        self._grad = gradient
 
     @property
     def requires_grad(self) -> bool:
@@ -417,6 +429,7 @@ class Tensor:
         out._version = self._counter()
         mode = _mode.get()
         if type(mode) is not bool:
+            mode.tell("relies", (self,), None, False)
             mode.tell("derived", out)
         return out
 
@@ -473,6 +486,7 @@ class Tensor:
         memo[id(self)] = out
         mode = _mode.get()
         if type(mode) is not bool:
+            mode.tell("relies", (self,), None, False)
             mode.tell("derived", out)
         return out
 

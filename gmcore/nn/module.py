@@ -493,12 +493,15 @@ def _rely_on(module: Module) -> None:
     """Tell what decides what calling a module does, besides numbers in memory: a captured step relies on it."""
     values, training, hooks = vars(module), module.training, _hooks(module)
     parts = {n: v for n, v in values.items() if n in module._buffers or isinstance(v, (Parameter, Module))}
+    names = tuple(values)
     relies((), lambda: module.training is training, counted=True)
     relies((), lambda: _hooks(module) == hooks, counted=True)
-    relies((), lambda: all([values.get(n) is v for n, v in parts.items()]), counted=True)
+    relies((), lambda: tuple(values) == names and all([values[n] is v for n, v in parts.items()]), counted=True)
     for name, value in values.items():
         if type(value) in _OPTIONS and name not in parts and name != "training":
             relies((), functools.partial(_has_option, module, name, value), counted=True)
+        elif isinstance(value, Module) and type(value).forward is Module.forward:
+            _rely_on(value)  # a container, which is not called itself
 
 
 def _has_option(module: Module, name: str, value: Any) -> bool:

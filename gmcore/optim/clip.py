@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.device import allocating
 from gmcore.errors import ArgumentError, DeviceError
 from gmcore.tensor import Array, Tensor
-from gmcore.watch import computed, computed_tensor, is_watched
+from gmcore.watch import computed, computed_tensor, is_watched, relies
 from gmkernels import total_norm
 from gmkernels.arrays import as_array, on_gpu
 
@@ -132,6 +132,7 @@ def _with_gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> lis
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise ArgumentError(f"{function}: parameter {i} is a {type(p).__name__}, expected a tensor")
+    relies(tensors)
     return [(p, p.grad._data) for p in tensors if p.grad is not None]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gmcore.device import allocating
 from gmcore.errors import ArgumentError, CheckpointError
 from gmcore.tensor import Tensor, copied, is_floating, on_host
-from gmcore.watch import computed, hosted
+from gmcore.watch import computed, hosted, relies
 from gmkernels.arrays import namespace
 from gmkernels.optim import spec
 from gmkernels.registry import run
@@ -76,6 +76,11 @@ class EMA:
 
     def update(self) -> None:
         """Move the averages towards the parameters as they are now."""
+        known = dict(self.averages)
+        relies(
+            [*self._params.values(), *known.values()],
+            lambda: all([self.averages.get(name) is average for name, average in known.items()]),
+        )
         decay = hosted(self._next_decay)
         calls: dict[tuple[np.dtype[Any], str], list[str]] = {}
         for name, p in self._params.items():

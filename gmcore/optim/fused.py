@@ -14,7 +14,7 @@ from gmcore import ops
 from gmcore.device import allocating
 from gmcore.errors import DeviceError
 from gmcore.optim.optimizer import Group, Layout, Optimizer, State, check_gradient
-from gmcore.tensor import Tensor, enable_grad
+from gmcore.tensor import Array, Tensor, enable_grad
 from gmcore.watch import hosted, relies
 from gmkernels.registry import KernelSpec, run
 
@@ -76,20 +76,20 @@ class FusedOptimizer(Optimizer):
             with enable_grad():
                 loss = closure()
         groups = [(group, list(group["params"])) for group in self.param_groups]
-        relies((), functools.partial(self._has_groups, groups))
+        relies(self._parameters(), functools.partial(self._has_groups, groups))
         for group in self.param_groups:
             self.check_group(group)
             used = self.state_names(group)
-            ready = [p for p in group["params"] if p.grad is not None]
+            ready = [p for p in group["params"] if p._grad is not None]
             for p in ready:
-                check_gradient(p, p.grad)
+                check_gradient(p, p._grad)
             # A call updates the parameters of one dtype, device and step: as a rule, the whole group.
             calls: dict[tuple[int, np.dtype[Any], str], list[Tensor]] = {}
             for p in ready:
                 step = self._begun(p, group, used)["step"] if used else 0
                 calls.setdefault((step, p._data.dtype, p.device), []).append(p)
             for params in calls.values():
-                grads = tuple([p.grad._data for p in params])  # type: ignore[union-attr]
+                grads = tuple([p._grad._data for p in params])  # type: ignore[union-attr]
                 arrays = tuple([p._data for p in params])
                 # For a state it does not use the kernel wants arrays of these shapes all the same.
                 outputs = [
@@ -98,7 +98,8 @@ class FusedOptimizer(Optimizer):
                 ]
                 hyper = hosted(functools.partial(self._next_hyper, group, params, used))
                 states = [self.state[p] for p in params] if used else []
-                relies(params, functools.partial(self._is_as_it_was, group, used, params, states))
+                memory = [state[name]._data for state in states for name in used]
+                relies(params, functools.partial(self._is_as_it_was, group, used, params, states, memory))
                 allocating(run, self.kernel, (grads, hyper), outputs=(arrays, *outputs))
                 for p in params:
                     p._written()
@@ -128,9 +129,14 @@ class FusedOptimizer(Optimizer):
                 self.state[p]["step"] += 1
         return np.array(self.hyper(group, self.state[params[0]]["step"] if used else 1), np.float64)
 
-    def _is_as_it_was(self, group: Group, used: tuple[str, ...], params: list[Tensor], states: list[State]) -> bool:
-        """Whether no other state was loaded or set, and the same hyperparameters are in use."""
-        return self.state_names(group) == used and all(map(operator.is_, map(self.state.get, params), states))
+    def _is_as_it_was(
+        self, group: Group, used: tuple[str, ...], params: list[Tensor], states: list[State], memory: list[Array]
+    ) -> bool:
+        """Whether no other state was loaded or set, all are at one step, and the same hyperparameters are in use."""
+        if self.state_names(group) != used or not all(map(operator.is_, map(self.state.get, params), states)):
+            return False
+        now = [state[name]._data if name in state else None for state in states for name in used]
+        return all(map(operator.is_, now, memory)) and len({state["step"] for state in states}) <= 1
 
     def _has_groups(self, groups: list[tuple[Group, list[Tensor]]]) -> bool:
         """Whether these are all its groups and their parameters."""

@@ -162,9 +162,9 @@ class Optimizer(ABC):
         relies(self._parameters())
         for p in self._parameters():
             if set_to_none:
-                p.grad = None
-            elif p.grad is not None:
-                p.grad = p.new_zeros(p.shape)
+                p._grad = None
+            elif p._grad is not None:
+                p._grad = p.new_zeros(p.shape)
 
     # -- saving ----------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
