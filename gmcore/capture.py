@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_SHARED = (
+    "an argument lies in memory that it writes, and a repetition has a copy of it: give it a copy, or let the step "
+    "find that memory outside"
+)
+
 MOST_RECORDINGS = 4
 """Times that a step is recorded, until two recordings agree, before it is refused."""
 
@@ -159,27 +164,39 @@ class Captured(Generic[P, R]):
 
         copies: list[Array] = []
         raw: list[int] = []
-        tensors: list[Tensor] = []
+        tensors: list[tuple[Tensor, Tensor]] = []
 
         def own(value: Any) -> Any:
             if isinstance(value, Tensor) and value.requires_grad:
                 return value
-            array = (value._data if isinstance(value, Tensor) else value).copy(order="K")
+            array = _copy(value._data if isinstance(value, Tensor) else value)
             if isinstance(value, np.ndarray):
                 raw.append(len(copies))
             copies.append(array)
             if not isinstance(value, Tensor):
                 return array
-            tensors.append(Tensor(array))
-            return tensors[-1]
+            tensors.append((value, Tensor(array)))
+            return tensors[-1][1]
 
         own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
+        parts = _parts((own_args, own_kwargs))
         recorder = Recorder(copies, raw, next(iter(self._recordings.get(key, [])[-1:]), None))
         with recorder.recording():
-            for tensor in tensors:
+            for _, tensor in tensors:
                 derived(tensor)
             result = self._step(*own_args, **own_kwargs)
+        if _parts((own_args, own_kwargs)) != parts:
+            recorder.refuse("it changes a list or a dict that it is given, of which a repetition has a copy")
+        for given, tensor in tensors:
+            if tensor.requires_grad or tensor.grad is not None:
+                recorder.refuse(
+                    "it asks for the gradient of an argument, of which a repetition has a copy: give it a leaf that "
+                    "requires one"
+                )
+                given.requires_grad, given.grad = tensor.requires_grad, tensor.grad
         recorder.finish(result)
+        if recorder.shares(arrays):
+            recorder.refuse(_SHARED)
         if recorder.refusal is not None:  # it may be that the step writes into them
             for array, own_array in zip(arrays, copies, strict=True):
                 if array.tobytes() != own_array.tobytes():
@@ -224,7 +241,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         array = value._data
         if value._edge is None:
             arrays.append(array)
-            return ("tensor", array.shape, _axes(array), array.dtype, device_of(array))
+            return ("tensor", array.shape, _layout(array), array.dtype, device_of(array))
         if not value.is_leaf:
             raise GraphError(
                 "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
@@ -233,7 +250,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         return _Same(value)
     if is_array(value):
         arrays.append(value)
-        return ("array", value.shape, _axes(value), value.dtype, device_of(value))
+        return ("array", value.shape, _layout(value), value.dtype, device_of(value))
     if isinstance(value, (tuple, list)):
         return (type(value), *[_signature(part, arrays) for part in value])
     if isinstance(value, dict):
@@ -245,11 +262,41 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
     return (type(value), value, repr(value) if isinstance(value, (float, complex, np.inexact)) else "")  # 0.0 == -0.0
 
 
-def _axes(array: Array) -> tuple[int, ...] | None:
-    """The axes by how far apart in memory their elements lie, in which order sums are taken; None in C order."""
+def _layout(array: Array) -> tuple[int, ...] | None:
+    """Strides, as small as they can be, of an array whose numbers NumPy takes in the order and in the runs in which it
+    takes these: sums of runs of other lengths are rounded otherwise. None in C order."""
     if array.flags.c_contiguous:
         return None
-    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
+    strides, size, end = [0] * array.ndim, array.itemsize, 0
+    for axis in sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis])):
+        stride, n = array.strides[axis], array.shape[axis]
+        if stride and n > 1:
+            # What follows on what lies inside it goes on doing so, and all else is a gap away.
+            size += 0 if abs(stride) == (end or array.itemsize) else array.itemsize
+            strides[axis] = size if stride > 0 else -size
+            end, size = abs(stride) * n, size * n
+    return tuple(strides)
+
+
+def _copy(array: Array) -> Array:
+    """The numbers of an array in memory of their own, of its layout."""
+    strides = _layout(array)
+    if strides is None or not isinstance(array, np.ndarray) or not array.size:
+        return array.copy(order="K")
+    spans = [(n - 1) * stride for n, stride in zip(array.shape, strides, strict=True)]
+    memory = np.zeros(sum(map(abs, spans)) + array.itemsize, np.uint8)
+    copy: Array = np.ndarray(array.shape, array.dtype, memory, -sum(s for s in spans if s < 0), strides)
+    copy[...] = array
+    return copy
+
+
+def _parts(value: Any) -> Any:
+    """What a value is made of, by identity: it differs if a list or a dict inside it was changed."""
+    if isinstance(value, (tuple, list)):
+        return [_parts(part) for part in value]
+    if isinstance(value, dict):
+        return [(name, _parts(part)) for name, part in value.items()]
+    return id(value)
 
 
 class _Same:
@@ -311,9 +358,11 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     through what a repetition returns is refused.
 
     The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
-    parameter; what a module that it calls consists of, its training flag, its hooks and its numbers and texts, such as
-    the probability of a dropout; what is frozen, the groups and the state of an optimiser, whether there was a gradient
-    before, numbers outside that Python looked at. A `CaptureWarning` tells where that happens again and again.
+    parameter; what a module that it calls consists of, its training flag, its hooks and its numbers and texts, also in
+    tuples, such as the probability of a dropout; what is frozen, the groups and the state of an optimiser, whether
+    there was a gradient before, numbers outside that Python looked at. A `CaptureWarning` tells where that happens
+    again and again. An argument is only read: one that lies in memory which the step writes, or whose gradient it asks
+    for, is refused.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 

@@ -195,9 +195,10 @@ def backward(y: Tensor, gradient: Tensor | None, retain_graph: bool) -> None:
 def _accumulate(found: Sums, start: Tensor) -> None:
     """Add what a backward pass from the gradient `start` has found to the `grad` of the leaves."""
     taken = {id(start._data)}
-    if is_watched():
-        relies([leaf for node in found if (leaf := node.tensor()) is not None])
     node: Any
+    if is_watched():
+        leaves: list[Any] = list(found)
+        relies([leaf for node in leaves if (leaf := node.tensor()) is not None])
     for node, sums in found.items():  # every edge was followed: what is left are leaves, of one gradient each
         leaf = node.tensor()
         if leaf is None:

@@ -181,6 +181,8 @@ class Program:
             if not all([standing(tensor)[number] == before for tensor, number, before in self._stood]):
                 return False
             self._changes = now
+        if self.recorder.shares(arguments):
+            return False
         return all([arguments[i].tobytes() == before for i, before in self._looked_at])
 
     def run(self, arguments: Sequence[Array]) -> Any:

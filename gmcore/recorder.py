@@ -95,9 +95,9 @@ class Place:
         start, end = sum(s for s in spans if s < 0), sum(s for s in spans if s > 0)
         return self.offset + start, self.offset + end + self.dtype.itemsize
 
-    def overlaps(self, other: Place) -> bool:
-        """Whether this is another array that may have memory in common with it."""
-        if self.block is None or self.block is not other.block or self.key == other.key:
+    def overlaps(self, other: Place, also_itself: bool = False) -> bool:
+        """Whether this is another array, or also the same, that may have memory in common with it."""
+        if self.block is None or self.block is not other.block or (self.key == other.key and not also_itself):
             return False
         (start, end), (first, last) = self.bounds, other.bounds
         return start < last and first < end
@@ -278,6 +278,8 @@ class Recorder(Watch):
         self._running = False
         self._kernel: tuple[Array, Instruction] | None = None
         """What an operation that has not ended has run: its first output, and the call."""
+        self._written: dict[int, list[Place]] | None = None
+        """Places outside that the step writes, by the id of what holds their memory, once somebody has asked."""
         self.arguments = [self.place(a, "argument") for a in arguments]
 
     def digests(self) -> dict[tuple[int, int], bytes]:
@@ -392,7 +394,11 @@ class Recorder(Watch):
         self.made.append(weakref.ref(tensor))
 
     def unrepeatable(self, reason: str) -> None:
-        self.refusal = self.refusal or f"{reason} (at {user_line(models=True)})"
+        self.refuse(f"{reason} (at {user_line(models=True)})")
+
+    def refuse(self, reason: str) -> None:
+        """Keep why the step cannot be repeated, if nothing else has been found before."""
+        self.refusal = self.refusal or reason
 
     def wrote(self, tensor: Tensor) -> None:
         self._use(tensor)
@@ -564,6 +570,19 @@ class Recorder(Watch):
                 continue
             if found.block is not None and found.block.kind == "outside" and found.block in read:
                 self.conditions.append(functools.partial(_has_gradient, tensor, gradient, gradient._data))
+
+    def shares(self, arrays: Sequence[Array]) -> bool:
+        """Whether one of the arrays lies in memory outside that the step writes."""
+        if self._written is None:
+            self._written = {}
+            for place in [p for i in self.instructions for p in i.writes]:
+                if place.block is not None and place.block.kind == "outside":
+                    self._written.setdefault(id(place.block.array), []).append(place)
+        for array in arrays:
+            for place in self._written.get(id(array if array.base is None else _owner(array)), ()):
+                if array.size and Place(place.block, array).overlaps(place, also_itself=True):
+                    return True
+        return False
 
     def agree(self, first: Recorder) -> None:
         """Take over what an earlier recording of the same step tells of it."""

@@ -498,7 +498,7 @@ def _rely_on(module: Module) -> None:
     relies((), lambda: _hooks(module) == hooks, counted=True)
     relies((), lambda: tuple(values) == names and all([values[n] is v for n, v in parts.items()]), counted=True)
     for name, value in values.items():
-        if type(value) in _OPTIONS and name not in parts and name != "training":
+        if _is_option(value) and name not in parts and name != "training":
             relies((), functools.partial(_has_option, module, name, value), counted=True)
         elif isinstance(value, Module) and type(value).forward is Module.forward:
             _rely_on(value)  # a container, which is not called itself
@@ -509,8 +509,11 @@ def _has_option(module: Module, name: str, value: Any) -> bool:
     return type(now) is type(value) and now == value
 
 
-_OPTIONS = (bool, int, float, str, type(None))
-"""Types of the options of modules, such as the probability of a dropout."""
+def _is_option(value: Any) -> bool:
+    """Whether an attribute of a module is an option, such as the probability of a dropout or the size of a window."""
+    if type(value) is tuple:
+        return all(map(_is_option, value))
+    return type(value) in (bool, int, float, str, type(None)) or isinstance(value, np.generic)
 
 
 def _hooks(module: Module) -> tuple[tuple[int, ...], ...]:

@@ -351,12 +351,176 @@ def averages_that_are_applied(wrap):
         yield run(batch(i)), model.weight.detach()
 
 
+def counts_that_diverge(wrap):
+    """Parameters that one call of the optimiser's kernel updated: outside, one of them goes some steps ahead."""
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.Adam([w, v], lr=0.1)
+
+    def step(x):
+        loss(x, w, v).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 4:
+            loss(batch(0), w).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run(batch(i))
+        yield w.detach(), v.detach()
+
+
+def a_gradient_where_there_was_none(wrap):
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.SGD([w, v], lr=0.1)
+
+    def step(x):
+        loss(x, w).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        optimizer.zero_grad()
+        if i == 4:
+            loss(batch(0), v).backward()
+        run(batch(i))
+        yield w.detach(), v.detach()
+
+
+def one_array_of_a_state(wrap):
+    w = leaf()
+    optimizer = optim.SGD([w], lr=0.1, momentum=0.9)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss(x, w).backward()
+        optimizer.step()
+
+    run = wrap(step)
+    for i in range(2 * CALLS):
+        if i == 4:
+            optimizer.state[w]["momentum_buffer"] = gmcore.tensor(np.zeros((4, 4)))
+        if i == 8:
+            del optimizer.state[w]["momentum_buffer"]
+        run(batch(i))
+        yield w.detach()
+
+
+def parts_of_containers(wrap):
+    class Chosen(nn.Module):
+        def __init__(self):
+            self.layers, self.scales = nn.ModuleList([nn.Tanh()]), nn.ParameterList([np.ones((4, 4))])
+            self.size = (2, 2)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return (x * self.scales[0]).detach() * float(self.size[0]) * getattr(self, "factor", 1.0)
+
+    model, stack = Chosen(), nn.Sequential(nn.Tanh())
+    run = wrap(lambda x: (model(x), stack(x)))
+    for i in range(5 * CALLS):
+        if i == 4:
+            model.layers[0] = nn.Sigmoid()
+        if i == 8:
+            model.layers.append(nn.Tanh())
+        if i == 12:
+            model.scales[0] = nn.Parameter(np.full((4, 4), 3.0))
+        if i == 16:
+            stack.append(nn.Sigmoid())
+        if i == 20:
+            model.factor = 2.0
+        if i == 24:
+            model.size = (3, 2)
+        yield run(batch(i))
+
+
+def a_third_hook(wrap):
+    """That two hooks left the step as it was tells nothing of the next."""
+    w = leaf()
+    w.register_hook(lambda g: None)
+
+    def step(x):
+        w.grad = None
+        loss(x, w).backward()
+
+    run = wrap(step)
+    for i in range(2 * CALLS):
+        if i == 4:
+            w.register_hook(lambda g: None)
+        if i == 8:
+            w.register_hook(lambda g: g * 2.0)
+        run(batch(i))
+        yield w.grad
+
+
+def a_gradient_that_is_cleared_by_hand(wrap):
+    w, v = leaf(0), leaf(1)
+
+    def step(x):
+        w.grad = v.grad = None
+        loss(x, w).backward()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 4:
+            loss(batch(0), v).backward()
+        run(batch(i))
+        yield w.grad, v.grad
+
+
+def memory_that_is_exchanged(wrap):
+    model = nn.Linear(4, 4, dtype="float64")
+    average = optim.EMA(model, 0.5)
+
+    def step(x):
+        average.update()
+        return x + model.weight.detach()
+
+    run = wrap(step)
+    for i in range(2 * CALLS):
+        if i in (4, 8):
+            model.float().double()
+            model.weight.copy_(np.full((4, 4), float(i)))
+        if i == 12:
+            average.averages["weight"] = gmcore.tensor(np.zeros((4, 4)))
+        yield run(batch(i)), gmcore.tensor(average.averages["weight"].numpy().copy())
+
+
+def copies_between_overlapping_views(wrap):
+    history = gmcore.tensor(np.arange(600.0).reshape(6, 100))
+    later, earlier = history.detach()[1:], history.detach()[:-1]
+    run = wrap(lambda: later.copy_(earlier))
+    for _ in range(CALLS):
+        run()
+        yield gmcore.tensor(history.numpy().copy())
+
+
+def layouts_of_arguments(wrap):
+    """Sums over other runs are rounded otherwise."""
+    x = np.random.default_rng(0).standard_normal((64, 40))
+    run = wrap(ops.sum)
+    for given in (x[:, :33], x[::2], x[:, ::-2], x.T[::-1, 3:], np.broadcast_to(x[:1], x.shape)):
+        for _ in range(3):
+            yield run(gmcore.Tensor(given))
+
+
+def signs_of_zero(wrap):
+    run = wrap(lambda x, scale: x * scale)
+    for i in range(CALLS):
+        yield run(batch(i), np.float64(-0.0 if i > 3 else 0.0))
+
+
 CASES = (
     freezing, training_and_evaluation, another_parameter, hooks_of_a_module, layers_that_fused_operations_compute,
     options_of_a_module, hooks_of_a_leaf, gradients_of_others,
     clearing_what_it_does_not_use, another_group, another_state, decay_of_an_average, numbers_that_python_looks_at,
     equal_batches_at_first, layouts, views_of_one_result, results_in_dataclasses_and_ordered_dictionaries,
     gradients_that_are_kept, methods, copies, places_that_change_late, scalars, averages_that_are_applied,
+    counts_that_diverge, a_gradient_where_there_was_none, one_array_of_a_state, parts_of_containers, a_third_hook,
+    a_gradient_that_is_cleared_by_hand, memory_that_is_exchanged, copies_between_overlapping_views,
+    layouts_of_arguments, signs_of_zero,
 )  # fmt: skip
 
 
@@ -435,6 +599,34 @@ def test_state_that_is_an_argument_is_refused_and_written():
 
     refused(step, "NumPy writes into an argument", lambda i: array)
     assert array.tolist() == [1.0] * 3
+
+
+def test_arguments_that_a_step_does_more_with_than_read_their_numbers_are_refused():
+    w = gmcore.tensor(np.zeros((4, 4)))
+
+    def grow(x):
+        w.copy_(w + 1.0)
+        return x * 1.0
+
+    refused(grow, "an argument lies in memory that it writes", lambda i: w.detach())
+    # Later, too, when the program is there.
+    captured = gmcore.capture(grow)
+    for i in range(CALLS):
+        captured(batch(i))
+    assert captured.programs
+    with pytest.raises(CaptureError, match="an argument lies in memory that it writes"):
+        captured(w.detach()[::-1])
+
+    for log in ([], {}):
+        captured = gmcore.capture(lambda x, log: log.append(x) if isinstance(log, list) else log.update(x=x))
+        with pytest.raises(CaptureError, match="it changes a list or a dict that it is given"):
+            captured(batch(0), log)
+    x = batch(0)
+    captured = gmcore.capture(lambda x: ops.sum(x.requires_grad_() * 2.0).backward())
+    with pytest.raises(CaptureError, match="it asks for the gradient of an argument"):
+        captured(x)
+    np.testing.assert_array_equal(x.grad.numpy(), np.full((4, 4), 2.0))
+    refused(lambda x: nn.Parameter(x * 1.0), "it returns a leaf that requires a gradient and that it has made")
 
 
 def test_memory_that_python_writes_is_refused():
