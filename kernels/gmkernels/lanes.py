@@ -162,25 +162,30 @@ def filled(typing_context: Any, array: Any, number: Any) -> Any:
     return _of(array)(array, array.dtype), generate
 
 
-def _reduce(name: str, doc: str, flag: str, *start: float) -> Any:
-    """A function of all lanes of a vector."""
+def _reduce(name: str, doc: str, flag: str, start: float | None = None) -> Any:
+    """A function of all lanes of a vector: in float64, from a number to start with, or in the vector's dtype."""
 
     @_intrinsic
     def reduced(typing_context: Any, vector: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            number = context.get_value_type(vector.dtype)
-            given = [ir.Constant(number, x) for x in start] + [args[0]]
-            kind = ir.FunctionType(number, [a.type for a in given])
-            full = f"llvm.vector.reduce.{name}.v{vector.lanes}f{vector.dtype.bitwidth}"
-            return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), given, fastmath=[flag])
+        dtype = vector.dtype if start is None else types.float64
 
-        return vector.dtype(vector), generate
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            number, (given,) = context.get_value_type(dtype), args
+            if vector.dtype != dtype:
+                given = builder.fpext(given, ir.VectorType(number, vector.lanes))
+            arguments = [given] if start is None else [ir.Constant(number, start), given]
+            kind = ir.FunctionType(number, [a.type for a in arguments])
+            full = f"llvm.vector.reduce.{name}.v{vector.lanes}f{dtype.bitwidth}"
+            function = cgutils.get_or_insert_function(builder.module, kind, full)
+            return builder.call(function, arguments, fastmath=[flag])
+
+        return dtype(vector), generate
 
     reduced.__doc__ = doc
     return reduced
 
 
-sum_of_lanes = _reduce("fadd", "The sum of a vector's lanes, in pairs.", "reassoc", -0.0)
+sum_of_lanes = _reduce("fadd", "The sum of a vector's lanes, in float64.", "reassoc", -0.0)
 largest_of_lanes = _reduce("fmax", "The largest of a vector's lanes, none of which is NaN.", "nnan")
 
 
