@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import cuda_stand_in, cupy_stand_in
@@ -18,6 +19,9 @@ if not HAS_GPU:  # CuPy then is its stand-in, also where CuPy is installed, and 
     cupy_stand_in.install()
 # Several processes of tests share the cores: threads that wait may not spin. Read when Numba starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 # Tests and compiled kernels are millions of objects that stay: the garbage collector would take a twentieth of the time
 # to go through them. Tests of what is collected call it.
 gc.set_threshold(100_000, 50, 50)

@@ -39,7 +39,7 @@ def saved(tmp_path):
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays=ARRAYS, metadata=STRINGS)
 def test_round_trip(tmp_path_factory, arrays, metadata):
     path = tmp_path_factory.mktemp("io") / "a.safetensors"

@@ -609,7 +609,7 @@ def execute(program: list[tuple[str, int, int]], f: Any, xs: list[Any]) -> Any:
     return values[-1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(program=PROGRAMS, seed=st.integers(0, 2**16))
 def test_random_programs(program: list[tuple[str, int, int]], seed: int) -> None:
     rng = np.random.default_rng(seed)

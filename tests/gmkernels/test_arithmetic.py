@@ -26,7 +26,7 @@ def operands(draw):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, about what is special
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operands(), st.sampled_from(BINARY))
 def test_bits_are_numpys(pair, function):
     a, b = pair

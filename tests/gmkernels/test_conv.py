@@ -45,7 +45,7 @@ def geometries(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], spec.Attrs]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(geometry=geometries(), seed=st.integers(0, 9))
 def test_gradients_are_adjoint(backend: str, geometry: Any, seed: int) -> None:
     """<conv(x, w), g> = <x, backward_input(g, w)> = <w, backward_weight(g, x)>, and the backends agree."""

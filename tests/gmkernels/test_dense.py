@@ -41,7 +41,7 @@ def product_bound(a, b):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     m=st.sampled_from(SIZES), k=st.sampled_from(SIZES), n=st.sampled_from(SIZES),
     dtype=st.sampled_from(["float32", "float64"]), order_a=st.sampled_from("CFS"), order_b=st.sampled_from("CFS"),

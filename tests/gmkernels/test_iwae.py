@@ -22,7 +22,7 @@ def bound_and_weights(log_w, **options):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=shapes, axis=st.integers(-3, 2))
 def test_matches_the_formula(backend, shape, axis):
     log_w = log_weights(shape)

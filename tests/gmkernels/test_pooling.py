@@ -32,7 +32,7 @@ def windows(draw: Any) -> tuple[tuple[int, ...], spec.Windows]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=windows(), include=st.booleans(), divisor=st.sampled_from([None, None, 3]), seed=st.integers(0, 9))
 def test_windows_are_torchs(backend: str, case: Any, include: bool, divisor: int | None, seed: int) -> None:
     torch = pytest.importorskip("torch")

@@ -34,7 +34,7 @@ def assert_within_bound(actual, x, axis, keepdims=False):
     assert np.all(np.abs(actual - total) <= bound)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes, data=st.data(), keepdims=st.booleans())
 def test_any_axes_of_any_strides(shape, data, keepdims):
     order = data.draw(st.permutations(range(len(shape))))
@@ -122,7 +122,7 @@ def test_infinities_and_nan(dtype, backend):
     assert gmkernels.sum(np.full(3, largest, dtype), backend=backend) == inf
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=shapes, data=st.data())
 def test_sum_to_is_the_adjoint_of_broadcasting(shape, data):
     small = tuple(1 if data.draw(st.booleans()) else n for n in shape)[data.draw(st.integers(0, len(shape))) :]

@@ -90,7 +90,7 @@ def assert_agrees(name, inputs, samples):
         np.testing.assert_allclose(a, b, rtol, atol)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shape=st.tuples(st.integers(1, 9), st.one_of(st.integers(1, 70), st.just(1050))),
     samples=st.one_of(st.none(), st.integers(1, 9)),

@@ -13,7 +13,7 @@ INF = np.inf
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 300), classes=st.integers(1, 300), seed=st.integers(0, 99))
 def test_probabilities_losses_and_gradients_fit_each_other(backend, rows, classes, seed):
     rng = np.random.default_rng(seed)

@@ -106,7 +106,7 @@ def test_mixing_with_numpy_is_refused(cupy):
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(st.sampled_from([np.float32, np.float64]), SHAPES, elements=st.integers(-8, 8)), st.data())
 def test_values_are_those_of_numpy(cupy, a, data):
     axis = data.draw(st.integers(0, a.ndim - 1))

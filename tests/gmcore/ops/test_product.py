@@ -78,7 +78,7 @@ def subscripts_and_shapes(draw: Any) -> tuple[str, list[tuple[int, ...]]]:
     return ",".join(terms) + "->" + "".join(result), shapes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(subscripts_and_shapes())
 def test_einsum_is_numpys(case: tuple[str, list[tuple[int, ...]]]) -> None:
     subscripts, shapes = case

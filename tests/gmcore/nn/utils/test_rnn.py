@@ -20,7 +20,7 @@ def test_packed_rows_are_those_of_each_step():
     assert pack_sequence([SEQUENCES[1], SEQUENCES[0]]).sorted_indices is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), extra=st.integers(0, 2), batch_first=st.booleans())
 def test_there_and_back(lengths, extra, batch_first):
     """Whatever the padding held; the gradient of the padding is zero. PyTorch packs the same."""
