@@ -37,30 +37,18 @@ def _together(x):
 
 
 @jitable
-def _sum(x, start, step, runs, length, center):
-    """Sum of x - center over runs, each begun so many elements after the one before."""
-    total, together = 0.0, max(1, _together(x) // length)
+def _sums(x, start, step, runs, length, center):
+    """Sums of x - center and of its square over runs, each begun so many elements after the one before."""
+    total, square, together = 0.0, 0.0, max(1, _together(x) // length)
     for first in range(0, runs, together):
-        sums = filled(x, 0)
-        for n in range(first, min(runs, first + together)):
-            for i in range(0, length, lanes_of(x)):
-                sums += load_some(x, start + n * step + i, length - i, center) - center
-        total += sum_of_lanes(sums)
-    return total
-
-
-@jitable
-def _squares(x, start, step, runs, length, center):
-    """Sum of (x - center)^2."""
-    total, together = 0.0, max(1, _together(x) // length)
-    for first in range(0, runs, together):
-        sums = filled(x, 0)
+        ds = squares = filled(x, 0)
         for n in range(first, min(runs, first + together)):
             for i in range(0, length, lanes_of(x)):
                 d = load_some(x, start + n * step + i, length - i, center) - center
-                sums += d * d
-        total += sum_of_lanes(sums)
-    return total
+                ds, squares = ds + d, squares + d * d
+        total += sum_of_lanes(ds)
+        square += sum_of_lanes(squares)
+    return total, square
 
 
 @jitable
@@ -89,13 +77,13 @@ def _rows(block, x, weight, bias, eps, y, mean, var, batch, each, per_block):
         start, total = c * each, 0.0
         first = x[start]  # the deviations from any element are small where the elements are not
         for at in range(0, each, _together(x)):
-            total += _sum(x, start + at, step, batch, min(_together(x), each - at), first)
+            total += _sums(x, start + at, step, batch, min(_together(x), each - at), first)[0]
         total = first + total / (batch * each)
         mean[c] = total
         center, rest = mean[c], real(total - mean[c])
         total = 0.0
         for at in range(0, each, _together(x)):
-            total += _squares(x, start + at, step, batch, min(_together(x), each - at), center)
+            total += _sums(x, start + at, step, batch, min(_together(x), each - at), center)[1]
         var[c] = total / (batch * each) - rest * rest
         scale, shift = real(weight[c] / math.sqrt(var[c] + same_bits(eps))), bias[c]
         for n in range(batch):
