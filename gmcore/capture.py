@@ -176,6 +176,7 @@ class Captured(Generic[P, R]):
             if not isinstance(value, Tensor):
                 return array
             tensors.append((value, Tensor(array)))
+            tensors[-1][1].grad = value.grad
             return tensors[-1][1]
 
         own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
@@ -188,7 +189,7 @@ class Captured(Generic[P, R]):
         if _parts((own_args, own_kwargs)) != parts:
             recorder.refuse("it changes a list or a dict that it is given, of which a repetition has a copy")
         for given, tensor in tensors:
-            if tensor.requires_grad or tensor.grad is not None:
+            if tensor.requires_grad or tensor.grad is not given.grad:
                 recorder.refuse(
                     "it asks for the gradient of an argument, of which a repetition has a copy: give it a leaf that "
                     "requires one"
@@ -241,7 +242,7 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         array = value._data
         if value._edge is None:
             arrays.append(array)
-            return ("tensor", array.shape, _layout(array), array.dtype, device_of(array))
+            return ("tensor", array.shape, _layout(array), array.dtype, device_of(array), value.grad is not None)
         if not value.is_leaf:
             raise GraphError(
                 "capture: an argument was computed by a recorded operation; the gradient would end at the step. "
@@ -255,6 +256,8 @@ def _signature(value: Any, arrays: list[Array]) -> Any:
         return (type(value), *[_signature(part, arrays) for part in value])
     if isinstance(value, dict):
         return (type(value), *[(name, _signature(part, arrays)) for name, part in value.items()])
+    if isinstance(value, set):
+        value = frozenset(value)
     try:
         hash(value)
     except TypeError:
@@ -271,6 +274,8 @@ def _layout(array: Array) -> tuple[int, ...] | None:
     for axis in sorted(range(array.ndim), key=lambda axis: abs(array.strides[axis])):
         stride, n = array.strides[axis], array.shape[axis]
         if stride and n > 1:
+            if abs(stride) < end:  # windows that overlap, whose memory is a part of what packed ones would take
+                return array.strides
             # What follows on what lies inside it goes on doing so, and all else is a gap away.
             size += 0 if abs(stride) == (end or array.itemsize) else array.itemsize
             strides[axis] = size if stride > 0 else -size

@@ -26,6 +26,8 @@ from gmkernels import KernelSpec
 from gmkernels.chain import FUNCTIONS, SMALLEST, Program, kernel_spec
 
 _DTYPES = ("float32", "float64")
+_OF_MASKS = {"add": "logical_or", "multiply": "logical_and", "maximum": "logical_or", "minimum": "logical_and"}
+"""What arithmetic on masks is."""
 
 
 # -- writing down ----------------------------------------------------------------------------------------------
@@ -39,10 +41,10 @@ class _Trace:
         self.in_gradient = False
 
     def step(self, function: str, operands: Sequence[Any]) -> str:
-        key = (function, tuple(operands))
+        key = (function, *map(repr, operands))  # 0.0 == -0.0, and NaN equals nothing
         if key not in self.numbers:
             self.numbers[key] = len(self.steps)
-            self.steps.append(key)
+            self.steps.append((function, tuple(operands)))
         return f"t{self.numbers[key]}"
 
     def program(self, inputs: int, outputs: Sequence[Any]) -> Program:
@@ -104,11 +106,19 @@ class _Traced(NDArrayOperatorsMixin):
         if method != "__call__" or options or ufunc.nout != 1 or ufunc.__name__ not in FUNCTIONS:
             raise self.trace.not_elementwise()
         dtypes = [x.dtype if hasattr(x, "dtype") else type(x) for x in inputs]
-        return self._step(ufunc.__name__, inputs, ufunc.resolve_dtypes((*dtypes, None))[-1])
+        *taken, dtype = ufunc.resolve_dtypes((*dtypes, None))
+        name = ufunc.__name__
+        if dtype.kind == "f" and dtype.itemsize == 2:
+            raise self.trace.refusal(f"computes {name} of a mask, in half precision; make numbers of it with ops.where")
+        if all([each.kind == "b" for each in taken]):
+            name = _OF_MASKS.get(name, name)
+        masks = [name.startswith("logical") or each.kind == "b" for each in taken]
+        return self._step(name, inputs, masks, dtype)
 
     def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if function is np.where and len(args) == 3:
-            return self._step("where", args, np.result_type(*[x if np.isscalar(x) else x.dtype for x in args[1:]]))
+            dtype = np.result_type(*[x if np.isscalar(x) else x.dtype for x in args[1:]])
+            return self._step("where", args, [True, dtype.kind == "b", dtype.kind == "b"], dtype)
         if function is np.broadcast_to:
             return _Traced(self.trace, self.name, args[1], self.dtype)
         # A rule sums a gradient to the shape of an input. Rules are linear in the gradient, and the other factors are
@@ -127,17 +137,22 @@ class _Traced(NDArrayOperatorsMixin):
             raise self.trace.refusal(f"converts {self.dtype} to {dtype}; a loop has one dtype")
         return self
 
-    def _step(self, function: str, inputs: Sequence[Any], dtype: np.dtype[Any]) -> _Traced:
+    def _step(self, function: str, inputs: Sequence[Any], masks: Sequence[bool], dtype: np.dtype[Any]) -> _Traced:
+        """A step of the trace; `masks` says of each input whether it is taken as a mask, or as numbers."""
         shape = np.broadcast_shapes(*[np.shape(x) if not isinstance(x, _Traced) else x.shape for x in inputs])
         if function == "where" and not isinstance(inputs[0], _Traced) and not np.ndim(inputs[0]):
             taken = inputs[1 if inputs[0] else 2]  # a rule that asked about a number
             return _Traced(self.trace, taken.name if isinstance(taken, _Traced) else float(taken), shape, dtype)
-        operands = []
-        for x in inputs:
+        operands: list[Any] = []
+        for x, mask in zip(inputs, masks, strict=True):
             if not isinstance(x, _Traced):
                 if np.ndim(x):
                     raise self.trace.refusal(f"uses {shown(x)} from elsewhere; make it an argument")
-                operands.append(float(x))
+                operands.append(self.trace.step("equal" if x else "not_equal", (0.0, 0.0)) if mask else float(x))
+            elif mask and x.dtype.kind != "b":
+                operands.append(self.trace.step("not_equal", (x.name, 0.0)))
+            elif not mask and x.dtype.kind == "b":
+                operands.append(self.trace.step("where", (x.name, 1.0, 0.0)))
             else:
                 operands.append(x.name)
         return _Traced(self.trace, self.trace.step(function, operands), shape, dtype)
@@ -290,7 +305,8 @@ class _Fused:
         if any(type(x._data) is _Traced for x in tensors):  # part of a function that is being fused itself
             return self._function(*args, **kwargs)
         others = tuple([None if isinstance(x, _ARRAYS) else (x,) for x in values])
-        key = (others, tuple(kwargs), tuple([x.shape for x in tensors]), tensors[0].dtype)
+        kinds = tuple([x and (type(x[0]), repr(x[0]) if isinstance(x[0], _REALS) else x[0]) for x in others])
+        key = (kinds, tuple(kwargs), tuple([x.shape for x in tensors]), tensors[0].dtype)
         try:
             chain = self._chains.get(key)
         except TypeError:
@@ -315,6 +331,7 @@ class _Fused:
 
 
 _ARRAYS = (Tensor, np.ndarray)
+_REALS = (float, complex, np.inexact)  # 0.0 == -0.0, and NaN equals nothing
 
 
 def _tensor(x: Any) -> Any:
@@ -368,7 +385,9 @@ def fuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     The backward pass keeps the arguments only, and computes what it needs anew. Derivatives of order two and more are
     those of the operations, not fused. Arrays of other dtypes than float32 and float64, or of several, go through the
-    operations too.
+    operations too. In a compiled loop numbers below the normal ones count as zero, and the gradients of arguments that
+    broadcast are summed last, which is the same where they are finite. Functions with a sine or a cosine are left to
+    NumPy, whose arguments have no limit.
 
     The name is that of CuPy's function for the same purpose.
     """

@@ -175,7 +175,7 @@ class Program:
         """Whether all is as it was before the step that was recorded, as far as no other recording has shown that it
         does not matter; asked where it `holds`."""
         for tensor, has_gradient in self._had_gradients:
-            if (tensor.grad is not None) is not has_gradient:
+            if (tensor._grad is not None) is not has_gradient:
                 return False
         if self._changes != (now := hooks.changes()):
             if not all([standing(tensor)[number] == before for tensor, number, before in self._stood]):
@@ -196,7 +196,7 @@ class Program:
         for counter in self._counters:
             counter[0] += 1
         for leaf, gradient in self._final:
-            leaf.grad = gradient
+            leaf._grad = gradient
         result = mapped(self._result, self._copy, returned=True)
         for block in self._uses:  # it is the caller's
             del self._memory[block]

@@ -263,12 +263,18 @@ class Recorder(Watch):
         """Those of the circumstances that were different in another recording of the same step. Hooks are never: that
         two of them leave a step as it is tells nothing of a third."""
         self.switched: set[int] = set()
-        """Those of the settings, by number, that did not hold before another recording of the same step."""
+        """Those of the settings, by number, that the step itself changes, and changes back before it relies on them."""
         self.unchanged: set[int] = set()
         """Of `tensors` those, by id, whose gradient the step has left as it was."""
         self._entered = {} if earlier is None else {id(t): (t.grad, standing(t)) for t in earlier.tensors.values()}
         self._before = {} if earlier is None else earlier.digests()
-        self._held = [] if earlier is None else [setting() for setting in earlier.settings]
+        self._earlier = [] if earlier is None else earlier.settings
+        self._held = [setting() for setting in self._earlier]
+        """Of the settings of an earlier recording, whether they held before this one."""
+        self._again: list[bool] = []
+        """Whether each did where the step relied on it."""
+        self._ended: list[bool] = []
+        """Whether the settings of this recording hold after it."""
         for i in raw:
             self.circumstances[i, "array"] = arguments[i].tobytes()
         self._counts = {"argument": 0, "host": 0, "computed": 0, "outside": 0}
@@ -408,8 +414,12 @@ class Recorder(Watch):
     def relies(self, tensors: Sequence[Tensor], holds: Callable[[], bool] | None, counted: bool) -> None:
         for tensor in tensors:
             self._use(tensor)
-        if holds is not None:
-            (self.settings if counted else self.conditions).append(holds)
+        if holds is not None and counted:
+            number = len(self.settings)
+            self._again.append(number < len(self._earlier) and self._earlier[number]())
+            self.settings.append(holds)
+        elif holds is not None:
+            self.conditions.append(holds)
 
     def _use(self, tensor: Tensor) -> None:
         """Keep a tensor outside: its memory may be exchanged, and its gradient is what a step leaves."""
@@ -540,6 +550,7 @@ class Recorder(Watch):
                     "value), and look at what the step returns"
                 )
         self._looked_at.clear()
+        self._ended = [setting() for setting in self.settings]
         for block in self._blocks:
             if block.kind == "argument" and block in written:
                 self.refusal = self.refusal or (
@@ -579,7 +590,10 @@ class Recorder(Watch):
                 if place.block is not None and place.block.kind == "outside":
                     self._written.setdefault(id(place.block.array), []).append(place)
         for array in arrays:
-            for place in self._written.get(id(array if array.base is None else _owner(array)), ()):
+            owner = array if array.base is None else _owner(array)
+            # What is no array, such as a file's memory, may be behind several.
+            near = self._written.get(id(owner), ()) if owner.base is None else sum(self._written.values(), [])
+            for place in near:
                 if array.size and Place(place.block, array).overlaps(place, also_itself=True):
                     return True
         return False
@@ -593,7 +607,11 @@ class Recorder(Watch):
         }
         # What a step switches to and fro, such as the training flag of a module, it finds as it left it.
         if len(self._held) == len(self.settings):
-            self.switched = first.switched | {number for number, held in enumerate(self._held) if not held}
+            self.switched = first.switched | {
+                number
+                for number, held in enumerate(self._held)
+                if not held and (self._again[number] or not first._ended[number])
+            }
         # Where there was no gradient before and is none after, another recording tells whether the step clears it.
         self.unchanged -= {name for name in self.unchanged if self._leaves_none(name) and first.clears(name)}
 

@@ -198,6 +198,9 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """What backward passes have added up here; assign None to begin again."""
+        mode = _mode.get()
+        if type(mode) is not bool:
+            mode.tell("relies", (self,), None, False)
         return self._grad
 
     @grad.setter

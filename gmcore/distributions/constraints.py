@@ -59,6 +59,14 @@ positive_definite = Constraint("a symmetric positive definite matrix", _positive
 lower_cholesky = Constraint("a lower triangular matrix with a positive diagonal", _lower_cholesky, 2)
 
 
+_FIXED = {id(value) for value in list(globals().values()) if isinstance(value, Constraint)}
+
+
+def is_fixed(constraint: Constraint) -> bool:
+    """Whether it is one of the above, not made anew with numbers of a distribution."""
+    return id(constraint) in _FIXED
+
+
 def interval(low: Any, high: Any) -> Constraint:
     """Between two arrays that broadcast with the value."""
     return Constraint("between the bounds of the support", lambda x: (x >= low) & (x <= high))

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from gmcore import ops
-from gmcore.distributions.constraints import Constraint, unit_interval
+from gmcore.distributions.constraints import Constraint, is_fixed, unit_interval
 from gmcore.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, is_floating, no_grad, on_host, tensor
+from gmcore.tensor import Array, Tensor, as_tensor, is_floating, no_grad, on_host, tensor
+from gmcore.watch import computed
+from gmkernels.arrays import on_gpu
 
 Shape = tuple[int, ...]
 
@@ -31,6 +33,16 @@ class Derived:
 
     def __get__(self, instance: Any, owner: type) -> Any:
         return self if instance is None else self._function(instance)
+
+
+def _check_values(x: Array, owner: str, name: str, constraint: Constraint) -> None:
+    outside = ~on_host(constraint.contains(x))
+    if outside.any():
+        index = tuple(np.argwhere(outside)[0].tolist())
+        event = x.shape[x.ndim - constraint.event_dim :]
+        found = np.broadcast_to(on_host(x), outside.shape + event)[index]
+        at = f" at index {index}" if index else ""
+        raise ArgumentError(f"{owner}: {name} must be {constraint.name}, got {found}{at}")
 
 
 class Distribution(ABC):
@@ -77,13 +89,12 @@ class Distribution(ABC):
         return {name: vars(self)[name] for name in self.arg_constraints if name in vars(self)}
 
     def _check(self, name: str, x: Tensor, constraint: Constraint) -> None:
-        outside = ~on_host(constraint.contains(x._data))
-        if outside.any():
-            index = tuple(np.argwhere(outside)[0].tolist())
-            event = x.shape[x.ndim - constraint.event_dim :]
-            found = np.broadcast_to(on_host(x._data), outside.shape + event)[index]
-            at = f" at index {index}" if index else ""
-            raise ArgumentError(f"{type(self).__name__}: {name} must be {constraint.name}, got {found}{at}")
+        options: dict[str, Any] = {"owner": type(self).__name__, "name": name, "constraint": constraint}
+        # A captured step repeats the test, unless it is of numbers that the constraint was made with, or on a GPU.
+        if is_fixed(constraint) and not on_gpu(x._data):
+            computed(_check_values, x._data, **options)
+        else:
+            _check_values(x._data, **options)
 
     @property
     def batch_shape(self) -> Shape:

@@ -11,6 +11,7 @@ import pytest
 import gmcore
 from gmcore import nn, ops, optim
 from gmcore.capture import CaptureWarning
+from gmcore.distributions import Beta
 from gmcore.distributions.relaxed import gumbel_softmax
 from gmcore.errors import ArgumentError, CaptureError, GraphError
 from gmcore.random import Generator
@@ -497,11 +498,65 @@ def copies_between_overlapping_views(wrap):
         yield gmcore.tensor(history.numpy().copy())
 
 
+def a_setting_that_changed_between_the_recordings(wrap):
+    """Not one that the step itself switches to and fro: it is looked at ever after."""
+
+    class Counted(nn.Module):
+        def __init__(self):
+            self.epoch, self.mode = 0, "first"
+
+        def forward(self, x):
+            return x * (2.0 if self.epoch >= 4 else 1.0) * (3.0 if self.mode == "last" else 1.0)
+
+    model = Counted()
+    run = wrap(lambda x: model(x))
+    for i in range(2 * CALLS):
+        model.epoch = min(i, 5)
+        model.mode = "first" if i == 0 else "last" if i > 8 else "next"
+        yield run(batch(i))
+
+
+def gradients_that_are_only_looked_at(wrap):
+    w, v = leaf(0), leaf(1)
+
+    def step(x):
+        for p in (w, v):
+            if p.grad is not None:
+                p.grad = None
+        loss(x, w).backward()
+
+    run = wrap(step)
+    for i in range(CALLS):
+        if i == 4:
+            v.grad = batch(0)
+        run(batch(i))
+        yield w.grad, v.grad
+
+
+def gradients_of_arguments(wrap):
+    run = wrap(lambda x: x * 1.0 if x.grad is None else x + x.grad)
+    for i in range(CALLS):
+        x = batch(i)
+        if i % 2:
+            x.grad = batch(0)
+        yield run(x)
+
+
+def sets(wrap):
+    names = {"a"}
+    run = wrap(lambda x, names: x * float(len(names)))
+    for i in range(CALLS):
+        if i == 4:
+            names.add("b")
+        yield run(batch(i), names)
+
+
 def layouts_of_arguments(wrap):
     """Sums over other runs are rounded otherwise."""
     x = np.random.default_rng(0).standard_normal((64, 40))
-    run = wrap(ops.sum)
-    for given in (x[:, :33], x[::2], x[:, ::-2], x.T[::-1, 3:], np.broadcast_to(x[:1], x.shape)):
+    windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5))
+    run = wrap(lambda x: ops.sum(x, axis=1))
+    for given in (x[:, :33], x[::2], x[:, ::-2], x.T[::-1, 3:], np.broadcast_to(x[:1], x.shape), windows):
         for _ in range(3):
             yield run(gmcore.Tensor(given))
 
@@ -520,7 +575,8 @@ CASES = (
     gradients_that_are_kept, methods, copies, places_that_change_late, scalars, averages_that_are_applied,
     counts_that_diverge, a_gradient_where_there_was_none, one_array_of_a_state, parts_of_containers, a_third_hook,
     a_gradient_that_is_cleared_by_hand, memory_that_is_exchanged, copies_between_overlapping_views,
-    layouts_of_arguments, signs_of_zero,
+    layouts_of_arguments, signs_of_zero, a_setting_that_changed_between_the_recordings,
+    gradients_that_are_only_looked_at, gradients_of_arguments, sets,
 )  # fmt: skip
 
 
@@ -616,6 +672,14 @@ def test_arguments_that_a_step_does_more_with_than_read_their_numbers_are_refuse
     assert captured.programs
     with pytest.raises(CaptureError, match="an argument lies in memory that it writes"):
         captured(w.detach()[::-1])
+    # Two arrays on memory that is no array's.
+    memory = bytearray(128)
+    state = gmcore.Tensor(np.frombuffer(memory).reshape(4, 4))
+    refused(
+        lambda x: (state.copy_(state + 1.0), x * 2.0)[1],
+        "an argument lies in memory that it writes",
+        lambda i: gmcore.Tensor(np.frombuffer(memory).reshape(4, 4)),
+    )
 
     for log in ([], {}):
         captured = gmcore.capture(lambda x, log: log.append(x) if isinstance(log, list) else log.update(x=x))
@@ -627,6 +691,15 @@ def test_arguments_that_a_step_does_more_with_than_read_their_numbers_are_refuse
         captured(x)
     np.testing.assert_array_equal(x.grad.numpy(), np.full((4, 4), 2.0))
     refused(lambda x: nn.Parameter(x * 1.0), "it returns a leaf that requires a gradient and that it has made")
+
+
+def test_distributions_check_their_values_in_repetitions_too():
+    captured = gmcore.capture(lambda x: Beta(2.0, 3.0).log_prob(x))
+    for i in range(CALLS):
+        captured(ops.sigmoid(batch(i)))
+    assert captured.programs
+    with pytest.raises(ArgumentError, match=r"Beta: value must be in .*got 1.5 at index \(0, 0\)"):
+        captured(gmcore.tensor(np.full((4, 4), 1.5)))
 
 
 def test_memory_that_python_writes_is_refused():

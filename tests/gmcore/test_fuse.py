@@ -132,3 +132,38 @@ def test_activations_of_large_arrays_are_one_operation():
         assert y._node.op.name == "fused" and function(small)._node.op.name != "elementwise_chain"
         parts = np.concatenate([function(large[i : i + 100]).detach().numpy() for i in (0, 100)])
         np.testing.assert_array_equal(y.detach().numpy()[:200], parts)
+
+
+@pytest.mark.parametrize("size", [7, SMALLEST])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", [
+    lambda x: ops.where(ops.greater(x, 0.0), ops.greater(x, 1.0), x) * 1.0,
+    lambda x: ops.where(ops.greater(x, 0.0), ops.greater(x, 1.0), 2.5 * x) * x,
+    lambda x: x * (ops.greater(x, 0.0) + ops.greater(x, 1.0)),
+    lambda x: x * ops.maximum(ops.greater(x, 0.0), ops.less(x, -1.0)),
+    lambda x: ops.where(ops.logical_and(ops.greater(x, 0.0), True), x, 0.0),
+    lambda x: ops.where(ops.logical_or(x, False), ops.minimum(ops.greater(x, 0.0), x), 3.0 * x),
+    lambda x: ops.where(ops.logical_not(x), x, 2.0 * x) * ops.greater(x, 1.0),
+    lambda x: ops.sin(2e4 * x) + ops.cos(3e4 * x),
+    lambda x: 1.0 / (0.0 * ops.square(x)) - x / (-0.0 * ops.square(x)),
+    lambda x: ops.where(ops.greater(x, 0.0), x, float("nan")),
+    lambda x: ops.where(ops.greater(x, 0.0), x, float("nan")) * 2.0,
+])  # fmt: skip
+def test_masks_constants_and_large_angles_are_those_of_the_operations(function, dtype, size):
+    x = tensor(np.random.default_rng(0).uniform(-2.0, 2.0, size), dtype=dtype)
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(fuse(function)(x), function(x), rtol=4 * np.finfo(dtype).eps, atol=0)
+
+
+def test_constants_that_are_equal_but_not_the_same():
+    x = tensor(np.ones(SMALLEST))
+    scaled = fuse(lambda x, k: x * 2.0 if k is True else x * 10.0 * k)
+    assert [scaled(x, k).numpy()[0] for k in (True, 1, 1.0)] == [2.0, 10.0, 10.0]
+    divided = fuse(lambda x, k: x / (x * k))
+    with np.errstate(divide="ignore"):
+        assert [divided(x, k).numpy()[0] for k in (0.0, -0.0)] == [np.inf, -np.inf]
+
+
+def test_functions_of_masks_in_half_precision_are_refused():
+    with pytest.raises(ArgumentError, match="computes exp of a mask, in half precision"):
+        fuse(lambda x: ops.exp(ops.greater(x, 0.0)) * x)(tensor(np.ones(3)))

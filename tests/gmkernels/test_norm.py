@@ -93,6 +93,36 @@ def test_a_nan_stays_in_its_channel(value: float, shape: tuple[int, ...], backen
     assert np.isfinite(np.array([mean, var, d_weight, d_bias])[:, others]).all() and np.isfinite(d_bias[2])
 
 
+@pytest.mark.parametrize("shape", [(64, 3), (16, 3, 4)])
+@pytest.mark.parametrize("offset", [1e12, 1e15])
+def test_float64_is_as_precise_far_from_zero(offset: float, shape: tuple[int, ...]) -> None:
+    """The mean, which lies between two numbers, has a second part there too."""
+    x = offset + 8.0 * np.random.default_rng(0).integers(-3, 4, shape)
+    y, *_ = batch_norm(x, np.ones(3), np.zeros(3), eps=0.0, backend="cpu")
+    d = x - offset
+    d -= d.mean(along(shape), keepdims=True)
+    np.testing.assert_allclose(y, d / np.sqrt((d * d).mean(along(shape), keepdims=True)), atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [2, 3, 17])
+def test_no_more_terms_of_short_runs_are_added_in_float32_than_of_long_ones(length: int) -> None:
+    g = np.full((20_000, 1, length), 0.1, np.float32)
+    x = np.random.default_rng(0).standard_normal(g.shape).astype(np.float32)
+    _, _, d_bias = batch_norm_backward(g, x, *np.ones((3, 1), np.float32), eps=1e-5, backend="cpu")
+    np.testing.assert_allclose(d_bias, g.sum(dtype=float), rtol=64 * 2.0**-24)
+
+
+@each_backend
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("place", [0, -1])
+def test_an_infinity_makes_the_mean_infinite_wherever_it_is(shape: tuple[int, ...], place: int, backend: str) -> None:
+    x, _, weight, bias = arrays(shape)
+    x[place, 1] = np.inf
+    with np.errstate(invalid="ignore"):
+        _, mean, _ = batch_norm(x, weight, bias, eps=1e-5, backend=backend)
+    assert mean[1] == np.inf and np.isfinite(np.delete(mean, 1)).all()
+
+
 def test_misfits_are_named() -> None:
     x, g, weight, bias = arrays((4, 5, 2))
     for call, message in (

@@ -104,6 +104,15 @@ def test_an_order_of_axes_does_not_matter_where_nothing_is_rounded():
             np.testing.assert_array_equal(found, expected.transpose([sorted(kept).index(i) for i in kept]))
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fields_of_records_whose_strides_are_no_multiples_of_a_number(dtype, axis):
+    records = np.zeros((50, 70), [("tag", np.int8), ("x", dtype)])
+    records["x"] = np.random.default_rng(0).standard_normal((50, 70))
+    found = gmkernels.sum(records["x"], axis=axis, backend="cpu")
+    np.testing.assert_allclose(found, records["x"].astype(float).sum(axis), rtol=1e-4, atol=1e-4)
+
+
 def test_cancellation_that_float32_would_not_survive():
     x = np.tile(np.array([1e8, 1.0, -1e8], np.float32), 5003)
     assert gmkernels.sum(x) == 5003

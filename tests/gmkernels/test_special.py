@@ -62,6 +62,11 @@ def test_log_gamma_is_the_oracles_to_two_roundings(low, high):
     assert max(errors) < 2 * np.finfo(float).eps
 
 
+def test_log_gamma_at_the_ends():
+    x = np.array([-1e308, -1e300, -np.inf, -3.0, 0.0, 1e306, np.inf])
+    np.testing.assert_array_equal(special.lgamma(x, backend="cpu"), np.inf)
+
+
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("low, high", [(1e-6, 1e-3), (1e-3, 1), (1, 3), (3, 8.1), (8, 16.1), (20, 1e9), (-30, -0.01)])
 def test_digamma_and_trigamma_are_the_oracles_to_some_roundings(n, low, high):

@@ -25,7 +25,10 @@ def _cpu(program: Program, compiled: dict[Any, Any], *call: Any) -> None:
     cpu.chain(program, compiled, *call)
 
 
-@functools.lru_cache(None)
+_SPECS: dict[str, KernelSpec] = {}
+"""By programs in writing: 0.0 == -0.0, and NaN equals nothing."""
+
+
 def kernel_spec(program: Program) -> KernelSpec:
     """The contract of a program, with its kernels registered; they are compiled at the first call that chooses them.
 
@@ -38,7 +41,9 @@ def kernel_spec(program: Program) -> KernelSpec:
     The same `KernelSpec` for the same program; ``gmkernels.run(spec, arrays)`` takes float32 or float64 arrays that
     broadcast.
     """
-    spec = spec_of(program)
+    if (known := _SPECS.get(repr(program))) is not None:
+        return known
+    spec = _SPECS[repr(program)] = spec_of(program)
     passes = len(program.steps)
     register(
         spec,
@@ -48,7 +53,10 @@ def kernel_spec(program: Program) -> KernelSpec:
         overhead=2e-6 * passes,
         efficiency=0.1,
     )
-    register(spec, "cpu", functools.partial(_cpu, program, {}), overhead=2e-5, efficiency=0.5, accepts=_worth_compiling)
+    # The loop's sines are of arguments up to a limit.
+    if not {name for name, _ in program.steps} & {"sin", "cos"}:
+        cpu = functools.partial(_cpu, program, {})
+        register(spec, "cpu", cpu, overhead=2e-5, efficiency=0.5, accepts=_worth_compiling)
     return spec
 
 

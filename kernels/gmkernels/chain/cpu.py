@@ -23,7 +23,7 @@ _CODE = {
     "less_equal": "{} <= {}", "logical_and": "{} & {}", "logical_not": "not {}", "logical_or": "{} | {}",
     "minimum": "-maximum(-{}, -{})", "multiply": "{} * {}", "negative": "-{}", "not_equal": "{} != {}",
     "power": "{} ** {}", "reciprocal": "one / {}",
-    "sign": "select({0} > zero, one, select({0} < zero, -one, {0}))",
+    "sign": "select({0} > zero, one, select({0} < zero, -one, {0} * zero))",
     "square": "{0} * {0}", "subtract": "{} - {}", "where": "select({}, {}, {})",
 }  # fmt: skip
 _NAMES: dict[str, Any] = {
@@ -35,10 +35,10 @@ _NAMES: dict[str, Any] = {
 
 def _block_kernel(program: Program, dtype: np.dtype[Any], kinds: tuple[str, ...]) -> BlockKernel:
     """The block kernel of a program; `kinds` says of each input whether it is "full", a "row" or a "number"."""
-    numbers: dict[float, str] = {}
+    numbers: dict[str, str] = {}  # by what they are written as: 0.0 == -0.0, and NaN equals nothing
 
     def operand(x: str | float) -> str:
-        return x.replace("x", "e") if isinstance(x, str) else numbers.setdefault(x, f"c{len(numbers)}")
+        return x.replace("x", "e") if isinstance(x, str) else numbers.setdefault(repr(x), f"c{len(numbers)}")
 
     lines = [
         f"t{i} = " + _CODE.get(name, f"{name}({', '.join(['{}'] * len(operands))})").format(*map(operand, operands))
@@ -57,7 +57,7 @@ def _block_kernel(program: Program, dtype: np.dtype[Any], kinds: tuple[str, ...]
         *(f"    {line}" for line in ("width = stop - at", *rows, f"loop({', '.join(arguments)})", "at += width")),
     ]  # fmt: skip
     names = ", ".join([*xs, *ys])
-    scope = _NAMES | {name: dtype.type(c) for c, name in numbers.items()}
+    scope = _NAMES | {name: dtype.type(float(c)) for c, name in numbers.items()}
     scope |= {"zero": dtype.type(0), "one": dtype.type(1), "infinity": dtype.type(np.inf)}
     exec(f"def loop({names}):\n    " + "\n    ".join(loop), scope)
     scope["loop"] = jitable(scope["loop"])

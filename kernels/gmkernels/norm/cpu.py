@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import same_bits
+from gmkernels.elementary import same_bits, select
 from gmkernels.lanes import filled, lanes_of, load, load_some, store, store_some, sum_of_lanes
 from gmkernels.norm.spec import split
 from gmkernels.pool import block_kernel, jitable, part, scratch
@@ -32,14 +32,26 @@ _TERMS = 64
 
 @jitable
 def _together(x):
-    """Elements of runs whose sums are so short."""
+    """Elements of a run whose sums are so short."""
     return _TERMS * lanes_of(x)
+
+
+@jitable
+def _runs_together(x, length):
+    """Runs of a length whose sums are."""
+    return max(1, _TERMS // -(-length // lanes_of(x)))
+
+
+@jitable
+def _near(x, zero):
+    """Where deviations are counted from: a number of a channel, unless that is not finite."""
+    return select(abs(x) < np.inf, x, zero)
 
 
 @jitable
 def _sums(x, start, step, runs, length, center):
     """Sums of x - center and of its square over runs, each begun so many elements after the one before."""
-    total, square, together = 0.0, 0.0, max(1, _together(x) // length)
+    total, square, together = 0.0, 0.0, _runs_together(x, length)
     for first in range(0, runs, together):
         ds = squares = filled(x, 0)
         for n in range(first, min(runs, first + together)):
@@ -55,7 +67,7 @@ def _sums(x, start, step, runs, length, center):
 def _moments(g, x, start, step, runs, length, center):
     """Sums of g, of x - center and of their product."""
     first = second = both = 0.0
-    together = max(1, _together(x) // length)
+    together = _runs_together(x, length)
     for run in range(0, runs, together):
         gs = ds = products = filled(x, 0)
         for n in range(run, min(runs, run + together)):
@@ -71,16 +83,16 @@ def _moments(g, x, start, step, runs, length, center):
 
 @block_kernel
 def _rows(block, x, weight, bias, eps, y, mean, var, batch, each, per_block):
-    channels, real = mean.size, x.dtype.type
+    channels, real, zero = mean.size, x.dtype.type, x.dtype.type(0)
     step = channels * each
     for c in range(block * per_block, min((block + 1) * per_block, channels)):
         start, total = c * each, 0.0
-        first = x[start]  # the deviations from any element are small where the elements are not
+        first = _near(x[start], zero)  # the deviations from any element are small where the elements are not
         for at in range(0, each, _together(x)):
             total += _sums(x, start + at, step, batch, min(_together(x), each - at), first)[0]
-        total = first + total / (batch * each)
-        mean[c] = total
-        center, rest = mean[c], real(total - mean[c])
+        total /= batch * each
+        mean[c] = first + total
+        center, rest = mean[c], real(total - (np.float64(mean[c]) - first))
         total = 0.0
         for at in range(0, each, _together(x)):
             total += _sums(x, start + at, step, batch, min(_together(x), each - at), center)[1]
@@ -175,17 +187,17 @@ def _moments_down(g, x, at, step, rows, center, first, second, both):
 
 @block_kernel
 def _columns(block, x, weight, bias, eps, y, mean, var, batch):
-    channels = mean.size
+    channels, zero = mean.size, x.dtype.type(0)
     left, width = block * _STRIP, min(_STRIP, channels - block * _STRIP)
     totals, center, rest = scratch(_STRIP, np.float64), scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype)
     scale, shift, total = scratch(_STRIP, x.dtype), scratch(_STRIP, x.dtype), part(totals, 0, width)
     for j in range(width):
-        center[j], total[j] = x[left + j], 0.0
+        center[j], total[j] = _near(x[left + j], zero), 0.0
     _sum_down(x, left, channels, batch, center, total)
     for j in range(width):
-        total[j] = center[j] + total[j] / batch
-        mean[left + j] = center[j] = total[j]
-        rest[j], total[j] = total[j] - center[j], 0.0
+        first, total[j] = np.float64(center[j]), total[j] / batch
+        mean[left + j] = center[j] = first + total[j]
+        rest[j], total[j] = total[j] - (center[j] - first), 0.0
     _squares_down(x, left, channels, batch, center, total)
     for j in range(width):
         var[left + j] = total[j] / batch - rest[j] * rest[j]

@@ -156,7 +156,10 @@ def _launches(
 
 
 def _sum_over(axes: Shape, x: np.ndarray, y: np.ndarray, workspace: Arrays) -> None:
-    launches = _launches(x.shape, x.strides, x.itemsize, axes, x.flags.c_contiguous)
+    contiguous = x.flags.c_contiguous
+    if any([stride % x.itemsize for stride in x.strides]):  # of a field of records
+        x = x.copy()
+    launches = _launches(x.shape, x.strides, x.itemsize, axes, contiguous)
     for (blocks, numbers), target in zip(launches, (*workspace, y), strict=True):
         _sum(blocks, x, target, numbers)
         x = target

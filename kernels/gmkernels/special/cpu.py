@@ -213,8 +213,9 @@ def _sine_of_pi(x):
 @inline
 def _lgamma(x):
     right = _lgamma_positive(select(x < 0.0, 1.0 - x, x))
-    left = log(math.pi / _sine_of_pi(x)[0]) - right
-    return select(x == -np.inf, np.inf, select(x < 0.0, left, right))
+    sine, _ = _sine_of_pi(x)
+    left = select(sine > 0.0, log(math.pi / sine) - right, np.inf)
+    return select(x < 0.0, left, right)
 
 
 lgamma = _map(_lgamma)
