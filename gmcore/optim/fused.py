@@ -135,6 +135,8 @@ class FusedOptimizer(Optimizer):
         """Whether no other state was loaded or set, all are at one step, and the same hyperparameters are in use."""
         if self.state_names(group) != used or not all(map(operator.is_, map(self.state.get, params), states)):
             return False
+        if not used:
+            return True
         now = [state[name]._data if name in state else None for state in states for name in used]
         return all(map(operator.is_, now, memory)) and len({state["step"] for state in states}) <= 1
 
