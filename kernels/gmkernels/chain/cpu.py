@@ -30,7 +30,7 @@ _NAMES: dict[str, Any] = {
     "sqrt": np.sqrt, "range": range, "abs": abs, "min": min, "long_loop": long_loop, "part": part, "BLOCK": _BLOCK,
     "__name__": __name__,
 } | {name: getattr(elementary, name)
-     for name in ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "maximum", "select")}  # fmt: skip
+     for name in ("exp", "expm1", "log", "log1p", "tanh", "maximum", "select")}  # fmt: skip
 
 
 def _block_kernel(program: Program, dtype: np.dtype[Any], kinds: tuple[str, ...]) -> BlockKernel:
