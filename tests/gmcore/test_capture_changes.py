@@ -555,7 +555,7 @@ def layouts_of_arguments(wrap):
     """Sums over other runs are rounded otherwise."""
     x = np.random.default_rng(0).standard_normal((64, 40))
     windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5))
-    run = wrap(lambda x: ops.sum(x, axis=1))
+    run = wrap(lambda x: (ops.sum(x), ops.sum(x, axis=-1)))
     for given in (x[:, :33], x[::2], x[:, ::-2], x.T[::-1, 3:], np.broadcast_to(x[:1], x.shape), windows):
         for _ in range(3):
             yield run(gmcore.Tensor(given))

@@ -93,7 +93,7 @@ def test_a_nan_stays_in_its_channel(value: float, shape: tuple[int, ...], backen
     assert np.isfinite(np.array([mean, var, d_weight, d_bias])[:, others]).all() and np.isfinite(d_bias[2])
 
 
-@pytest.mark.parametrize("shape", [(64, 3), (16, 3, 4)])
+@pytest.mark.parametrize("shape", [(60, 3), (15, 3, 4)])  # so that the mean is no number
 @pytest.mark.parametrize("offset", [1e12, 1e15])
 def test_float64_is_as_precise_far_from_zero(offset: float, shape: tuple[int, ...]) -> None:
     """The mean, which lies between two numbers, has a second part there too."""
