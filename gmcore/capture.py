@@ -175,9 +175,10 @@ class Captured(Generic[P, R]):
             copies.append(array)
             if not isinstance(value, Tensor):
                 return array
-            tensors.append((value, Tensor(array)))
-            tensors[-1][1].grad = value.grad
-            return tensors[-1][1]
+            tensor = Tensor(array)
+            tensor.grad = value.grad
+            tensors.append((value, tensor))
+            return tensor
 
         own_args, own_kwargs = mapped(args, own), mapped(kwargs, own)
         parts = _parts((own_args, own_kwargs))

@@ -80,16 +80,17 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             self.check_group(group)
             used = self.state_names(group)
-            ready = [p for p in group["params"] if p._grad is not None]
-            for p in ready:
-                check_gradient(p, p._grad)
+            ready = [(p, g) for p in group["params"] if (g := p._grad) is not None]
+            for p, g in ready:
+                check_gradient(p, g)
             # A call updates the parameters of one dtype, device and step: as a rule, the whole group.
-            calls: dict[tuple[int, np.dtype[Any], str], list[Tensor]] = {}
-            for p in ready:
+            calls: dict[tuple[int, np.dtype[Any], str], list[tuple[Tensor, Tensor]]] = {}
+            for p, g in ready:
                 step = self._begun(p, group, used)["step"] if used else 0
-                calls.setdefault((step, p._data.dtype, p.device), []).append(p)
-            for params in calls.values():
-                grads = tuple([p._grad._data for p in params])  # type: ignore[union-attr]
+                calls.setdefault((step, p._data.dtype, p.device), []).append((p, g))
+            for pairs in calls.values():
+                params = [p for p, _ in pairs]
+                grads = tuple([g._data for _, g in pairs])
                 arrays = tuple([p._data for p in params])
                 # For a state it does not use the kernel wants arrays of these shapes all the same.
                 outputs = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gmkernels.elementary import same_bits, select
+from gmkernels.elementary import inline, same_bits, select
 from gmkernels.lanes import filled, lanes_of, load, load_some, store, store_some, sum_of_lanes
 from gmkernels.norm.spec import split
 from gmkernels.pool import block_kernel, jitable, part, scratch
@@ -139,30 +139,24 @@ def _add_to(total, row):
         total[j] += row[j]
 
 
-@jitable
-def _sum_down(x, at, step, rows, center, total):
-    """total += sums of x - center over rows."""
-    sums, width = scratch(_STRIP, x.dtype), total.size
-    for first in range(0, rows, _TERMS):
-        _clear(sums)
-        for n in range(first, min(rows, first + _TERMS)):
-            for j in range(0, width, lanes_of(x)):
-                d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
-                store(sums, j, load(sums, j) + d)
-        _add_to(total, sums)
+def _down(term: Any) -> Any:
+    """total += sums of term(x - center) over rows."""
+
+    @jitable
+    def add(x, at, step, rows, center, total):
+        sums, width = scratch(_STRIP, x.dtype), total.size
+        for first in range(0, rows, _TERMS):
+            _clear(sums)
+            for n in range(first, min(rows, first + _TERMS)):
+                for j in range(0, width, lanes_of(x)):
+                    d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
+                    store(sums, j, load(sums, j) + term(d))
+            _add_to(total, sums)
+
+    return add
 
 
-@jitable
-def _squares_down(x, at, step, rows, center, total):
-    """total += sums of (x - center)^2."""
-    sums, width = scratch(_STRIP, x.dtype), total.size
-    for first in range(0, rows, _TERMS):
-        _clear(sums)
-        for n in range(first, min(rows, first + _TERMS)):
-            for j in range(0, width, lanes_of(x)):
-                d = load_some(x, at + n * step + j, width - j, 0) - load(center, j)
-                store(sums, j, load(sums, j) + d * d)
-        _add_to(total, sums)
+_sum_down, _squares_down = _down(inline(lambda d: d)), _down(inline(lambda d: d * d))
 
 
 @jitable

@@ -19,7 +19,7 @@ from gmkernels.rejection.spec import (
     REJECTION_BIT,
 )
 from gmkernels.rng.cpu import SHIFT, cos_sin_of, philox4x32, squared_radius_of, u32, u64, uniform_of
-from gmkernels.special.cpu import _factor, _fraction, _polygamma_positive, _series
+from gmkernels.special.cpu import _digamma_positive, _factor, _fraction, _series
 
 Arrays = Sequence[np.ndarray]
 Attrs = Mapping[str, Any]
@@ -92,9 +92,9 @@ def _log_slope(a, x, log_x):
     # The series of P(a, x) / (x^a e^-x / Gamma(a + 1)), or the fraction of its complement.
     if x < a + 1.0:
         total, slope = _series(a, x)
-        return -(total * (log_x - _polygamma_positive(a + 1.0, 0)) + slope) / a
+        return -(total * (log_x - _digamma_positive(a + 1.0)) + slope) / a
     h, slope = _fraction(a, x)
-    return h * (log_x - _polygamma_positive(a, 0)) + slope
+    return h * (log_x - _digamma_positive(a)) + slope
 
 
 @block_kernel

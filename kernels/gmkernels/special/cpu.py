@@ -279,7 +279,7 @@ _digamma_map, _trigamma_map = _map(_digamma), _map(_trigamma)
 
 @jitable
 def _polygamma_positive(x, n):
-    """A&S 6.4.6 up to where the asymptotic series 6.4.11 (6.3.18 for n = 0) holds to a rounding."""
+    """For n > 0: A&S 6.4.6 up to where the asymptotic series 6.4.11 holds to a rounding."""
     factorial = math.gamma(n + 1.0)
     total = 0.0
     while x < 12.0 + n:
@@ -292,8 +292,6 @@ def _polygamma_positive(x, n):
         tail += BERNOULLI[k - 1] * term
         term *= (2 * k + n) * (2 * k + n + 1) / ((2 * k + 1) * (2 * k + 2) * x * x)
     total += tail
-    if n == 0:
-        return math.log(x) - total
     total += math.gamma(n) / x**n
     return total if n % 2 == 1 else -total
 
@@ -323,7 +321,7 @@ def _cotangent_derivative(x, n):
 def _polygamma(x, n):
     if x > 0.0:
         if x == math.inf:
-            return 0.0 if n > 0 else x
+            return 0.0
         return _polygamma_positive(x, n)
     if x != x or x == -math.inf:
         return math.nan
@@ -408,10 +406,10 @@ def _gammainc(a, x):
     factor = _factor(a, x)
     if x < a + 1.0:
         total, slope = _series(a, x)
-        return factor * total, factor * (total * (math.log(x) - _polygamma_positive(a + 1.0, 0)) + slope)
+        return factor * total, factor * (total * (math.log(x) - _digamma_positive(a + 1.0)) + slope)
     h, slope = _fraction(a, x)
     factor *= a
-    return 1.0 - factor * h, -factor * (h * (math.log(x) - _polygamma_positive(a, 0)) + slope)
+    return 1.0 - factor * h, -factor * (h * (math.log(x) - _digamma_positive(a)) + slope)
 
 
 @block_kernel
