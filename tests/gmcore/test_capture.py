@@ -17,6 +17,7 @@ from gmcore import data, models, nn, ops, optim
 from gmcore.capture import Captured, CaptureWarning
 from gmcore.errors import ArgumentError, CaptureError, GraphError
 from gmcore.models.latent.vae import VAE
+from gmcore.nn.utils.parametrizations import spectral_norm, weight_norm
 from gmcore.optim import lr_scheduler
 from gmcore.random import Generator
 from gmcore.streams import drawing_from
@@ -170,12 +171,17 @@ def test_a_weight_of_the_divergence_that_warms_up_is_read_from_memory():
 
 
 class Net:
-    """A network with batch normalisation, dropout, convolution, a schedule inside the step, and an average."""
+    """A network with batch, weight and spectral normalisation, dropout, a schedule inside the step, and an average."""
 
     def __init__(self):
         gmcore.manual_seed(2)
         self.model = nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.LeakyReLU(0.1), nn.Dropout(0.3), nn.Flatten(), nn.Linear(48, 5)
+            weight_norm(nn.Conv2d(1, 3, 3)),
+            nn.BatchNorm2d(3),
+            nn.LeakyReLU(0.1),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            spectral_norm(nn.Linear(48, 5)),
         )
         self.optimizer = optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.schedule = optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: min(1.0, (epoch + 1) / 30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from gmcore import ops
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.nn.module import Module
 from gmcore.nn.utils.parametrize import register_parametrization
-from gmcore.tensor import Array, Tensor
+from gmcore.tensor import Tensor, no_grad
 
 
 class _WeightNorm(Module):
@@ -62,7 +63,7 @@ class _SpectralNorm(Module):
         self.dim, self.n_power_iterations, self.eps = dim, n_power_iterations, eps
         if weight.ndim < 2:
             return
-        matrix = self._matrix(weight)._read()
+        matrix = self._matrix(weight)
         for name, n in zip(("_u", "_v"), matrix.shape, strict=True):
             start = ops.normal((n,), dtype="float64").numpy()
             self.register_buffer(name, weight.beside((start / np.linalg.norm(start)).astype(weight.dtype)))
@@ -71,24 +72,27 @@ class _SpectralNorm(Module):
     def _matrix(self, weight: Tensor) -> Tensor:
         return ops.flatten(ops.moveaxis(weight, self.dim, 0), 1)
 
-    def _iterate(self, matrix: Array, times: int) -> None:
+    @no_grad()
+    def _iterate(self, matrix: Tensor, times: int) -> None:
         """Move u and v towards the singular vectors of the largest singular value."""
-        u, v = self._u._read(), self._v._read()
+        u, v = self._u, self._v
         for _ in range(times):
-            u = self._unit(matrix @ v)
-            v = self._unit(matrix.T @ u)
-        self._u, self._v = Tensor(u), Tensor(v)  # new ones: the tape of an earlier step may hold the old
+            u = self._unit(ops.matmul(matrix, v))
+            v = self._unit(ops.matmul(u, matrix))
+        self._u.copy_(u)
+        self._v.copy_(v)
 
-    def _unit(self, x: Array) -> Array:
-        return x / np.maximum(np.linalg.norm(x), self.eps)
+    def _unit(self, x: Tensor) -> Tensor:
+        return x / ops.maximum(ops.norm(x), self.eps)
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return weight / ops.maximum(ops.norm(weight), self.eps)
         matrix = self._matrix(weight)
         if self.training:
-            self._iterate(matrix._read(), self.n_power_iterations)
-        return weight / ops.dot(self._u, ops.matmul(matrix, self._v))
+            self._iterate(matrix, self.n_power_iterations)
+        u, v = copy.deepcopy((self._u, self._v))  # for the tape: the next iteration writes into the buffers
+        return weight / ops.dot(u, ops.matmul(matrix, v))
 
 
 def spectral_norm(
