@@ -364,11 +364,11 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     through what a repetition returns is refused.
 
     The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
-    parameter; what a module that it calls consists of, its training flag, its hooks and its numbers and texts, also in
-    tuples, such as the probability of a dropout; what is frozen, the groups and the state of an optimiser, whether
-    there was a gradient before, numbers outside that Python looked at. A `CaptureWarning` tells where that happens
-    again and again. An argument is only read: one that lies in memory which the step writes, or whose gradient it asks
-    for, is refused.
+    parameter; what a module that it calls consists of and its hooks; of any module the parameters, modules, numbers and
+    texts, also in tuples, that it reads, such as the training flag, the probability of a dropout or the weight of a
+    term; what is frozen, the groups and the state of an optimiser, whether there was a gradient before, numbers outside
+    that Python looked at. A `CaptureWarning` tells where that happens again and again. An argument is only read: one
+    that lies in memory which the step writes, or whose gradient it asks for, is refused.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 

@@ -27,7 +27,7 @@ from gmcore.errors import user_line
 from gmcore.op import End, Node, Op
 from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor, copied
-from gmcore.watch import Call, Watch, watch
+from gmcore.watch import Call, Watch, reading, watch
 from gmkernels import KernelSpec, pool, registry
 from gmkernels.arrays import address, byte_bounds, is_array, on_gpu
 from gmkernels.buffers import is_loan
@@ -296,7 +296,7 @@ class Recorder(Watch):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record what runs inside the block in this context."""
-        with watch(self), registry.intercepted(self._run):
+        with watch(self), registry.intercepted(self._run), reading():
             yield
 
     @property

@@ -7,6 +7,7 @@ task has its own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,6 +247,35 @@ def unrepeatable(reason: str) -> None:
     mode = _mode.get()
     if type(mode) is not bool:
         mode.tell("unrepeatable", reason)
+
+
+_readers: dict[type, Callable[[Any, str], Any]] = {}
+_readings = 0
+_lock = threading.Lock()
+
+
+def reads(cls: type, reader: Callable[[Any, str], Any]) -> None:
+    """Have ``reader(object, name)`` give the attributes of objects of this class while a step is recorded, in any
+    thread; it tells of those that the step `relies` on."""
+    _readers[cls] = reader
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Let the readers of `reads` see each attribute that is read. At other times reading one costs nothing more."""
+    global _readings
+    with _lock:
+        _readings += 1
+        for cls, reader in _readers.items():
+            cls.__getattribute__ = reader  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        with _lock:
+            _readings -= 1
+            if not _readings:
+                for cls in _readers:
+                    del cls.__getattribute__
 
 
 def relies(tensors: Sequence[Tensor], holds: Callable[[], bool] | None = None, counted: bool = False) -> None:

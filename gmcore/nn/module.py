@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from gmcore.nn import backward_hook
 from gmcore.nn.parameter import Parameter
 from gmcore.ops.elementwise import dtype_of
 from gmcore.tensor import Array, Tensor, is_floating
-from gmcore.watch import is_watched, relies
+from gmcore.watch import is_watched, reads, relies
 from gmkernels.arrays import is_array
 
 
@@ -491,21 +490,39 @@ def _array(value: Any) -> Array:
 
 def _rely_on(module: Module) -> None:
     """Tell what decides what calling a module does, besides numbers in memory: a captured step relies on it."""
-    values, training, hooks = vars(module), module.training, _hooks(module)
-    parts = {n: v for n, v in values.items() if n in module._buffers or isinstance(v, (Parameter, Module))}
+    values, hooks = vars(module), _hooks(module)
     names = tuple(values)
-    relies((), lambda: module.training is training, counted=True)
     relies((), lambda: _hooks(module) == hooks, counted=True)
-    relies((), lambda: tuple(values) == names and all([values[n] is v for n, v in parts.items()]), counted=True)
-    for name, value in values.items():
-        if _is_option(value) and name not in parts and name != "training":
-            relies((), functools.partial(_has_option, module, name, value), counted=True)
-        elif isinstance(value, Module) and type(value).forward is Module.forward:
+    relies((), lambda: tuple(values) == names, counted=True)
+    for name in {"training": None, **values}:
+        _read(module, name)
+    for value in values.values():
+        if isinstance(value, Module) and type(value).forward is Module.forward:
             _rely_on(value)  # a container, which is not called itself
 
 
+def _read(module: Module, name: str) -> Any:
+    """The attribute of a module that is asked for while a step is recorded, which relies on it, too, of a module that
+    it does not call."""
+    value = object.__getattribute__(module, name)
+    if is_watched() and _attribute(module, name) is value:
+        if isinstance(value, (Parameter, Module)) or name in _attribute(module, "_buffers"):
+            relies((), lambda: _attribute(module, name) is value, counted=True)
+        elif _is_option(value):
+            relies((), lambda: _has_option(module, name, value), counted=True)
+    return value
+
+
+reads(Module, _read)
+
+
+def _attribute(module: Module, name: str) -> Any:
+    """What a module, or its class, has under a name: of a property the property itself."""
+    return object.__getattribute__(module, "__dict__").get(name, getattr(type(module), name, None))
+
+
 def _has_option(module: Module, name: str, value: Any) -> bool:
-    now = vars(module).get(name)
+    now = _attribute(module, name)
     return type(now) is type(value) and now == value
 
 

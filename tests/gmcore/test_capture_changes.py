@@ -516,6 +516,41 @@ def a_setting_that_changed_between_the_recordings(wrap):
         yield run(batch(i))
 
 
+def attributes_of_a_module_that_is_not_called(wrap):
+    """It computes in methods of its own, as models with a `loss` do."""
+
+    class Model(nn.Module):
+        power = 1
+
+        def __init__(self):
+            self.weight, self.shift = nn.Parameter(np.eye(4)), nn.Linear(4, 4, dtype="float64")
+            self.beta, self.kind = 1.0, ("plain", 0)
+
+        @property
+        def factor(self):
+            return 2.0 * self.beta
+
+        def loss(self, x):
+            x = self.shift(x) @ self.weight if self.kind[0] == "plain" else x
+            return ops.sum(ops.power(x, self.power)) * self.factor
+
+    gmcore.manual_seed(1)
+    model = Model()
+    run = wrap(lambda x: model.loss(x))
+    for i in range(3 * CALLS):
+        if i == 4:
+            model.beta = 0.5
+        elif i == 8:
+            model.power = 2
+        elif i == 12:
+            model.weight = nn.Parameter(np.ones((4, 4)))
+        elif i == 16:
+            model.shift = nn.Identity()
+        elif i == 20:
+            model.kind = ("other", 0)
+        yield run(batch(i)).detach()
+
+
 def gradients_that_are_only_looked_at(wrap):
     w, v = leaf(0), leaf(1)
 
@@ -576,7 +611,7 @@ CASES = (
     counts_that_diverge, a_gradient_where_there_was_none, one_array_of_a_state, parts_of_containers, a_third_hook,
     a_gradient_that_is_cleared_by_hand, memory_that_is_exchanged, copies_between_overlapping_views,
     layouts_of_arguments, signs_of_zero, a_setting_that_changed_between_the_recordings,
-    gradients_that_are_only_looked_at, gradients_of_arguments, sets,
+    gradients_that_are_only_looked_at, gradients_of_arguments, sets, attributes_of_a_module_that_is_not_called,
 )  # fmt: skip
 
 
@@ -621,6 +656,11 @@ def test_what_a_step_switches_itself_is_no_reason_to_record_it_anew():
     model[2].p = 0.0
     without, dropped = captured(batch(0))
     assert recorded == 3 and bits(without) == bits(dropped)
+
+
+def test_modules_are_as_quick_to_read_after_a_recording_as_before():
+    gmcore.capture(lambda x: nn.Tanh()(x))(batch(0))
+    assert "__getattribute__" not in vars(nn.Module)
 
 
 def test_programs_that_never_hold_are_told_of():
