@@ -791,9 +791,10 @@ def test_backward_frees_memory_on_the_way() -> None:
 
 def grows_by(step: Callable[[], None], steps: int) -> int:
     """Blocks of memory that `steps` steps leave behind, without the garbage collector."""
-    for _ in range(min(steps // 4, 250)):
-        step()  # compiles kernels, fills caches and Python's free lists
-    gc.collect()
+    for _ in range(2):  # what the first collection has emptied is filled again
+        for _ in range(min(steps // 8, 125)):
+            step()  # compiles kernels, fills caches and Python's free lists
+        gc.collect()
     gc.disable()
     try:
         before = sys.getallocatedblocks()

@@ -251,7 +251,7 @@ def _signs(columns: np.ndarray) -> np.ndarray:
 
 def _eigh(a: np.ndarray) -> Any:
     """By the solver for matrices that need not be symmetric."""
-    w, v = np.linalg.eig((a + np.swapaxes(a, -1, -2)) / 2)
+    w, v = [x.real for x in np.linalg.eig((a + np.swapaxes(a, -1, -2)) / 2)]  # complex from NumPy 2.5 on
     order = np.argsort(w, -1)
     v = np.take_along_axis(v, order[..., None, :], -1)
     return np.take_along_axis(w, order, -1), v * _signs(v)
