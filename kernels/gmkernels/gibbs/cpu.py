@@ -205,11 +205,9 @@ def _step_key(block, key, step, units, out):
 
 
 @block_kernel
-def _gaussian(block, mean, betas, temperature, sample, per_block):
-    """mean *= beta, and standard normal numbers -> their sum with the mean."""
-    beta = mean.dtype.type(betas[temperature + 1] if betas.size > 0 else 1)
+def _gaussian(block, mean, sample, per_block):
+    """Standard normal numbers -> their sum with the mean."""
     for i in range(block * per_block, min((block + 1) * per_block, mean.size)):
-        mean[i] *= beta
         sample[i] += mean[i]
 
 
@@ -240,7 +238,7 @@ def _half_step(
     if units == "gaussian":
         dense.linear((states, weight, bias), (mean,), (), {})
         rng.normal((key,), (sample,), (), {})
-        _gaussian(-(-mean.size // BLOCK), mean, betas, temperature, sample, BLOCK)
+        _gaussian(-(-mean.size // BLOCK), mean, sample, BLOCK)
         return
     (m, k), n = states.shape, weight.shape[0]
     row_tiles, column_tiles = tiles(m, k, n)
@@ -510,10 +508,11 @@ def annealed_importance_sampling(inputs: Arrays, outputs: Arrays, workspace: Arr
         np.multiply(own, beta - before, out=own)
         log_weight += own
         log_weight += (float(beta) - float(before)) * constant
-        np.multiply(base_bias, (1 - beta) / beta, out=bias)
-        np.add(bias, visible_bias, out=bias)
+        np.multiply(bias, beta, out=bias)
+        np.add(bias, base_bias, out=bias)
+        np.multiply(hidden, beta, out=hidden)
         visible_key = step_key(key, 2 * step + 1, weight.shape[1])
-        _half_step(hidden, weight.T, bias, visible_mean, rooms, visible_key, None, units, _NO_SUMS, temperatures, step)
+        _half_step(hidden, weight.T, bias, visible_mean, rooms, visible_key, None, units)
         x = rooms[0]
     if len(temperatures) == 1:
         np.copyto(visible_out, visible)

@@ -222,12 +222,14 @@ __device__ __forceinline__ void half_step_tile(const Layer& layer, const Written
 
     constexpr int CHUNKS = BN / PER;
     const Index column = first_unit + threadIdx.x % CHUNKS * PER, left = units - column;
-    const Real beta = temperature.beta, base = temperature.given ? (1 - beta) / beta : Real(0);
+    const Real beta = temperature.beta;
     Real shift[PER];
 #pragma unroll
     for (int e = 0; e < PER; e++) {
         shift[e] = e < left ? load<Real>(layer.bias + (column + e) * layer.bias_stride) : Real(0);
-        if (layer.base_bias != nullptr && e < left) shift[e] += load<Real>(layer.base_bias + column + e) * base;
+        if (layer.base_bias != nullptr && e < left) {
+            shift[e] = beta * shift[e] + (1 - beta) * load<Real>(layer.base_bias + column + e);
+        }
     }
     const bool whole = units % PER == 0 && is_aligned<PER>(out.mean) &&
                        (layer.narrow ? is_aligned<PER>(static_cast<unsigned char*>(out.kept))
@@ -240,12 +242,13 @@ __device__ __forceinline__ void half_step_tile(const Layer& layer, const Written
             const long long packed = row * layer.pitch + column;
 #pragma unroll
             for (int e = 0; e < PER; e++) {
-                const Real a = x[e] + shift[e];
+                // Inputs of visible units are at beta; of hidden ones not yet, since their softplus rises to it.
+                const Real a = (layer.base_bias != nullptr ? beta * x[e] : x[e]) + shift[e];
                 Real term = 0;
                 if (layer.gaussian) {
-                    x[e] = beta * a;
+                    x[e] = a;
                 } else if (out.sums == nullptr || layer.base_bias != nullptr) {
-                    x[e] = sigmoid(beta * a);
+                    x[e] = sigmoid(a);
                 } else if (temperature.given) {  // the difference of each of the two parts of softplus keeps its digits
                     const Real fall = exp(-beta * fabs(a));
                     term = (a < 0 ? Real(0) : (beta - temperature.before) * a) +

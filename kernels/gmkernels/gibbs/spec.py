@@ -619,6 +619,9 @@ def _annealing_examples(rng: np.random.Generator, dtype: Any) -> Iterator[Exampl
         yield Example((states, *arrays, betas[: 4 - i % 4], key), {"units": "bernoulli"})
         if i < 4:  # of one step, as in gibbs_chain
             yield Example((_dyadic(rng, dtype, n, v), *arrays, betas[1:3], key), {"units": "gaussian"})
+        if i == 0:  # a beta that is 0 in float32
+            for units in UNITS:
+                yield Example((states, *arrays, np.array([0, 1e-50, 1]), key), {"units": units})
 
 
 ANNEALED_IMPORTANCE_SAMPLING = KernelSpec(
