@@ -446,6 +446,11 @@ def _gpu_of(spec: KernelSpec, inputs: Sequence[Any], updated: Sequence[Any]) -> 
                         f"{spec.name}: {first} is on cuda:{on} and {name} on cuda:{number}; expected one device: "
                         f"with cupy.cuda.Device({on}): {name} = cupy.asarray({name})"
                     )
+                if any([n > 1 and stride % a.dtype.itemsize for n, stride in zip(a.shape, a.strides, strict=True)]):
+                    raise KernelError(
+                        f"{spec.name}: {name} is {a.dtype}{list(a.shape)} with strides {a.strides}; expected multiples "
+                        f"of its {a.dtype.itemsize} bytes: a GPU reads numbers at those alone"
+                    )
                 on, first = number, first or name
             elif a.nbytes > MOST_HOSTED or i >= len(inputs):  # what is updated is no copy
                 hosted = hosted or name

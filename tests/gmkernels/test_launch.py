@@ -489,6 +489,17 @@ def test_arrays_on_two_devices_are_refused():
             registry.run(doubled, (x.get(),), outputs=(other, x))
 
 
+@pytest.mark.parametrize("backend", [None, "cuda", "triton"])
+@pytest.mark.parametrize("op", ["matmul", "sum"])
+def test_fields_of_records_are_refused(op, backend):
+    x = cupy.ndarray((2, 3), np.float32, cupy.zeros(64, np.uint8).data, (15, 5))
+    inputs, attrs = ((x, x.T), {}) if op == "matmul" else ((x,), {"axis": (0,), "keepdims": False})
+    with pytest.raises(KernelError, match=rf"{op}: [ax] is float32\[2, 3\] with strides \(15, 5\); .* its 4 bytes"):
+        registry.run(registry.specs()[op], inputs, attrs, backend=backend)
+    one = cupy.ndarray((1, 3), np.float32, cupy.zeros(64, np.uint8).data, (15, 4))
+    registry.run(registry.specs()["sum"], (one,), {"axis": (0,), "keepdims": False})
+
+
 def test_kernels_of_ours_come_before_the_reference():
     x = cupy.ones(5, np.float32)
     report = gmkernels.explain("doubled", x)
