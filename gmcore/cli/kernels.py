@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import pkgutil
 from typing import Any
 
@@ -57,7 +58,9 @@ def _tune(op: str | None, as_json: bool) -> None:
 
     found = list(configurations.tune(names=() if op is None else (op,)))
     if as_json:
-        output.print_json([{**m._asdict(), "best": m.best} for m in found])
+        output.print_json([
+            {**m._asdict(), "seconds": [s if s < math.inf else None for s in m.seconds], "best": m.best} for m in found
+        ])  # fmt: skip
         return
     rows = [
         (m.kernel, f"{m.size:,}", "-" if m.best is None else str(m.best), " ".join(f"{1e6 * s:.1f}" for s in m.seconds))

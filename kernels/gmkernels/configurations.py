@@ -156,7 +156,8 @@ class Measurement(NamedTuple):
     ----------
     kernel : name of its `Choices`.
     size : at which it was measured, in their unit.
-    seconds : of a call, by candidate; none if no example of an operation could be brought to such a size.
+    seconds : of a call, by candidate, infinite of one that this GPU cannot run; none if no example of an operation
+        could be brought to such a size.
     """
 
     kernel: str
@@ -247,7 +248,10 @@ def _measure(choices: Choices, number: int) -> Measurement:
     seconds = []
     for candidate in choices.candidates:
         with choices.trying(candidate):
-            seconds.append(_seconds(call))
+            try:
+                seconds.append(_seconds(call))
+            except registry.KernelError:  # it needs more shared memory than this GPU has
+                seconds.append(math.inf)
     assert choices.asked is not None
     return Measurement(choices.name, choices.asked, tuple(seconds))
 

@@ -106,10 +106,12 @@ def test_calls_whose_only_size_is_an_attribute_are_lengthened(every, hollow):
 
 def test_tune_measures_each_class_and_writes_the_fastest(choices, tmp_path, monkeypatch):
     """A kernel that fills its output as often as its configuration says: fewest repeats win."""
-    sizes = []
+    sizes, refused = [], []
 
     def filled(inputs, outputs, workspace, attrs):
         repeats = choices.at(inputs[0].size)["repeats"]
+        if repeats in refused:
+            raise KernelError("a block needs more shared memory than there is")
         sizes.append(inputs[0].size)
         clock[0] += repeats
         outputs[0].fill(1)
@@ -135,6 +137,10 @@ def test_tune_measures_each_class_and_writes_the_fastest(choices, tmp_path, monk
         assert json.loads(path.read_text()) == {
             "80": {"kept.cuda": [1]}, "90": {"filled.cuda": [1, 1, 1], "kept.cuda": [2]},
         }  # fmt: skip
+        refused.append(1)
+        found = list(configurations.tune(path, names=("filled",)))
+        assert [(m.best, m.seconds[1]) for m in found] == [(2, np.inf)] * 3
+        refused.clear()
         sizes.clear()
         with pytest.raises(KernelError, match="^others has no launch .* expected one of .*filled"):
             list(configurations.tune(path, names=("filled", "others")))

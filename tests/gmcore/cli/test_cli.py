@@ -287,16 +287,16 @@ def test_doctor(capsys, monkeypatch):
 
 
 def test_kernels_are_tuned_on_a_gpu(capsys, monkeypatch):
-    measured = configurations.Measurement("sum.triton", 1 << 20, (2e-6, 1e-6))
+    measured = configurations.Measurement("sum.triton", 1 << 20, (2e-6, 1e-6, float("inf")))
     monkeypatch.setattr(configurations, "tune", lambda names: iter([measured] if names == ("sum",) else []))
     assert main(["kernels", "--tune", "sum"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"sum.triton +1,048,576 +1 +2.0 1.0", printed) and str(configurations.FILE) in printed.replace(
+    assert re.search(r"sum.triton +1,048,576 +1 +2.0 1.0 inf", printed) and str(configurations.FILE) in printed.replace(
         "\n", ""
     )
     assert main(["kernels", "sum", "--tune", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"kernel": "sum.triton", "size": 1 << 20, "seconds": [2e-6, 1e-6], "best": 1}
+        {"kernel": "sum.triton", "size": 1 << 20, "seconds": [2e-6, 1e-6, None], "best": 1}
     ]
 
 
