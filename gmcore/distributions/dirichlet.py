@@ -94,8 +94,7 @@ class Beta(Distribution):
 
     Notes
     -----
-    A sample is the sigmoid of the difference of the logarithms of two gamma numbers, from one draw of twice the size;
-    its derivative is their implicit one (`gmcore.ops.standard_gamma`).
+    A sample is one of `Dirichlet` with two classes, from one draw of twice the size.
     """
 
     arg_constraints = {"concentration1": constraints.positive, "concentration0": constraints.positive}
@@ -130,7 +129,7 @@ class Beta(Distribution):
         both = ops.stack([self.concentration1, self.concentration0], axis=-1)
         shape = (*self._extended_shape(sample_shape), 2)
         log_gamma = ops.standard_gamma(ops.broadcast_to(both, shape), log=True, generator=generator)
-        return ops.sigmoid(log_gamma[..., 0] - log_gamma[..., 1])
+        return ops.softmax(log_gamma, axis=-1)[..., 0]
 
     def log_prob(self, value: Any) -> Tensor:
         x = self._as_value(value)

@@ -1,0 +1,30 @@
+"""Far out: small and large parameters, tails, the ends of a support."""
+
+import numpy as np
+
+from gmcore import Generator, Tensor, tensor
+from gmcore.distributions import Beta, RelaxedBernoulli
+
+
+def single(x: float | list[float]) -> Tensor:
+    return tensor(np.asarray(x, np.float32))
+
+
+def distance(u: np.ndarray) -> float:
+    """sqrt(n) times Kolmogorov & Smirnov's distance of n numbers from uniform ones: above 2.7 once in 10^6."""
+    u, rank = np.sort(u), np.arange(1, u.size + 1) / u.size
+    return float(np.maximum(rank - u, u - rank + 1 / u.size).max() * np.sqrt(u.size))
+
+
+def test_beta_samples_near_0_keep_their_digits() -> None:
+    x = Beta(single(0.2), single(1.0)).sample((20_000,), Generator(1)).numpy()
+    assert x.min() > 0.0  # x^0.2 is uniform: one in 10^7.6 is below the least number
+    assert distance(x.astype(np.float64) ** 0.2) < 2.7
+
+
+def test_relaxed_samples_near_0_keep_their_digits() -> None:
+    d = RelaxedBernoulli(0.1, logits=single(0.0))
+    x, y = d.base_dist.sample((1000,), Generator(2)).numpy(), d.sample((1000,), Generator(2)).numpy()
+    low = (x < -10.0) & (x > -80.0)
+    assert low.sum() > 100
+    np.testing.assert_allclose(y[low], np.exp(x[low].astype(np.float64)), rtol=1e-4)
