@@ -191,7 +191,7 @@ class NegativeBinomial(Trials):
 
     @property
     def variance(self) -> Tensor:
-        return self.mean / (1.0 - self.probs)
+        return self.mean * (1.0 + ops.exp(self.logits))  # 1 - probs has no digits left where probs are near 1
 
     @property
     def mode(self) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gmcore import Generator, Tensor, tensor
-from gmcore.distributions import Beta, RelaxedBernoulli
+from gmcore.distributions import Beta, NegativeBinomial, RelaxedBernoulli
 
 
 def single(x: float | list[float]) -> Tensor:
@@ -28,3 +28,10 @@ def test_relaxed_samples_near_0_keep_their_digits() -> None:
     low = (x < -10.0) & (x > -80.0)
     assert low.sum() > 100
     np.testing.assert_allclose(y[low], np.exp(x[low].astype(np.float64)), rtol=1e-4)
+
+
+def test_variance_of_many_successes() -> None:
+    np.testing.assert_allclose(
+        NegativeBinomial(single(10.0), logits=single([5.0, 15.0, 20.0])).variance.numpy(),
+        10.0 * np.exp([5.0, 15.0, 20.0]) * (1.0 + np.exp([5.0, 15.0, 20.0])), rtol=1e-5
+    )  # fmt: skip
