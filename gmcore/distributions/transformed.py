@@ -24,14 +24,15 @@ class TransformedDistribution(Distribution):
 
     Parameters
     ----------
-    base_distribution : of x. Where a transform works on more axes than its event has, the last axes of its batch are
+    base_distribution : of x. Its batch is broadcast with the parameters of the transforms, so that each element has
+        noise of its own; and where a transform works on more axes than its event has, the last axes of its batch are
         taken into the event, as by `Independent`.
     transforms : a `Transform`, or a sequence of them, the first to be applied first.
     validate_args : see `Distribution`.
 
     Raises
     ------
-    ArgumentError : something that is no transform.
+    ArgumentError : something that is no transform.  ShapeError : parameters that do not broadcast.
 
     Notes
     -----
@@ -46,13 +47,16 @@ class TransformedDistribution(Distribution):
     ) -> None:
         self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
         self._transform = ComposeTransform(self.transforms)
-        more = self._transform.domain_event_dim - len(base_distribution.event_shape)
+        event = base_distribution.event_shape
+        shape = self._transform.forward_shape(base_distribution.batch_shape + event)
+        needed = self._transform.inverse_shape(shape)
+        if needed != base_distribution.batch_shape + event:
+            base_distribution = base_distribution.expand(needed[: len(needed) - len(event)])
+        more = self._transform.domain_event_dim - len(event)
         self.base_dist = Independent(base_distribution, more) if more > 0 else base_distribution
         self.has_rsample = base_distribution.has_rsample
         self._extra_dims = max(-more, 0)
         """Axes of the base's event over which the transform is elementwise."""
-        base_shape = self.base_dist.batch_shape + self.base_dist.event_shape
-        shape = self._transform.forward_shape(base_shape)
         event_dim = self._transform.codomain_event_dim + self._extra_dims
         split = len(shape) - event_dim
         codomain = self._transform.codomain if self.transforms else self.base_dist.support
@@ -95,10 +99,9 @@ class TransformedDistribution(Distribution):
         return self._transform(self.base_dist.icdf(ops.where(up, value, 1.0 - value)))
 
     def expand(self, batch_shape: Sequence[int]) -> Any:
-        new, base = copy.copy(self), self.base_dist
+        new = copy.copy(self)
         new._batch_shape = tuple(batch_shape)
-        shape = self._transform.inverse_shape(new._batch_shape + self.event_shape)
-        new.base_dist = base.expand(shape[: len(shape) - len(base.event_shape)])
+        new.base_dist = self.base_dist.expand(batch_shape)
         return new
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.constraints import Constraint
-from gmcore.errors import ArgumentError
+from gmcore.errors import ArgumentError, ShapeError
 from gmcore.tensor import Tensor, as_tensor, finfo, on_host
 
 _LOG_2 = math.log(2.0)
@@ -190,6 +190,10 @@ class AffineTransform(Transform):
     ----------
     loc, scale : numbers or tensors that broadcast with x; scale is not 0.
     event_dim : how many last axes belong together.
+
+    Raises
+    ------
+    ShapeError : shapes that do not broadcast, once that of x is known.
     """
 
     def __init__(self, loc: Any, scale: Any, event_dim: int = 0) -> None:
@@ -197,6 +201,15 @@ class AffineTransform(Transform):
         self.domain_event_dim = self.codomain_event_dim = event_dim
         numbers = on_host(as_tensor(scale)._data)
         self.sign = int(np.sign(numbers)) if numbers.ndim == 0 else np.sign(numbers)
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        loc, scale = as_tensor(self.loc).shape, as_tensor(self.scale).shape
+        try:
+            return np.broadcast_shapes(shape, loc, scale)
+        except ValueError:
+            raise ShapeError(f"AffineTransform: loc {loc}, scale {scale} and x {shape} do not broadcast") from None
+
+    inverse_shape = forward_shape
 
     def _call(self, x: Tensor) -> Tensor:
         return self.loc + self.scale * x

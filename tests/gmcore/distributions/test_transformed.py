@@ -21,7 +21,7 @@ from gmcore.distributions import (
     TransformedDistribution,
     Uniform,
 )
-from gmcore.errors import ArgumentError, GraphError
+from gmcore.errors import ArgumentError, GraphError, ShapeError
 
 stats = pytest.importorskip("scipy.stats")
 RNG = np.random.default_rng(0)
@@ -39,6 +39,23 @@ def test_an_affine_normal_is_normal(scale: float) -> None:
     np.testing.assert_allclose(d.cdf(x).numpy(), expected.cdf(x).numpy(), rtol=1e-10)
     np.testing.assert_allclose(d.icdf(0.3).numpy(), expected.icdf(0.3).numpy(), rtol=1e-12)
     assert d.rsample((4,)).shape == (4, 2, 3)
+
+
+def test_parameters_of_a_transform_widen_the_batch() -> None:
+    """Each element has noise of its own."""
+    loc, scale = np.array([1.0, 2.0, 3.0]), np.array([[0.5], [2.0]])
+    d = TransformedDistribution(Normal(0.0, 1.0), [AffineTransform(loc, 1.0), AffineTransform(0.0, scale)])
+    assert d.batch_shape == (2, 3) and d.event_shape == ()
+    noise = (d.sample((2000,), Generator(1)).numpy() / scale - loc).reshape(2000, 6)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(6)).max() < 5 / np.sqrt(2000)
+    np.testing.assert_allclose(d.log_prob(np.ones((2, 3))).numpy(), stats.norm(scale * loc, scale).logpdf(1.0))
+    assert d.expand((4, 2, 3)).sample().shape == (4, 2, 3)
+    with pytest.raises(ShapeError):
+        d.expand((3,))
+    back = TransformedDistribution(Normal(0.0, 1.0), AffineTransform(loc, 2.0).inv)
+    assert back.batch_shape == (3,) and np.unique(back.sample((), Generator(1)).numpy() * 2 + loc).size == 3
+    with pytest.raises(ShapeError, match=r"AffineTransform: loc \(3,\), scale \(\) and x \(2,\) do not broadcast"):
+        TransformedDistribution(Normal(np.zeros(2), 1.0), AffineTransform(loc, 2.0))
 
 
 def test_stick_breaking_takes_an_axis_of_the_batch() -> None:
