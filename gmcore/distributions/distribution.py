@@ -189,6 +189,12 @@ class Distribution(ABC):
             setattr(new, name, ops.broadcast_to(x, batch_shape + x.shape[len(self.batch_shape) :]))
         return new
 
+    def _unchecked(self) -> Any:
+        """The same distribution, which takes values outside its support."""
+        new = copy.copy(self)
+        new._validate_args = False
+        return new
+
     def _no_formula(self, name: str, estimate: str) -> ArgumentError:
         return ArgumentError(
             f"{type(self).__name__} has no closed form of its {name}; estimate it, by {estimate} "

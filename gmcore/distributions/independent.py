@@ -70,6 +70,11 @@ class Independent(Distribution):
     def entropy(self) -> Tensor:
         return self._sum(self.base_dist.entropy())
 
+    def _unchecked(self) -> Any:
+        new = super()._unchecked()
+        new.base_dist = self.base_dist._unchecked()
+        return new
+
     def expand(self, batch_shape: Sequence[int]) -> Independent:
         inner = self.base_dist.batch_shape[len(self.batch_shape) :]
         base = self.base_dist.expand((*batch_shape, *inner))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +52,7 @@ class MixtureSameFamily(Distribution):
                 f"{component_distribution.batch_shape}; expected (..., {classes})"
             )
         self.mixture_distribution, self.component_distribution = mixture_distribution, component_distribution
+        self._components = component_distribution._unchecked()  # a value may be outside the support of some of them
         inside = component_distribution.support
         self.support = Constraint(
             inside.name,
@@ -79,24 +79,17 @@ class MixtureSameFamily(Distribution):
         apart = means - ops.expand_dims(self.mean, -1 - len(self.event_shape))
         return self._average(self.component_distribution.variance + ops.square(apart))
 
-    @property
-    def _unchecked_components(self) -> Distribution:
-        """A value may be outside the support of some of them."""
-        components = copy.copy(self.component_distribution)
-        components._validate_args = False
-        return components
-
     def _each(self, value: Any) -> Tensor:
         """The value once for each component, on an axis before the event's."""
         return ops.expand_dims(self._as_value(value), -1 - len(self.event_shape))
 
     def log_prob(self, value: Any) -> Tensor:
         """log sum_k probs_k p_k(value)."""
-        log_p = self._unchecked_components.log_prob(self._each(value))
+        log_p = self._components.log_prob(self._each(value))
         return ops.logsumexp(self.mixture_distribution.logits + log_p, axis=-1)
 
     def cdf(self, value: Any) -> Tensor:
-        below = self._unchecked_components.cdf(self._each(value))
+        below = self._components.cdf(self._each(value))
         return ops.sum(self.mixture_distribution.probs * below, axis=-1)
 
     def sample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:

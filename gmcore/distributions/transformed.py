@@ -98,6 +98,11 @@ class TransformedDistribution(Distribution):
         up = value.beside(np.broadcast_to(increasing, shape))
         return self._transform(self.base_dist.icdf(ops.where(up, value, 1.0 - value)))
 
+    def _unchecked(self) -> Any:
+        new = super()._unchecked()
+        new.base_dist = self.base_dist._unchecked()
+        return new
+
     def expand(self, batch_shape: Sequence[int]) -> Any:
         new = copy.copy(self)
         new._batch_shape = tuple(batch_shape)

@@ -157,6 +157,12 @@ def test_mixture_of_intervals_takes_what_one_of_them_takes() -> None:
     np.testing.assert_allclose(np.exp(d.log_prob([0.5, 3.0]).numpy()), [0.25, 0.375], rtol=1e-14)
     with pytest.raises(ArgumentError, match="MixtureSameFamily: value must be between"):
         d.log_prob(1.5)
+    boxes = Uniform(np.array([[0.0, 0.0], [2.0, 2.0]]), np.array([[1.0, 1.0], [4.0, 4.0]]))
+    of_vectors = MixtureSameFamily(Categorical(np.array([0.25, 0.75])), Independent(boxes, 1))
+    np.testing.assert_allclose(np.exp(of_vectors.log_prob([0.5, 0.5]).numpy()), 0.25, rtol=1e-14)
+    scaled = TransformedDistribution(boxes, AffineTransform(0.0, 2.0))
+    of_scaled = MixtureSameFamily(Categorical(np.array([0.25, 0.75])), Independent(scaled, 1))
+    np.testing.assert_allclose(np.exp(of_scaled.log_prob([5.0, 5.0]).numpy()), 0.75 / 16, rtol=1e-14)
 
 
 def test_mixture_errors() -> None:
