@@ -91,17 +91,20 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 # -- two of one kind --------------------------------------------------------------------------------------------
 @register_kl(Normal, Normal)
 def kl_normal_normal(p: Normal, q: Normal) -> Tensor:
-    """(s_p^2 / s_q^2 + (m_p - m_q)^2 / s_q^2 - 1 - log s_p^2 / s_q^2) / 2."""
-    variance_ratio = ops.square(p.scale / q.scale)
+    """(s_p^2 / s_q^2 + (m_p - m_q)^2 / s_q^2 - 1) / 2 - log s_p / s_q."""
     distance = ops.square((p.loc - q.loc) / q.scale)
-    return 0.5 * (variance_ratio + distance - 1.0 - ops.log(variance_ratio))
+    return 0.5 * distance + _kl_of_scales(p.scale / q.scale)
+
+
+def _kl_of_scales(ratio: Tensor) -> Tensor:
+    """That of two normal numbers of one mean, with the ratio of their scales, whose square may be too small."""
+    return 0.5 * (ops.square(ratio) - 1.0) - ops.log(ratio)
 
 
 @register_kl(HalfNormal, HalfNormal)
 def kl_half_normal_half_normal(p: HalfNormal, q: HalfNormal) -> Tensor:
     """As of normal ones of mean 0: both densities are doubled."""
-    variance_ratio = ops.square(p.scale / q.scale)
-    return 0.5 * (variance_ratio - 1.0 - ops.log(variance_ratio))
+    return _kl_of_scales(p.scale / q.scale)
 
 
 @register_kl(LogNormal, LogNormal)
@@ -190,8 +193,8 @@ def kl_laplace_laplace(p: Laplace, q: Laplace) -> Tensor:
 @register_kl(Cauchy, Cauchy)
 def kl_cauchy_cauchy(p: Cauchy, q: Cauchy) -> Tensor:
     """log(((s_p + s_q)^2 + (m_p - m_q)^2) / (4 s_p s_q)): Chyzak & Nielsen 2019."""
-    squares = ops.square(p.scale + q.scale) + ops.square(p.loc - q.loc)
-    return ops.log(squares) - ops.log(4.0 * p.scale * q.scale)
+    ratio, apart = p.scale / q.scale, p.loc - q.loc  # scales have squares that are no numbers before their ratio has
+    return ops.log(0.25 * (ratio + 1.0 / ratio + apart / p.scale * (apart / q.scale)) + 0.5)
 
 
 @register_kl(InverseGamma, InverseGamma)
@@ -258,7 +261,7 @@ def _mean_log(p: Any) -> Tensor:
         return ops.digamma(p.concentration1) - ops.digamma(p.concentration1 + p.concentration0)
     if isinstance(p, LogNormal):
         return p.loc
-    shape = p.concentration if isinstance(p, Gamma) else ops.broadcast_to(tensor(1.0, p.rate.dtype), p.rate.shape)
+    shape = p.concentration if isinstance(p, Gamma) else p.rate.new_ones(p.rate.shape)
     return ops.digamma(shape) - ops.log(p.rate)
 
 
@@ -273,16 +276,17 @@ def kl_to_gamma(p: Distribution, q: Gamma) -> Tensor:
     return cross - p.entropy()
 
 
-def _laplace_transform(p: Any, t: Tensor) -> Tensor:
-    """E_p[exp(-t x)] for t > 0."""
+def _laplace_transform(p: Any, t: Tensor, m: Tensor) -> Tensor:
+    """E_p[exp(-t (x - m))] for t > 0, by one exponential: those of its factors may be no numbers."""
     if isinstance(p, Normal):
-        return ops.exp(0.5 * ops.square(t * p.scale) - t * p.loc)
+        return ops.exp(0.5 * ops.square(t * p.scale) - t * (p.loc - m))
     if isinstance(p, Gumbel):
-        return ops.exp(ops.lgamma(1.0 + t * p.scale) - t * p.loc)
+        return ops.exp(ops.lgamma(1.0 + t * p.scale) - t * (p.loc - m))
     if isinstance(p, Uniform):
-        return (ops.exp(-t * p.low) - ops.exp(-t * p.high)) / (t * (p.high - p.low))
+        length = t * (p.high - p.low)
+        return ops.exp(-t * (p.low - m)) * (-ops.expm1(-length) / length)
     shape = p.concentration if isinstance(p, Gamma) else 1.0
-    return ops.exp(-shape * ops.log1p(t / p.rate))
+    return ops.exp(t * m - shape * ops.log1p(t / p.rate))
 
 
 @register_kl(Exponential, Gumbel)
@@ -291,8 +295,8 @@ def _laplace_transform(p: Any, t: Tensor) -> Tensor:
 @register_kl(Normal, Gumbel)
 @register_kl(Uniform, Gumbel)
 def kl_to_gumbel(p: Distribution, q: Gumbel) -> Tensor:
-    """The cross entropy is log s + (mean p - m) / s + exp(m / s) E_p[exp(-x / s)]."""
-    tail = ops.exp(q.loc / q.scale) * _laplace_transform(p, 1.0 / q.scale)
+    """The cross entropy is log s + (mean p - m) / s + E_p[exp(-(x - m) / s)]."""
+    tail = _laplace_transform(p, 1.0 / q.scale, q.loc)
     return ops.log(q.scale) + (p.mean - q.loc) / q.scale + tail - p.entropy()
 
 

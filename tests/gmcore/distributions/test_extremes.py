@@ -1,9 +1,25 @@
 """Far out: small and large parameters, tails, the ends of a support."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from gmcore import Generator, Tensor, tensor
-from gmcore.distributions import Beta, NegativeBinomial, RelaxedBernoulli
+from gmcore.distributions import (
+    Beta,
+    Cauchy,
+    Gamma,
+    Gumbel,
+    HalfNormal,
+    NegativeBinomial,
+    Normal,
+    RelaxedBernoulli,
+    Uniform,
+    kl_divergence,
+)
+
+stats = pytest.importorskip("scipy.stats")
 
 
 def single(x: float | list[float]) -> Tensor:
@@ -35,3 +51,25 @@ def test_variance_of_many_successes() -> None:
         NegativeBinomial(single(10.0), logits=single([5.0, 15.0, 20.0])).variance.numpy(),
         10.0 * np.exp([5.0, 15.0, 20.0]) * (1.0 + np.exp([5.0, 15.0, 20.0])), rtol=1e-5
     )  # fmt: skip
+
+
+# Terms of up to 100 times what is left of them.
+@pytest.mark.parametrize(
+    ("p", "q", "expected"),
+    [
+        (Normal(single(0.0), single(1e-25)), Normal(single(0.0), single(1.0)), 25 * np.log(10) - 0.5),
+        (HalfNormal(single(1e-25)), HalfNormal(single(1.0)), 25 * np.log(10) - 0.5),
+        (Cauchy(single(0.0), single(1e-25)), Cauchy(single(1e-25), single(1e-25)), np.log(1.25)),
+        (Cauchy(single(0.0), single(1e25)), Cauchy(single(1e25), single(1e25)), np.log(1.25)),
+        (Gumbel(single(100.0), single(1.0)), Gumbel(single(100.0), single(1.0)), 0.0),
+        (Gumbel(single(-100.0), single(1.0)), Gumbel(single(-100.0), single(1.0)), 0.0),
+        (Normal(single(100.0), single(1.0)), Gumbel(single(100.0), single(1.0)),
+         np.exp(0.5) - 0.5 * np.log(2 * np.pi) - 0.5),
+        (Uniform(single(-100.0), single(-98.0)), Gumbel(single(-100.0), single(1.0)),
+         1.0 + 0.5 * (1.0 - np.exp(-2.0)) - np.log(2.0)),
+        (Gamma(single(100.0), single(1.0)), Gumbel(single(100.0), single(1.0)),
+         np.exp(100.0 - 100.0 * np.log(2.0)) - stats.gamma(100.0).entropy()),
+    ],
+)  # fmt: skip
+def test_divergences_of_numbers_far_out(p: Any, q: Any, expected: float) -> None:
+    assert kl_divergence(p, q).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
