@@ -11,6 +11,7 @@ import numpy as np
 from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.distribution import Derived, Distribution, broadcast_all
+from gmcore.distributions.location_scale import log1p_of_square
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, tensor
 
@@ -196,7 +197,8 @@ class Exponential(Distribution):
         return -ops.expm1(-self.rate * self._as_value(value))
 
     def icdf(self, value: Any) -> Tensor:
-        return -ops.log1p(-self._as_probability(value)) / self.rate
+        with np.errstate(divide="ignore"):  # infinite for 1
+            return -ops.log1p(-self._as_probability(value)) / self.rate
 
 
 class StudentT(Distribution):
@@ -252,7 +254,7 @@ class StudentT(Distribution):
 
     def log_prob(self, value: Any) -> Tensor:
         z = (self._as_value(value) - self.loc) / self.scale
-        return -0.5 * (self.df + 1.0) * ops.log1p(ops.square(z) / self.df) - self._log_normaliser()
+        return -0.5 * (self.df + 1.0) * log1p_of_square(z / ops.sqrt(self.df)) - self._log_normaliser()
 
     def _log_normaliser(self) -> Tensor:
         """log of scale sqrt(pi df) Gamma(df / 2) / Gamma((df + 1) / 2)."""

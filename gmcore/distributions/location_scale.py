@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.distribution import Distribution, broadcast_all
@@ -88,7 +90,8 @@ class LocationScale(Distribution):
         return self.distribution_function(self._standard(value))
 
     def icdf(self, value: Any) -> Tensor:
-        return self.loc + self.scale * self.quantile(self._as_probability(value))
+        with np.errstate(divide="ignore"):  # infinite for 0 and 1
+            return self.loc + self.scale * self.quantile(self._as_probability(value))
 
 
 class Laplace(LocationScale):
@@ -169,12 +172,22 @@ class Cauchy(LocationScale):
 
     @staticmethod
     def log_density(z: Tensor) -> Tensor:
-        return -ops.log1p(ops.square(z)) - math.log(math.pi)
+        return -log1p_of_square(z) - math.log(math.pi)
 
     @staticmethod
     def distribution_function(z: Tensor) -> Tensor:
-        return 0.5 + ops.arctan(z) / math.pi
+        return ops.arctan2(1.0, -z) / math.pi  # 1/2 + arctan(z) / pi has no digits left far below
 
     @staticmethod
     def quantile(u: Tensor) -> Tensor:
-        return ops.tan(math.pi * (u - 0.5))
+        low = ops.less(u, 0.5)
+        size = 1.0 / ops.tan(math.pi * ops.where(low, u, 1.0 - u))
+        return ops.where(low, -size, size)
+
+
+def log1p_of_square(z: Tensor) -> Tensor:
+    """log(1 + z^2), also where z^2 is too large for a number."""
+    far = ops.greater(ops.absolute(z), 1.0)
+    near, beyond = ops.where(far, 0.0, z), ops.where(far, z, 1.0)
+    above = 2.0 * ops.log(ops.absolute(beyond)) + ops.log1p(ops.square(1.0 / beyond))
+    return ops.where(far, above, ops.log1p(ops.square(near)))

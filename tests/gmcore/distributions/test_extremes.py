@@ -5,16 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmcore import Generator, Tensor, tensor
+from gmcore import Generator, Tensor, grad, ops, tensor
 from gmcore.distributions import (
     Beta,
     Cauchy,
+    Exponential,
     Gamma,
     Gumbel,
     HalfNormal,
+    Laplace,
     NegativeBinomial,
     Normal,
     RelaxedBernoulli,
+    StudentT,
     Uniform,
     kl_divergence,
 )
@@ -22,7 +25,7 @@ from gmcore.distributions import (
 stats = pytest.importorskip("scipy.stats")
 
 
-def single(x: float | list[float]) -> Tensor:
+def single(x: Any) -> Tensor:
     return tensor(np.asarray(x, np.float32))
 
 
@@ -73,3 +76,25 @@ def test_variance_of_many_successes() -> None:
 )  # fmt: skip
 def test_divergences_of_numbers_far_out(p: Any, q: Any, expected: float) -> None:
     assert kl_divergence(p, q).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_heavy_tails() -> None:
+    x = tensor(np.float32([1e15, -1e25, 1e35]), requires_grad=True)
+    for d, df in ((Cauchy(single(0.0), single(1.0)), 1.0), (StudentT(single(0.1)), 0.1)):
+        log_prob = d.log_prob(x)
+        exact = stats.t(df).logpdf(x.detach().numpy().astype(np.float64))
+        np.testing.assert_allclose(log_prob.detach().numpy(), exact, rtol=1e-6)
+        (slope,) = grad(ops.sum(log_prob), [x])
+        np.testing.assert_allclose(slope.numpy(), -(df + 1) / x.detach().numpy().astype(np.float64), rtol=1e-6)
+
+
+def test_quantiles_of_small_probabilities() -> None:
+    d, p = Cauchy(single(0.0), single(1.0)), np.array([1e-30, 1e-9, 0.25, 0.5, 0.75])
+    x = d.icdf(single(p))
+    np.testing.assert_allclose(x.numpy(), -1.0 / np.tan(np.pi * p), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(d.cdf(x).numpy(), p, rtol=1e-5)
+
+
+def test_quantiles_at_the_ends() -> None:
+    for d, low in ((Cauchy(0.0, 1.0), -np.inf), (Laplace(0.0, 1.0), -np.inf), (Exponential(1.0), 0.0)):
+        np.testing.assert_array_equal(d.icdf([0.0, 1.0]).numpy(), [low, np.inf])
