@@ -136,14 +136,14 @@ def _poisson_number(rate, key, element):
         w0, w1, w2, w3 = attempt_words(key, element, t)
         u, v = wide_uniform(w0, w1) - 0.5, wide_uniform(w2, w3)
         s = 0.5 - abs(u)
-        k = math.floor((2.0 * a / s + b) * u + rate + 0.43)
+        k = np.floor((2.0 * a / s + b) * u + rate + 0.43)
         if s >= 0.07 and v <= squeeze:
-            return float(k)
+            return k
         if k < 0 or (s < 0.013 and v > s):
             continue
         # rate^k e^-rate / k! is the factor of the incomplete gamma function.
-        if v * alpha / (a / (s * s) + b) <= _factor(float(k), rate):
-            return float(k)
+        if v * alpha / (a / (s * s) + b) <= _factor(k, rate):
+            return k
     return math.nan
 
 
@@ -167,7 +167,7 @@ def _binomial_factor(k, n, p):
 @jitable
 def _binomial_number(n, p, key, element):
     """For p <= 1/2."""
-    if not (0.0 <= n < math.inf and n == math.floor(n) and p >= 0.0):
+    if not (0.0 <= n < math.inf and n == np.floor(n) and p >= 0.0):
         return math.nan
     if n * p < INVERSION_BELOW:
         w0, w1, _, _ = attempt_words(key, element, 0)
@@ -183,16 +183,16 @@ def _binomial_number(n, p, key, element):
     b = 1.15 + 2.53 * spread
     a = -0.0873 + 0.0248 * b + 0.01 * p
     alpha, squeeze = (2.83 + 5.1 / b) * spread, 0.92 - 4.2 / b
-    most = _binomial_factor(math.floor((n + 1.0) * p), n, p)
+    most = _binomial_factor(np.floor((n + 1.0) * p), n, p)
     for t in range(MOST_ATTEMPTS):
         w0, w1, w2, w3 = attempt_words(key, element, t)
         u, v = wide_uniform(w0, w1) - 0.5, wide_uniform(w2, w3)
         s = 0.5 - abs(u)
-        k = math.floor((2.0 * a / s + b) * u + n * p + 0.5)
+        k = np.floor((2.0 * a / s + b) * u + n * p + 0.5)
         if s >= 0.07 and v <= squeeze:
-            return float(k)
-        if 0 <= k <= n and v * alpha / (a / (s * s) + b) <= _binomial_factor(float(k), n, p) / most:
-            return float(k)
+            return k
+        if 0 <= k <= n and v * alpha / (a / (s * s) + b) <= _binomial_factor(k, n, p) / most:
+            return k
     return math.nan
 
 
