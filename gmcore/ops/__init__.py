@@ -154,7 +154,6 @@ from gmcore.ops.loss import (
     nll_loss,
     poisson_nll_loss,
     smooth_l1_loss,
-    xlogy,
 )
 from gmcore.ops.norm import batch_norm, group_norm, layer_norm, rms_norm, standardize
 from gmcore.ops.pooling import (
@@ -197,7 +196,20 @@ from gmcore.ops.shape import (
     transpose,
 )
 from gmcore.ops.softmax import log_softmax, softmax, softmin
-from gmcore.ops.special import digamma, erf, erfc, erfcx, erfinv, gammainc, lgamma, log_ndtr, ndtr, ndtri, polygamma
+from gmcore.ops.special import (
+    digamma,
+    erf,
+    erfc,
+    erfcx,
+    erfinv,
+    gammainc,
+    lgamma,
+    log_ndtr,
+    ndtr,
+    ndtri,
+    polygamma,
+    xlogy,
+)
 
 __all__ = [
     "ACTIVATIONS",

@@ -27,7 +27,6 @@ from gmcore.ops.elementwise import (
     log1p,
     maximum,
     multiply,
-    positive,
     real,
     relu,
     sigmoid,
@@ -40,6 +39,7 @@ from gmcore.ops.random import straight_through
 from gmcore.ops.reduce import mean, normalize_axis, sum
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
+from gmcore.ops.special import xlogy
 from gmcore.tensor import Array, Tensor, as_tensor, is_floating
 from gmcore.watch import computed, computed_tensor
 from gmkernels.arrays import namespace, on_gpu
@@ -100,31 +100,6 @@ def _broadcasts(name: str, argument: str, x: Tensor, to: Tensor) -> Tensor:
             f"{name}: {argument} {x.shape} does not broadcast to input {to.shape} (called at {user_line()})"
         )
     return x
-
-
-def _xlogy_examples(rng: np.random.Generator) -> Iterator[Example]:
-    for a, b in (((), ()), ((0,), ()), ((4,), (4,)), ((2, 1), (1, 3))):
-        yield (real(rng, a), positive(rng, b)), {}
-
-
-def _xlogy_forward(x: Any, y: Any) -> Any:
-    return x * np.log(np.where((x == 0) & (y == 0), y.dtype.type(1), y))
-
-
-def _xlogy_slope(x: Tensor, y: Tensor) -> Tensor:
-    """x / y, and 0 where both are 0."""
-    return x / where(where(equal(x, 0.0), equal(y, 0.0), False), 1.0, y)
-
-
-xlogy = Op(
-    "xlogy",
-    "x y",
-    forward=_xlogy_forward,
-    vjp=[lambda g, y: g * log(y), lambda g, x, y: g * _xlogy_slope(x, y)],
-    formula="x log y, and 0 where both are 0; there, its slope in x is minus infinity and in y is taken as 0",
-    broadcast=True,
-    examples=_xlogy_examples,
-)
 
 
 # -- binary targets ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gmcore.ops.elementwise import (
     _binary_examples,
     _unary_examples,
     between_integers,
+    equal,
     exp,
     less,
     log,
@@ -153,10 +154,37 @@ def digamma(x: Any) -> Tensor:
     return _polygamma(x, n=0)
 
 
+# -- x log y -------------------------------------------------------------------------------------------------
+def _xlogy_examples(rng: np.random.Generator) -> Iterator[Example]:
+    for a, b in (((), ()), ((0,), ()), ((4,), (4,)), ((2, 1), (1, 3))):
+        yield (real(rng, a), positive(rng, b)), {}
+
+
+def _xlogy_forward(x: Any, y: Any) -> Any:
+    return x * np.log(np.where((x == 0) & (y == 0), y.dtype.type(1), y))
+
+
+def _xlogy_slope(x: Tensor, y: Tensor) -> Tensor:
+    """x / y, and 0 where both are 0."""
+    return x / where(where(equal(x, 0.0), equal(y, 0.0), False), 1.0, y)
+
+
+xlogy = Op(
+    "xlogy",
+    "x y",
+    forward=_xlogy_forward,
+    vjp=[lambda g, y: g * log(y), lambda g, x, y: g * _xlogy_slope(x, y)],
+    formula="x log y, and 0 where both are 0; there, its slope in x is minus infinity and in y is taken as 0",
+    broadcast=True,
+    examples=_xlogy_examples,
+)
+
+
 # -- the incomplete gamma function ----------------------------------------------------------------------------
 def _gamma_density(a: Tensor, x: Tensor) -> Tensor:
     """x^(a-1) e^-x / Gamma(a), the derivative of P(a, x) in x."""
-    return exp((a - 1.0) * log(x) - x - lgamma(a))
+    with np.errstate(divide="ignore"):  # at x = 0
+        return exp(xlogy(a - 1.0, x) - x - lgamma(a))
 
 
 _gammainc_grad_a = Op(

@@ -98,3 +98,10 @@ def test_quantiles_of_small_probabilities() -> None:
 def test_quantiles_at_the_ends() -> None:
     for d, low in ((Cauchy(0.0, 1.0), -np.inf), (Laplace(0.0, 1.0), -np.inf), (Exponential(1.0), 0.0)):
         np.testing.assert_array_equal(d.icdf([0.0, 1.0]).numpy(), [low, np.inf])
+
+
+@pytest.mark.parametrize(("a", "density"), [(0.5, np.inf), (1.0, 1.0), (2.0, 0.0)])
+def test_the_slope_of_a_distribution_function_where_it_begins(a: float, density: float) -> None:
+    x = tensor(np.array(0.0), requires_grad=True)
+    (slope,) = grad(Gamma(np.array(a), np.array(1.0)).cdf(x), [x])
+    assert slope.item() == density
