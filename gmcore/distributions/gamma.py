@@ -239,7 +239,7 @@ class StudentT(Distribution):
         exists = ops.greater(self.df, 2.0)
         df = ops.where(exists, self.df, 3.0)
         finite = ops.square(self.scale) * df / (df - 2.0)
-        return ops.where(exists, finite, np.where(self.df._data > 1, np.inf, np.nan).astype(df.dtype))
+        return ops.where(exists, finite, ops.where(ops.greater(self.df, 1.0), math.inf, self.df.new_full((), math.nan)))
 
     @property
     def mode(self) -> Tensor:

@@ -23,7 +23,8 @@ from gmcore.distributions.normal import Normal
 from gmcore.distributions.transformed import LogNormal
 from gmcore.distributions.uniform import Uniform
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.tensor import Tensor, tensor
+from gmcore.tensor import Array, Tensor, tensor
+from gmcore.watch import computed
 
 Divergence = Callable[[Any, Any], Tensor]
 
@@ -119,6 +120,11 @@ def kl_bernoulli_bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
     return p.cross_entropy(q) - p.entropy()
 
 
+def _check_totals(n_p: Array, n_q: Array) -> None:
+    if (n_p < n_q).any():
+        raise ArgumentError("kl_divergence of two Binomial: no closed form where total_count of p is below that of q")
+
+
 @register_kl(Binomial, Binomial)
 def kl_binomial_binomial(p: Binomial, q: Binomial) -> Tensor:
     """That of as many trials; infinite where p has more than q.
@@ -127,8 +133,7 @@ def kl_binomial_binomial(p: Binomial, q: Binomial) -> Tensor:
     ------
     ArgumentError : p with fewer trials than q somewhere, of which there is no closed form.
     """
-    if np.any(p.total_count._data < q.total_count._data):
-        raise ArgumentError("kl_divergence of two Binomial: no closed form where total_count of p is below that of q")
+    computed(_check_totals, p.total_count._data, q.total_count._data)
     failures = 1.0 - p.probs
     trial = p._log_powers(p.probs, failures) - q._log_powers(p.probs, failures)
     return ops.where(ops.greater(p.total_count, q.total_count), np.inf, p.total_count * trial)

@@ -77,26 +77,26 @@ class TransformedDistribution(Distribution):
             jacobian = ops.sum(jacobian, axis=tuple(range(-self._extra_dims, 0)))
         return self.base_dist.log_prob(x) - jacobian
 
-    def _monotone(self, name: str) -> Any:
+    def _increasing(self, name: str, like: Tensor) -> Tensor:
+        """Whether the function increases, where `like` is."""
         sign = self._transform.sign
         if sign is None or self.event_shape:
             raise ArgumentError(
                 f"{type(self).__name__} has no closed form of its {name}; expected elementwise monotone transforms "
                 f"(called at {user_line()})"
             )
-        return np.asarray(sign) > 0
+        return ops.greater(sign if isinstance(sign, Tensor) else like.beside(np.asarray(sign)), 0)
 
     def cdf(self, value: Any) -> Tensor:
-        increasing = self._monotone("cdf")
-        below = self.base_dist.cdf(self._transform._inverse(self._as_value(value)))
-        return ops.where(below.beside(np.broadcast_to(increasing, below.shape)), below, 1.0 - below)
+        value = self._as_value(value)
+        increasing = self._increasing("cdf", value)
+        below = self.base_dist.cdf(self._transform._inverse(value))
+        return ops.where(increasing, below, 1.0 - below)
 
     def icdf(self, value: Any) -> Tensor:
-        increasing = self._monotone("icdf")
         value = self._as_probability(value)
-        shape = np.broadcast_shapes(value.shape, np.shape(increasing))
-        up = value.beside(np.broadcast_to(increasing, shape))
-        return self._transform(self.base_dist.icdf(ops.where(up, value, 1.0 - value)))
+        increasing = self._increasing("icdf", value)
+        return self._transform(self.base_dist.icdf(ops.where(increasing, value, 1.0 - value)))
 
     def _unchecked(self) -> Any:
         new = super()._unchecked()

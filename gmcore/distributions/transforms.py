@@ -13,7 +13,7 @@ from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.constraints import Constraint
 from gmcore.errors import ArgumentError, ShapeError
-from gmcore.tensor import Tensor, as_tensor, finfo, on_host
+from gmcore.tensor import Tensor, as_tensor, finfo
 
 _LOG_2 = math.log(2.0)
 
@@ -25,7 +25,7 @@ class Transform(ABC):
     ----------
     domain, codomain : the `Constraint` on x, and on y.
     domain_event_dim, codomain_event_dim : how many last axes of x, and of y, belong together; 0: elementwise.
-    sign : 1 or -1 for an increasing or decreasing elementwise function, None for others.
+    sign : 1 or -1, or a tensor of them, for an increasing or decreasing elementwise function, None for others.
 
     Notes
     -----
@@ -140,11 +140,7 @@ class ComposeTransform(Transform):
         signs = [part.sign for part in self.parts]
         if any(sign is None for sign in signs):
             return None
-        return (
-            math.prod(signs)
-            if all(isinstance(sign, int) for sign in signs)
-            else np.prod(np.broadcast_arrays(*signs), 0)
-        )
+        return math.prod(signs)
 
     def _call(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -199,8 +195,7 @@ class AffineTransform(Transform):
     def __init__(self, loc: Any, scale: Any, event_dim: int = 0) -> None:
         self.loc, self.scale = loc, scale
         self.domain_event_dim = self.codomain_event_dim = event_dim
-        numbers = on_host(as_tensor(scale)._data)
-        self.sign = int(np.sign(numbers)) if numbers.ndim == 0 else np.sign(numbers)
+        self.sign = ops.sign(scale) if hasattr(scale, "dtype") else int(np.sign(scale))
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         loc, scale = as_tensor(self.loc).shape, as_tensor(self.scale).shape

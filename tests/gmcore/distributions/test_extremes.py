@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmcore import Generator, Tensor, grad, ops, tensor
+from gmcore import Generator, Tensor, capture, grad, ops, tensor
 from gmcore.distributions import (
     Beta,
     Cauchy,
@@ -105,3 +105,9 @@ def test_the_slope_of_a_distribution_function_where_it_begins(a: float, density:
     x = tensor(np.array(0.0), requires_grad=True)
     (slope,) = grad(Gamma(np.array(a), np.array(1.0)).cdf(x), [x])
     assert slope.item() == density
+
+
+def test_a_captured_step_sees_which_variances_exist() -> None:
+    step = capture(lambda df: StudentT(df).variance)
+    found = [step(tensor(np.array(df))).item() for df in (4.0, 4.0, 4.0, 1.5, 0.5)]
+    np.testing.assert_array_equal(found, [2.0, 2.0, 2.0, np.inf, np.nan])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmcore import Generator, distributions, gradcheck, tensor
+from gmcore import Generator, capture, distributions, gradcheck, tensor
 from gmcore.distributions import Bernoulli, Normal, kl_divergence, register_kl
 from gmcore.distributions import kl as kl_module
 from gmcore.errors import ArgumentError, ShapeError
@@ -164,6 +164,13 @@ def test_sizes_that_differ_are_refused():
     with pytest.raises(ArgumentError, match="no closed form where total_count of p is below"):
         kl_divergence(p, q)
     assert kl_divergence(q, p).item() == np.inf
+
+
+def test_a_captured_step_looks_at_the_totals():
+    step = capture(lambda n: kl_divergence(distributions.Binomial(n, np.float64(0.5)), distributions.Binomial(4, 0.25)))
+    assert step(tensor(4.0)).item() == step(tensor(4.0)).item() == step(tensor(4.0)).item() > 0.0
+    with pytest.raises(ArgumentError, match="no closed form where total_count of p is below"):
+        step(tensor(3.0))
 
 
 def test_gradients_of_order_two():

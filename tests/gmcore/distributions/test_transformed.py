@@ -58,6 +58,15 @@ def test_parameters_of_a_transform_widen_the_batch() -> None:
         TransformedDistribution(Normal(np.zeros(2), 1.0), AffineTransform(loc, 2.0))
 
 
+def test_a_captured_step_sees_whether_a_scale_is_negative() -> None:
+    def step(scale: Any) -> Any:
+        return TransformedDistribution(Normal(np.zeros(2), 1.0), AffineTransform(0.0, scale)).cdf(np.ones(2))
+
+    captured = gmcore.capture(step)
+    for scale in (2.0, 2.0, 2.0, -2.0):
+        np.testing.assert_allclose(captured(gmcore.tensor(np.array(scale))).numpy(), stats.norm.cdf([0.5, 0.5]))
+
+
 def test_stick_breaking_takes_an_axis_of_the_batch() -> None:
     """The density of the logistic-normal distribution integrates to 1 over the simplex of two."""
     d = TransformedDistribution(Normal(LOC, SCALE), StickBreakingTransform())
