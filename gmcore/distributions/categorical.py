@@ -12,6 +12,7 @@ from gmcore.distributions import constraints
 from gmcore.distributions.constraints import Constraint
 from gmcore.distributions.distribution import Derived, Distribution, broadcast_all
 from gmcore.errors import ArgumentError, ShapeError
+from gmcore.ops.shape import as_shape
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, no_grad, tensor
 
@@ -70,7 +71,7 @@ class Classes(Distribution):
 
         In float64, so that a float32 parameter has all its classes.
         """
-        shape = (*_as_shape(sample_shape), *self.batch_shape)
+        shape = (*as_shape(sample_shape), *self.batch_shape)
         with no_grad():
             up_to = ops.cumsum(ops.cast(self.probs, "float64"), axis=-1)
             u = ops.expand_dims(ops.uniform(shape, dtype="float64", device=self._device, generator=generator), -1)
@@ -80,10 +81,6 @@ class Classes(Distribution):
         """-sum_k probs_k log probs_k, with 0 log 0 = 0."""
         probs = self.probs
         return -ops.sum(probs * ops.where(ops.equal(probs, 0.0), 0.0, self.logits), axis=-1)
-
-
-def _as_shape(sample_shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
 
 
 class Categorical(Classes):

@@ -13,6 +13,7 @@ from gmcore import ops
 from gmcore.distributions.constraints import Constraint, is_fixed, unit_interval
 from gmcore.errors import ArgumentError, DeviceError, DtypeError, GraphError, ShapeError
 from gmcore.op import user_line
+from gmcore.ops.shape import as_shape
 from gmcore.random import Generator
 from gmcore.tensor import Array, Tensor, as_tensor, is_floating, no_grad, on_host, tensor
 from gmcore.watch import computed
@@ -203,8 +204,7 @@ class Distribution(ABC):
 
     # -- for subclasses --------------------------------------------------------------------------------
     def _extended_shape(self, sample_shape: int | Sequence[int]) -> Shape:
-        sample_shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        return (*sample_shape, *self.batch_shape, *self.event_shape)
+        return (*as_shape(sample_shape), *self.batch_shape, *self.event_shape)
 
     def _as_value(self, value: Any) -> Tensor:
         """`value` as a tensor of the parameters' dtype if it is not floating, checked."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gmcore import ops
 from gmcore.distributions import constraints
 from gmcore.distributions.categorical import Classes
@@ -34,9 +36,9 @@ class Multinomial(Classes):
     def __init__(
         self, total_count: int = 1, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
-        if not isinstance(total_count, int) or total_count < 0:
+        if not isinstance(total_count, (int, np.integer)) or total_count < 0:
             raise ArgumentError(f"Multinomial: total_count must be an int of at least 0, got {total_count!r}")
-        self.total_count = total_count
+        self.total_count = int(total_count)
         self.support = Constraint(
             f"a vector of counts that add up to {total_count}",
             lambda x: (constraints.natural.contains(x)).all(-1) & (x.sum(-1) == total_count),

@@ -16,7 +16,7 @@ from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, user_line
 from gmcore.ops.elementwise import real, where
 from gmcore.ops.indexing import _getitem, scatter_add, take
-from gmcore.ops.shape import Axis, broadcast_to, expand_dims, one_axis, ravel, reshape, several_axes
+from gmcore.ops.shape import Axis, as_shape, broadcast_to, expand_dims, one_axis, ravel, reshape, several_axes
 from gmcore.tensor import Array, Tensor, as_tensor
 from gmkernels.arrays import on_gpu
 
@@ -265,7 +265,7 @@ def tile(x: Any, reps: int | Sequence[int]) -> Tensor:
     ArgumentError : a negative number.
     """
     x = as_tensor(x)
-    times = (reps,) if isinstance(reps, int) else tuple(reps)
+    times = as_shape(reps)
     ndim = max(x.ndim, len(times))
     times = (1,) * (ndim - len(times)) + times
     lengths = (1,) * (ndim - x.ndim) + x.shape

@@ -17,7 +17,7 @@ from gmcore.errors import ArgumentError, ShapeError, user_function
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import cast, dtype_of, exp, real
 from gmcore.ops.reduce import sum
-from gmcore.ops.shape import expand_dims
+from gmcore.ops.shape import as_shape, expand_dims
 from gmcore.random import Generator, default_generator
 from gmcore.tensor import Tensor, as_tensor
 from gmcore.watch import computed
@@ -132,11 +132,7 @@ def _fill(op: Op, shape: int | Sequence[int], dtype: Any, device: str | None, ke
         with cupy().cuda.Device(number):
             key = Tensor(computed(launch.resident, key._data))  # the numbers are drawn where the key is
     half = dtype.itemsize == 2
-    return cast(op(key, shape=_as_shape(shape), dtype="float32" if half else dtype.name), dtype)
-
-
-def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    return cast(op(key, shape=as_shape(shape), dtype="float32" if half else dtype.name), dtype)
 
 
 _normal.public, _uniform.public = normal, uniform

@@ -34,6 +34,15 @@ _reshape: Op = Op(
 )
 
 
+def as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """One length or several, integers of any kind, as a tuple of Python's."""
+    lengths = (shape,) if isinstance(shape, (int, np.integer)) else shape
+    try:
+        return tuple([operator.index(n) for n in lengths])
+    except TypeError:
+        raise ShapeError(f"a shape is an integer or several, got {shape!r} (called at {user_line()})") from None
+
+
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     """The elements of `x` in C order in another shape, without a copy where the memory allows.
 
@@ -50,7 +59,7 @@ def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     ------
     ShapeError : a shape of another number of elements.
     """
-    return _reshape(x, shape=(shape,) if isinstance(shape, int) else tuple(shape))
+    return _reshape(x, shape=as_shape(shape))
 
 
 _reshape.public = reshape

@@ -442,6 +442,18 @@ def test_values_of_another_shape_are_refused(row: Row) -> None:
             d.log_prob(np.ones(shape))
 
 
+def test_numpy_integers_are_lengths_and_counts() -> None:
+    n = np.int64(3)
+    d = distributions.Normal(0.0, 1.0)
+    assert d.sample(n).shape == d.sample((n,)).shape == d.sample(np.array([3])).shape == ops.normal(n).shape == (3,)
+    assert distributions.Categorical(np.ones(2)).sample(n).shape == (3,)
+    assert distributions.Multinomial(n, np.ones(2)).sample().numpy().sum() == 3
+    assert ops.reshape(np.zeros(3), n).shape == ops.tile(np.zeros(1), n).shape == (3,)
+    for wrong in (2.5, "a", (1.5,)):
+        with pytest.raises(ShapeError, match="a shape is an integer or several, got"):
+            d.sample(wrong)
+
+
 def test_exactly_one_of_probs_and_logits() -> None:
     for kind in ("Bernoulli", "Geometric", "Categorical", "OneHotCategorical"):
         for given, found in (({}, "neither"), ({"probs": [0.5], "logits": [0.5]}, "both")):
