@@ -368,7 +368,8 @@ def fit(
             raise ArgumentError(f"name a model to train: one of {', '.join(models.names())}")
         overrides = {"epochs": epochs, "batch_size": batch_size}
         overrides = {**(settings or {}), **{k: v for k, v in overrides.items() if v is not None}}
-        training = _begin(model, data or "digits", data_dir, seed or 0, out, device, overrides, progress)
+        data = "digits" if data is None else data
+        training = _begin(model, data, data_dir, seed or 0, out, device, overrides, progress)
     return training.run()
 
 
@@ -394,6 +395,7 @@ def assemble(
         own = {name: value for name, value in settings.items() if name not in fields}
         model = drawing_from(init, cls.build, dataset, own, init)
     recipe = model.adapt(recipe, dataset, settings)
+    make_optimizer(model, recipe)  # which refuses numbers that it cannot use
     with using(model.device):
         model.check_data(dataset, recipe, seed)
     return model, recipe, dataset
@@ -441,10 +443,13 @@ def _check_recipe(recipe: Recipe) -> None:
     """Raise `ArgumentError` or `UnknownNameError` for values that training cannot use."""
     for name in ("epochs", "batch_size", "eval_samples"):
         check_size(name, getattr(recipe, name))
-    if recipe.schedule is not None and recipe.schedule not in SCHEDULES:
+    # Lists of the names, in which also a list can be looked for.
+    if recipe.schedule not in [None, *SCHEDULES]:
         raise unknown_name("schedule", str(recipe.schedule), SCHEDULES)
-    if recipe.optimizer not in OPTIMIZERS:
+    if recipe.optimizer not in [*OPTIMIZERS]:
         raise unknown_name("optimizer", str(recipe.optimizer), OPTIMIZERS)
+    if recipe.max_norm is not None:
+        clip_grad_norm_([], recipe.max_norm)
 
 
 def _absolute(data: str | os.PathLike[str]) -> str:

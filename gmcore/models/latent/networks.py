@@ -44,7 +44,7 @@ def set_bias(layer: nn.Linear, values: np.ndarray) -> None:
 
 def mlp(sizes: Sequence[int], activation: str, generator: Generator | None) -> nn.Sequential:
     """Linear layers of these sizes, each followed by the activation."""
-    if activation not in ACTIVATIONS:
+    if activation not in [*ACTIVATIONS]:
         raise ArgumentError(f"activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
     layers: list[nn.Module] = []
     for a, b in zip(sizes, sizes[1:], strict=False):

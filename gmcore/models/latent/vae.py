@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +85,8 @@ class VAE(GenerativeModel):
         super().__init__()
         check_size("data_size", data_size)
         check_size("latent_size", latent_size)
+        if isinstance(hidden_sizes, str) or not isinstance(hidden_sizes, Iterable):
+            raise ArgumentError(f"hidden_sizes must be several positive integers, got {hidden_sizes!r}")
         sizes = [check_size("hidden_sizes", size) for size in hidden_sizes]
         if estimator not in ("A", "B"):
             raise ArgumentError(f"estimator {estimator!r}; expected 'A' or 'B'")

@@ -79,9 +79,12 @@ class CharRNN(LanguageModel):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
+        if cell not in [*CELLS]:
             raise ArgumentError(f"cell {cell!r}; expected one of {', '.join(CELLS)}")
+        if not isinstance(dropout, (int, float)) or not 0.0 <= dropout <= 1.0:
+            raise ArgumentError(f"dropout must be in [0, 1], got {dropout!r}")
         check_size("hidden_size", hidden_size)
+        check_size("num_layers", num_layers)
         self.vocabulary = Vocabulary(vocabulary)
         self.sequence_length = check_size("sequence_length", sequence_length)
         self.config = {
