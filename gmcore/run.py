@@ -72,18 +72,27 @@ def new_folder(out: str | os.PathLike[str] | None, name: str) -> Path:
 
 
 # -- config.json --------------------------------------------------------------------------------------------
+_ENTRIES: dict[str, type] = {
+    "config": dict, "data": dict, "device": str, "features": int, "model": str, "recipe": dict, "seed": int,
+}  # fmt: skip
+_DATA_ENTRIES = {"source", "data_dir", "sha256", "image_shape", "provenance"}
+
+
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The ``config.json`` of the run at `path`. Raises `CheckpointError` if it is no run, or damaged."""
     file = Path(path) / CONFIG
     try:
         config = json.loads(file.read_text())
-        missing = {"model", "config", "recipe", "data", "features", "seed", "device"} - config.keys()
     except OSError as error:
         raise CheckpointError(f"{path}: not a run ({CONFIG}: {error.strerror})") from None
-    except (ValueError, AttributeError):
-        raise CheckpointError(f"{file}: damaged; expected a JSON object") from None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: damaged; expected a JSON object")
+    missing = [name for name, kind in _ENTRIES.items() if not isinstance(config.get(name), kind)]
+    missing = missing or [f"data.{name}" for name in sorted(_DATA_ENTRIES - config["data"].keys())]
     if missing:
-        raise CheckpointError(f"{file}: damaged; it lacks {', '.join(sorted(missing))}")
+        raise CheckpointError(f"{file}: damaged; it lacks {', '.join(missing)}, or has another kind of value there")
     return config
 
 
@@ -111,12 +120,16 @@ def read_metrics(path: Path, epoch: int) -> list[dict[str, Any]]:
     """The lines up to `epoch`. Later ones, and half a line at the end, were written just before a crash."""
     file = path / METRICS
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return [line for line in lines if line["epoch"] <= epoch]
+    try:
+        for text in file.read_bytes().splitlines() if file.exists() else []:
+            line = json.loads(text)
+            if line["epoch"] <= epoch:
+                lines.append(line)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        pass
+    return lines
 
 
 def write_metrics(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -144,6 +157,23 @@ def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise CheckpointError(f"{path}: not a checkpoint of a run; it lacks {', '.join(sorted(missing))}")
     decoded = {name: json.loads(metadata[name]) for name in ("config", "position")}
     return arrays, {**metadata, **decoded}
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], Arrays, dict[str, Any]]:
+    """The config of the run at `path`, and its checkpoint as `read_checkpoint` gives it, of the same model.
+
+    Raises
+    ------
+    CheckpointError : as `read_config` and `read_checkpoint`, or the checkpoint of another model.
+    """
+    config = read_config(path)
+    arrays, metadata = read_checkpoint(path / CHECKPOINT)
+    if (metadata["model"], metadata["config"]) != (config["model"], config["config"]):
+        raise CheckpointError(
+            f"{path / CHECKPOINT}: a checkpoint of {metadata['model']} {metadata['config']}, but {CONFIG} describes "
+            f"{config['model']} {config['config']}"
+        )
+    return config, arrays, metadata
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
@@ -189,8 +219,11 @@ def load(run: Run | str | os.PathLike[str], model: Model | None = None, device: 
     ArgumentError, MissingPackageError, DeviceError : no name of a device, or a GPU that is not there.
     """
     path = run.path if isinstance(run, Run) else Path(run)
-    path = path / CHECKPOINT if path.is_dir() else path
-    return restore_model(path, *read_checkpoint(path), model).to(device=device)
+    if path.is_dir():
+        _, arrays, metadata = read_run(path)
+    else:
+        arrays, metadata = read_checkpoint(path)
+    return restore_model(path, arrays, metadata, model).to(device=device)
 
 
 __all__ = ["Run", "load", "read_config"]

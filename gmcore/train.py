@@ -33,14 +33,12 @@ from gmcore.optim.lr_scheduler import inverse_schedule, iwae_schedule
 from gmcore.random import Generator
 from gmcore.run import (
     CHECKPOINT,
-    CONFIG,
     Run,
     load,
     new_folder,
     part,
-    read_checkpoint,
-    read_config,
     read_metrics,
+    read_run,
     recipe_of,
     restore_model,
     write_config,
@@ -474,23 +472,20 @@ def _resume(
     progress: Progress | None,
 ) -> _Training:
     """A run as its last checkpoint left it."""
-    config = read_config(path)
-    checkpoint = path / CHECKPOINT
+    config, arrays, metadata = read_run(path)
     name = model.name if isinstance(model, Model) else model
     if name is not None and name != config["model"]:
         raise CheckpointError(f"{path}: a run of model {config['model']!r}, expected {name!r}")
-    arrays, metadata = read_checkpoint(checkpoint)
-    if (metadata["model"], metadata["config"]) != (config["model"], config["config"]):
-        raise CheckpointError(f"{checkpoint}: a checkpoint of {metadata['model']} {metadata['config']}, but {CONFIG} "
-                              f"describes {config['model']} {config['config']}")  # fmt: skip
     if epochs is not None:
         check_size("epochs", epochs)
         begun = metadata["position"]["epoch"] - (metadata["position"]["batch"] == 0)
         if epochs < begun:
             raise ArgumentError(f"{path} is in epoch {begun} already, past the {epochs} asked for")
         config["recipe"]["epochs"] = epochs
+    _check_recipe(recipe_of(config))
+    check_device(device or config["device"])
     dataset = reopen_data(config["data"], data, data_dir)
-    restored = restore_model(checkpoint, arrays, metadata, model if isinstance(model, Model) else None)
+    restored = restore_model(path / CHECKPOINT, arrays, metadata, model if isinstance(model, Model) else None)
     config["device"] = restored.to(device or config["device"]).device
     training = _Training(path, restored, config, dataset, progress)
     training.restore(arrays, metadata)

@@ -472,6 +472,42 @@ def test_bad_use_of_a_run(run, arguments, message, capsys):
     assert {path.name: path.read_bytes() for path in Path(run).iterdir()} == before
 
 
+def test_checkpoint_of_another_model(run, capsys):
+    main(["train", "rbm", "--epochs", "1", "--out", "another", "--set", "hidden_size=2", "--set", "eval_samples=2"])
+    Path(run, "checkpoint.safetensors").write_bytes(Path("another/checkpoint.safetensors").read_bytes())
+    capsys.readouterr()
+    for command in (["sample", run], ["evaluate", run], ["train", "--resume", run]):
+        assert main(command) == 2
+        assert "a checkpoint of rbm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": "x"}, "lacks seed, or has another kind of value there"),
+        ({"data": 5}, "lacks data"),
+        ({"data": {}}, "lacks data.data_dir"),
+        ({"recipe": 5}, "lacks recipe"),
+        ({"device": "tpu"}, "device 'tpu'"),
+    ],
+)
+def test_damaged_config(run, change, message, capsys):
+    path = Path(run, "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert main(["train", "--resume", run]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize("line", [b"5\n", b'{"a": 1}\n', b"\xff\n"])
+def test_damaged_last_line_of_metrics(run, line):
+    path = Path(run, "metrics.jsonl")
+    before = path.read_bytes()
+    path.write_bytes(before + line)
+    assert main(["train", "--resume", run]) == 0
+    assert path.read_bytes().splitlines()[0] == before.splitlines()[0]
+
+
 def test_damaged_checkpoint(run, capsys):
     path = Path(run, "checkpoint.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
