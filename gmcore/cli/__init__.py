@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gmcore: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"gmcore: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"gmcore: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (`| head`) has gone; what is left in the buffer has nowhere to go either.

@@ -534,6 +534,12 @@ def test_settings_are_json_or_words():
             parse_settings(bad)
 
 
+def test_ctrl_c_where_nothing_is_trained(run, monkeypatch, capsys):
+    monkeypatch.setattr("gmcore.evaluation.evaluate", lambda *arguments, **options: signal.raise_signal(signal.SIGINT))
+    assert main(["evaluate", run]) == 130
+    assert capsys.readouterr().err == "gmcore: interrupted\n"
+
+
 def test_ctrl_c_ends_with_status_130_and_how_to_resume():
     command = [sys.executable, "-m", "gmcore", "train", "vae", "--data", "own.npy", *TINY]
     command += ["--epochs", "1000000", "--out", "run"]
