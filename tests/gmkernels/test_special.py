@@ -112,6 +112,14 @@ def test_polygamma_below_zero(n):
     assert np.max(np.abs(lower - (higher + step)) / scale) < 1e-13
 
 
+def test_polygamma_far_below_zero():
+    """The reference, too, in no more steps than elsewhere."""
+    x = np.array([-1e10 - 0.25, -1e3 - 0.75])
+    for n in range(4):
+        found = [special.polygamma(n, x, backend=backend) for backend in ("reference", "cpu")]
+        np.testing.assert_allclose(*found, rtol=1e-13)
+
+
 def test_polygamma_at_its_poles():
     poles = np.array([0.0, -1.0, -5.0])
     np.testing.assert_array_equal(special.polygamma(1, poles), [np.inf] * 3)

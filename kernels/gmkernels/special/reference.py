@@ -60,6 +60,14 @@ def _lgamma(x: float) -> float:
     return math.inf if _is_pole(x) else math.lgamma(x)
 
 
+def _cotangent(x: float, n: int) -> float:
+    """The n-th derivative of pi cot(pi x): of a polynomial in c = cot(pi x), by dc/dx = -pi (1 + c^2)."""
+    of_c = np.polynomial.Polynomial([0.0, 1.0])
+    for _ in range(n):
+        of_c = -of_c.deriv() * np.polynomial.Polynomial([1.0, 0.0, 1.0])
+    return float(math.pi ** (n + 1) * of_c(1 / math.tan(math.pi * (x - round(x)))))
+
+
 def _polygamma(x: float, n: int) -> float:
     if math.isnan(x) or x == -math.inf:
         return math.nan
@@ -67,6 +75,8 @@ def _polygamma(x: float, n: int) -> float:
         return math.inf if n % 2 else -math.inf if x == 0 else math.nan
     if x == math.inf:
         return 0.0 if n else math.inf
+    if x < 0:  # psi_n(1 - x) (-1)^n - psi_n(x) = d^n/dx^n pi cot(pi x)
+        return (-1) ** n * _polygamma(1 - x, n) - _cotangent(x, n)
     # psi_n(x) = psi_n(x + 1) - (-1)^n n! / x^(n+1), up to where the asymptotic series holds
     terms = []
     while x < 12 + n:
