@@ -27,6 +27,11 @@ FORMAT_VERSION = 1
 """Version of the files that `save` writes, and the only one that `load` reads so far."""
 
 
+_DTYPES = {"bool", "float16", "bfloat16", "float32", "float64", "complex64"} | {
+    f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
 def save(
     path: str | os.PathLike[str],
     arrays: Mapping[str, np.ndarray] | Mapping[str, Tensor],
@@ -42,14 +47,22 @@ def save(
 
     Raises
     ------
-    CheckpointError : the file cannot be written (disk full, no permission, no such folder). What was at `path`
-        before is still there, and no temporary file is left behind.
+    CheckpointError : the file cannot be written (disk full, no permission, no such folder), or could not be read again:
+        another dtype, or something else than strings. What was at `path` before is still there, and no temporary file
+        is left behind.
     """
     held = {name: a.cpu().numpy() if isinstance(a, Tensor) else on_host(a) for name, a in arrays.items()}
+    for name, a in held.items():
+        if a.dtype.name not in _DTYPES or name == "__metadata__":  # the format's own name
+            raise CheckpointError(f"{path}: a file of arrays cannot hold {name!r} of {a.dtype}")
     packed = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in held.items()}
     strings = {**(metadata or {}), "gmcore_format": str(FORMAT_VERSION)}
-    strings["sha256"] = _digest(packed, strings)
-    write_atomically(path, to_bytes(packed, metadata=strings))
+    try:
+        strings["sha256"] = _digest(packed, strings)
+        content = to_bytes(packed, metadata=strings)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise CheckpointError(f"{path}: names and metadata must be strings ({error})") from None
+    write_atomically(path, content)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -91,17 +104,22 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace the file at `path` by one with this content; or leave it as it was, and raise `CheckpointError`."""
-    path = Path(path)
+    """Replace the file at `path` by one with this content; or leave it as it was, and raise `CheckpointError`.
+
+    Where `path` is a link, the file that it leads to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise CheckpointError(f"{path}: cannot be written (a device or a pipe, which would be replaced by a file)")
     # In the same folder, since a rename is atomic only within a file system; a name of this thread's own.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # the contents reach the disk before the name does
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -172,3 +172,33 @@ def test_tensors_are_saved_as_arrays_but_not_off_their_tape(tmp_path):
     assert same(found["t"], x) and same(found["view"], np.ascontiguousarray(x.T)) and found["one"].shape == ()
     with pytest.raises(GraphError, match=r"\.detach\(\)"):
         io.save(tmp_path / "a", {"t": tensor(x, requires_grad=True)})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "metadata", "message"),
+    [
+        ({"a": np.array([1, "x"], object)}, {}, "cannot hold 'a' of object"),
+        ({"a": np.array(["x"])}, {}, "cannot hold 'a' of <U1"),
+        ({"a": np.zeros(2, "m8")}, {}, "cannot hold 'a' of timedelta64"),
+        ({"__metadata__": np.zeros(2)}, {}, "cannot hold '__metadata__' of float64"),
+        ({1: np.zeros(2)}, {}, "names and metadata must be strings"),
+        ({"a": np.zeros(2)}, {"k": 3}, "names and metadata must be strings"),
+        ({"a": np.zeros(2)}, {"k": "\ud800"}, "names and metadata must be strings"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_saved(saved, arrays, metadata, message):
+    before = saved.read_bytes()
+    with pytest.raises(CheckpointError, match=message):
+        io.save(saved, arrays, metadata)
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+
+
+def test_links_are_followed_and_pipes_are_left(saved):
+    link, pipe = saved.with_name("link"), saved.with_name("pipe")
+    link.symlink_to(saved)
+    io.save(link, {"a": np.zeros(2)})
+    assert link.is_symlink() and list(io.load(saved)[0]) == ["a"]
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="pipe: cannot be written .a device or a pipe"):
+        io.save(pipe, {"a": np.zeros(2)})
+    assert pipe.is_fifo()
