@@ -124,10 +124,12 @@ class Dataset:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        features = math.prod(self.image_shape or self.train.shape[1:])
+        features = math.prod(self.image_shape or np.shape(self.train)[1:])
         for split in SPLITS:
             array = getattr(self, split)
             where = f"data set {self.name!r}, split {split!r}"
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"{where}: expected float32 of shape (n, {features}), found a {type(array).__name__}")
             if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != features:
                 raise DataError(
                     f"{where}: expected float32 of shape (n, {features}), found {array.dtype} {array.shape}"

@@ -65,7 +65,11 @@ class Vocabulary:
             ) from None
 
     def decode(self, codes: Iterable[int]) -> str:
-        """The text of numbers, the inverse of `encode`."""
+        """The text of numbers, the inverse of `encode`. Raises `DataError` for a number that is no character's."""
+        codes = list(codes)
+        for code in codes:
+            if not 0 <= code < len(self):
+                raise DataError(f"{code} is the number of no character: these are from 0 to {len(self) - 1}")
         return "".join(self.characters[code] for code in codes)
 
 

@@ -48,6 +48,7 @@ GOOD = np.zeros((4, 6), np.float32)
         (np.zeros(6, np.float32), r"shape \(n, 6\).*\(6,\)"),
         (np.zeros((4, 5), np.float32), r"shape \(n, 6\).*\(4, 5\)"),
         (GOOD[:0], "empty"),
+        (GOOD.tolist(), "found a list"),
         (np.where(np.eye(4, 6) == 1, np.nan, GOOD), r"4 of 24 values are not finite.*\(0, 0\)"),
     ],
 )

@@ -34,6 +34,9 @@ def test_what_is_not_in_a_vocabulary():
     for characters in ("", "aba"):
         with pytest.raises(DataError, match="each of its characters once, and at least one"):
             Vocabulary(characters)
+    for code in (-1, 2):
+        with pytest.raises(DataError, match=f"{code} is the number of no character: these are from 0 to 1"):
+            Vocabulary("ab").decode([0, code])
 
 
 def test_a_file_is_split_in_order(tmp_path):
