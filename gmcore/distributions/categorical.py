@@ -117,7 +117,7 @@ class Categorical(Classes):
 
     def log_prob(self, value: Any) -> Tensor:
         """logits at the class `value`, integers, which broadcast with the batch."""
-        index = ops.cast(self._as_value(value), "int64")
+        index = ops.cast(self._as_value(value, "float64"), "int64")  # half types do not have all numbers of classes
         shape = np.broadcast_shapes(index.shape, self.batch_shape)
         logits = ops.broadcast_to(self.logits, (*shape, self._classes))
         return ops.take_along_axis(logits, ops.expand_dims(ops.broadcast_to(index, shape), -1), axis=-1)[..., 0]

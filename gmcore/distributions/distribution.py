@@ -206,9 +206,9 @@ class Distribution(ABC):
     def _extended_shape(self, sample_shape: int | Sequence[int]) -> Shape:
         return (*as_shape(sample_shape), *self.batch_shape, *self.event_shape)
 
-    def _as_value(self, value: Any) -> Tensor:
-        """`value` as a tensor of the parameters' dtype if it is not floating, checked."""
-        value = _as_float(value, self._dtype, self._device)
+    def _as_value(self, value: Any, dtype: Any = None) -> Tensor:
+        """`value` as a tensor of `dtype`, the parameters' by default, if it is not floating, checked."""
+        value = _as_float(value, dtype or self._dtype, self._device)
         try:
             np.broadcast_shapes(value.shape, self._extended_shape(()))
             if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:

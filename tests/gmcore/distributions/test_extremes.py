@@ -8,6 +8,7 @@ import pytest
 from gmcore import Generator, Tensor, capture, grad, ops, tensor
 from gmcore.distributions import (
     Beta,
+    Categorical,
     Cauchy,
     Exponential,
     Gamma,
@@ -111,3 +112,9 @@ def test_a_captured_step_sees_which_variances_exist() -> None:
     step = capture(lambda df: StudentT(df).variance)
     found = [step(tensor(np.array(df))).item() for df in (4.0, 4.0, 4.0, 1.5, 0.5)]
     np.testing.assert_array_equal(found, [2.0, 2.0, 2.0, np.inf, np.nan])
+
+
+def test_classes_that_the_dtype_of_the_parameters_does_not_have() -> None:
+    logits = (np.arange(5000) % 7).astype(np.float16)
+    found = Categorical(logits=logits).log_prob(np.arange(2990, 3010)).numpy()
+    np.testing.assert_array_equal(found, Categorical(logits=logits).logits.numpy()[2990:3010])
