@@ -21,8 +21,9 @@ class Constraint(NamedTuple):
 
 def _positive_definite(x: Any) -> Any:
     with np.errstate(invalid="ignore"):
-        return np.isclose(x, np.swapaxes(x, -1, -2), rtol=1e-5, atol=1e-6).all((-1, -2)) & (
-            np.linalg.eigvalsh(np.where(np.isfinite(x), x, 0.0)) > 0
+        finite = np.isfinite(x)
+        return (finite & np.isclose(x, np.swapaxes(x, -1, -2), rtol=1e-5, atol=1e-6)).all((-1, -2)) & (
+            np.linalg.eigvalsh(np.where(finite, x, 0.0)) > 0
         ).all(-1)
 
 

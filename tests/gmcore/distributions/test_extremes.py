@@ -15,6 +15,7 @@ from gmcore.distributions import (
     Gumbel,
     HalfNormal,
     Laplace,
+    MultivariateNormal,
     NegativeBinomial,
     Normal,
     RelaxedBernoulli,
@@ -22,6 +23,7 @@ from gmcore.distributions import (
     Uniform,
     kl_divergence,
 )
+from gmcore.errors import ArgumentError
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -118,3 +120,11 @@ def test_classes_that_the_dtype_of_the_parameters_does_not_have() -> None:
     logits = (np.arange(5000) % 7).astype(np.float16)
     found = Categorical(logits=logits).log_prob(np.arange(2990, 3010)).numpy()
     np.testing.assert_array_equal(found, Categorical(logits=logits).logits.numpy()[2990:3010])
+
+
+@pytest.mark.parametrize("where", [(0, 0), (0, 1)])
+def test_infinite_covariances_are_refused(where: tuple[int, int]) -> None:
+    covariance = np.eye(2)
+    covariance[where] = covariance[where[::-1]] = np.inf
+    with pytest.raises(ArgumentError, match="covariance_matrix must be a symmetric positive definite matrix"):
+        MultivariateNormal(np.zeros(2), covariance)
