@@ -17,7 +17,7 @@ from gmcore.distributions.location_scale import Gumbel, Logistic
 from gmcore.distributions.transformed import TransformedDistribution
 from gmcore.distributions.transforms import ExpTransform, SigmoidTransform
 from gmcore.distributions.trials import Trials
-from gmcore.errors import ArgumentError, DtypeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
 from gmcore.tensor import Tensor, as_tensor, is_floating
@@ -86,7 +86,7 @@ class LogitRelaxedBernoulli(Trials):
 
     Parameters
     ----------
-    temperature : a positive number.
+    temperature : positive; broadcasts with the other.
     probs, logits : probability of 1, or its log odds: one of the two.
     validate_args : check parameters and values (the default).
 
@@ -95,15 +95,19 @@ class LogitRelaxedBernoulli(Trials):
     ArgumentError : a temperature that is not positive, both or neither of probs and logits, or values outside.
     """
 
-    arg_constraints = {"probs": constraints.open_unit_interval, "logits": constraints.real}
+    arg_constraints = {
+        "probs": constraints.open_unit_interval,
+        "logits": constraints.real,
+        "temperature": constraints.positive,
+    }
+    temperature: Tensor
     support = constraints.real
     has_rsample = True
 
     def __init__(
         self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
-        self.temperature = _check_temperature(type(self).__name__, temperature)
-        super().__init__(self._set_trials(probs, logits), validate_args=validate_args)
+        super().__init__(self._set_trials(probs, logits, temperature=temperature), validate_args=validate_args)
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
         noise = self._noise(self._extended_shape(sample_shape), Logistic.quantile, generator)
@@ -112,7 +116,7 @@ class LogitRelaxedBernoulli(Trials):
     def log_prob(self, value: Any) -> Tensor:
         """log temperature - d - 2 log(1 + exp(-d)) with d = temperature value - logits."""
         d = self.temperature * self._as_value(value) - self.logits
-        return _log(self.temperature) - d - 2.0 * ops.softplus(-d)
+        return ops.log(self.temperature) - d - 2.0 * ops.softplus(-d)
 
 
 class RelaxedBernoulli(TransformedDistribution):
@@ -120,7 +124,7 @@ class RelaxedBernoulli(TransformedDistribution):
 
     Parameters
     ----------
-    temperature : positive, a number or a tensor that broadcasts with the other.
+    temperature : positive; broadcasts with the other.
     probs : probability of 1, in (0, 1); or
     logits : log(probs / (1 - probs)). Exactly one of the two is given.
     validate_args : see `Distribution`.
@@ -149,13 +153,14 @@ class ExpRelaxedCategorical(Classes):
 
     Parameters
     ----------
-    temperature : a positive number.
+    temperature : a positive number, or a tensor without axes.
     probs, logits : probabilities of the classes, or their logarithms up to a constant: one of the two, (..., classes).
     validate_args : check parameters and values (the default).
 
     Raises
     ------
     ArgumentError : a temperature that is not positive, both or neither of probs and logits, or values outside.
+    ShapeError : several temperatures.
     """
 
     support = Constraint("a vector of logarithms of probabilities", lambda x: (x <= 1e-5).all(-1), 1)
@@ -165,6 +170,8 @@ class ExpRelaxedCategorical(Classes):
         self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
         self.temperature = _check_temperature(type(self).__name__, temperature)
+        if np.ndim(temperature):
+            raise ShapeError(f"{type(self).__name__}: expected one temperature, got shape {np.shape(temperature)}")
         super().__init__(probs, logits, True, validate_args)
 
     def rsample(self, sample_shape: int | Sequence[int] = (), generator: Generator | None = None) -> Tensor:
@@ -187,7 +194,7 @@ class RelaxedOneHotCategorical(TransformedDistribution):
 
     Parameters
     ----------
-    temperature : a positive number.
+    temperature : a positive number, or a tensor without axes.
     probs : (..., K), at least 0, not all 0; divided by their sum. Or
     logits : (..., K), the logarithms of the probabilities up to a constant. Exactly one of the two is given.
     validate_args : see `Distribution`.

@@ -4,7 +4,7 @@ import pytest
 import gmcore
 from gmcore import Generator, gradcheck, ops
 from gmcore.distributions import OneHotCategorical, RelaxedBernoulli, RelaxedOneHotCategorical, gumbel_softmax
-from gmcore.errors import ArgumentError, DtypeError
+from gmcore.errors import ArgumentError, DtypeError, ShapeError
 
 RNG = np.random.default_rng(0)
 PROBS = RNG.dirichlet(np.full(4, 3.0), 2)
@@ -61,6 +61,15 @@ def test_cold_samples_are_those_of_the_categorical() -> None:
     y = d.sample((20_000,), Generator(5))
     assert np.isfinite(d.log_prob(y).numpy()).all()
     assert (np.abs((y.numpy() > 0.5).mean(0) - [0.2, 0.9]) < 5 * 0.5 / np.sqrt(20_000)).all()
+
+
+def test_each_temperature_has_noise_of_its_own() -> None:
+    d = RelaxedBernoulli(np.array([[0.5], [1.0]]), logits=np.zeros(3))
+    assert d.batch_shape == (2, 3) and d.expand((4, 2, 3)).sample().shape == (4, 2, 3)
+    noise = d.base_dist.sample((2000,), Generator(7)).numpy().reshape(2000, 6)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(6)).max() < 5 / np.sqrt(2000)
+    with pytest.raises(ShapeError, match=r"expected one temperature, got shape \(2, 1\)"):
+        RelaxedOneHotCategorical(np.array([[0.5], [1.0]]), PROBS)
 
 
 def test_straight_through_passes_its_gradient_to_the_probabilities() -> None:
