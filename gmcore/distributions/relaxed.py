@@ -20,7 +20,7 @@ from gmcore.distributions.trials import Trials
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import user_line
 from gmcore.random import Generator
-from gmcore.tensor import Tensor, as_tensor, is_floating
+from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
 
 
 def _check_temperature(name: str, temperature: Any) -> Any:
@@ -189,6 +189,13 @@ class ExpRelaxedCategorical(Classes):
         return Distribution.entropy(self)
 
 
+class _PositiveExpTransform(ExpTransform):
+    """y = exp(x), kept off 0, of which the density is none, by the least positive number."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        return ops.maximum(ops.exp(x), float(finfo(x.dtype).tiny))
+
+
 class RelaxedOneHotCategorical(TransformedDistribution):
     """K probabilities, the nearer to one-hot the lower the temperature: Gumbel-softmax, or concrete.
 
@@ -214,5 +221,5 @@ class RelaxedOneHotCategorical(TransformedDistribution):
         self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None
     ) -> None:
         base = ExpRelaxedCategorical(temperature, probs, logits, validate_args)
-        super().__init__(base, ExpTransform(), validate_args)
+        super().__init__(base, _PositiveExpTransform(), validate_args)
         self.support = constraints.simplex

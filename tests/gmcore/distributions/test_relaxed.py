@@ -57,6 +57,8 @@ def test_densities_integrate_to_one() -> None:
 def test_cold_samples_are_those_of_the_categorical() -> None:
     x = RelaxedOneHotCategorical(1e-3, PROBS).sample((500,), Generator(4)).numpy()
     assert (x.max(-1) > 0.99).mean() > 0.98
+    d = RelaxedOneHotCategorical(0.1, PROBS.astype(np.float32))
+    assert np.isfinite(d.log_prob(d.sample((20_000,), Generator(5))).numpy()).all()
     d = RelaxedBernoulli(0.1, np.float32([0.2, 0.9]))
     y = d.sample((20_000,), Generator(5))
     assert np.isfinite(d.log_prob(y).numpy()).all()
