@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
-from gmcore.errors import ArgumentError, CheckpointError
+from gmcore.errors import ArgumentError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +65,7 @@ def _vectors(arguments: argparse.Namespace, model: Any, noise: Any, config: dict
     import numpy as np
 
     from gmcore import pictures
+    from gmcore.io import write_atomically
     from gmcore.run import picture_format
     from gmcore.streams import drawing_from
 
@@ -78,8 +80,7 @@ def _vectors(arguments: argparse.Namespace, model: Any, noise: Any, config: dict
     if out.suffix == ".png":
         pictures.save_samples(out, samples, *picture_format(config))
     else:
-        try:
-            np.save(out, samples)
-        except OSError as error:
-            raise CheckpointError(f"{out}: cannot be written ({error.strerror or error})") from None
+        content = io.BytesIO()
+        np.save(content, samples)
+        write_atomically(out, content.getvalue())
     print(out)

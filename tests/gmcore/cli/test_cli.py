@@ -1,5 +1,6 @@
 """The command line: what each command prints, and one clear line and status 2 for bad input."""
 
+import errno
 import json
 import os
 import re
@@ -470,6 +471,19 @@ def test_bad_use_of_a_run(run, arguments, message, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and message in errors[0]
     assert {path.name: path.read_bytes() for path in Path(run).iterdir()} == before
+
+
+def test_samples_that_cannot_be_written_leave_the_old_ones(run, monkeypatch, capsys):
+    assert main(["sample", run, "-n", "3", "--out", "samples.npy"]) == 0
+    before = Path("samples.npy").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["sample", run, "-n", "5", "--out", "samples.npy"]) == 2
+    assert "samples.npy: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert Path("samples.npy").read_bytes() == before
 
 
 def test_checkpoint_of_another_model(run, capsys):
