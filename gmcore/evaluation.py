@@ -119,8 +119,8 @@ def evaluate(
     Returns
     -------
     dict : ``bound`` (nats per image) and its ``standard_error`` over the images; ``baseline``, that of
-        independent Bernoulli pixels, for binary images; and all that they depend on: ``data``, ``split``,
-        ``binarize`` and ``binarize_seed``, ``k``, ``seed``, ``n`` (images), ``epoch``.
+        independent Bernoulli pixels, for binary images and models of them; and all that they depend on: ``data``,
+        ``split``, ``binarize`` and ``binarize_seed``, ``k``, ``seed``, ``n`` (images), ``epoch``.
 
     Raises
     ------

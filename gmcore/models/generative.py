@@ -135,7 +135,7 @@ class GenerativeModel(Model):
         limit: int | None,
         report: Report,
     ) -> dict[str, Any]:
-        """The mean of `log_likelihood` over a split, and that of independent Bernoulli pixels for binary data."""
+        """The mean of `log_likelihood` over a split, and for binary data that of independent Bernoulli pixels."""
         rows = prepare(dataset, split, recipe.binarize, data_seed)[:limit]
         generator = Generator(stream_seed(seed, "evaluation"))
         values = []
@@ -145,16 +145,16 @@ class GenerativeModel(Model):
             values.append(value.cpu().numpy().astype(np.float64))
         return {**self.summary_of(np.concatenate(values), rows, dataset, split, recipe, data_seed), "k": samples}
 
-    @staticmethod
     def summary_of(
-        values: np.ndarray, rows: np.ndarray, dataset: Dataset, split: str, recipe: Recipe, data_seed: int
+        self, values: np.ndarray, rows: np.ndarray, dataset: Dataset, split: str, recipe: Recipe, data_seed: int
     ) -> dict[str, Any]:
         """What `measure` returns, of the log-likelihoods (n,) of the rows of a split."""
         n = len(values)
         return {
             "bound": float(values.mean()),
             "standard_error": float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-            "baseline": bernoulli_baseline(dataset.train, rows) if is_binary(rows) else None,
+            # A density cannot be compared with probabilities.
+            "baseline": bernoulli_baseline(dataset.train, rows) if is_binary(rows) and self.support != "real" else None,
             "baseline_is": "independent Bernoulli pixels",
             "binarize": recipe.binarize if recipe.binarize == "none" or split == "train" else "static",
             "binarize_seed": data_seed,

@@ -8,6 +8,7 @@ import pytest
 
 import gmcore
 from gmcore import nn, ops
+from gmcore.data import Dataset
 from gmcore.errors import ArgumentError, ShapeError, UnknownNameError
 from gmcore.models.latent import vae as vae_module
 from gmcore.models.latent.iwae import IWAE
@@ -284,3 +285,13 @@ def test_config_rebuilds_the_model(data):
         np.testing.assert_array_equal(
             again.bound(data, key=key).detach().numpy(), model.bound(data, key=key).detach().numpy()
         )
+
+
+def test_densities_are_not_compared_with_probabilities():
+    rows = np.eye(4, dtype=np.float32)
+    data = Dataset("binary", rows, rows, rows)
+    for likelihood, compared in (("bernoulli", True), ("gaussian", False)):
+        model = VAE(4, 2, (3,), likelihood=likelihood, generator=gmcore.Generator(0))
+        result = model.measure(data, "test", recipe=VAE.recipe, samples=2, seed=0, data_seed=0, limit=None,
+                               report=lambda done, total: None)  # fmt: skip
+        assert (result["baseline"] is not None) == compared
