@@ -14,7 +14,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from gmcore.errors import ArgumentError, GraphError
+from gmcore.errors import ArgumentError, GraphError, user_line
 from gmcore.tensor import Tensor
 from gmcore.watch import computed_tensor, derived, hosted, unrepeatable
 
@@ -175,6 +175,15 @@ def default_generator() -> Generator:
         generator = Generator()
         _default.set(generator)
         return generator
+
+
+def given_or_default(generator: Generator | None) -> Generator:
+    """`generator`, or that of the context for None. Raises `ArgumentError` for anything else, such as a seed."""
+    if generator is None:
+        return default_generator()
+    if not isinstance(generator, Generator):
+        raise ArgumentError(f"expected a gmcore.Generator as generator, got {generator!r} (called at {user_line()})")
+    return generator
 
 
 def manual_seed(seed: int) -> Generator:

@@ -18,7 +18,7 @@ from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import cast, dtype_of, exp, real
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import as_shape, expand_dims
-from gmcore.random import Generator, default_generator
+from gmcore.random import Generator, given_or_default
 from gmcore.tensor import Tensor, as_tensor
 from gmcore.watch import computed
 from gmkernels.rng import spec as rng
@@ -29,7 +29,7 @@ _LOG_2PI = float(np.log(2.0 * np.pi))
 
 def _key(generator: Generator | None, key: Tensor | None) -> Tensor:
     """The `key` given, else the next draw of the generator given, else of the context's."""
-    return (generator or default_generator()).draw() if key is None else key
+    return given_or_default(generator).draw() if key is None else key
 
 
 _EXAMPLE_KEY = Tensor(np.array((7, 3, 0), np.uint64))

@@ -18,7 +18,7 @@ from gmcore.models.boltzmann.base import BoltzmannModel
 from gmcore.models.boltzmann.partition import MOST_ENUMERATED
 from gmcore.models.generative import marginal_logits
 from gmcore.ops.gibbs import check_binary, check_probabilities
-from gmcore.random import Generator, default_generator
+from gmcore.random import Generator, given_or_default
 from gmcore.tensor import Tensor, no_grad
 from gmkernels.arrays import namespace
 
@@ -111,7 +111,7 @@ class BoltzmannMachine(BoltzmannModel):
 
     # -- training --------------------------------------------------------------------------------------------
     def _swept(self, x: Tensor, sweeps: int, generator: Generator | None) -> Tensor:
-        key = (generator or default_generator()).draw()._data
+        key = given_or_default(generator).draw()._data
         weight, bias = self.weight._data, self.bias._data
         return Tensor(gmkernels.boltzmann_sweep(x._data, weight, bias, key=key, sweeps=sweeps))
 

@@ -16,7 +16,7 @@ from gmcore import ops
 from gmcore.device import device_of, put, put_beside
 from gmcore.errors import ArgumentError
 from gmcore.models.base import Report, check_size
-from gmcore.random import Generator, default_generator
+from gmcore.random import Generator, given_or_default
 from gmcore.tensor import Array, Tensor
 from gmkernels.arrays import namespace
 
@@ -175,7 +175,7 @@ def anneal(
     figures come of 100 runs of 14,500 temperatures.
     """
     weight, visible_bias, _ = machine
-    generator = generator or default_generator()
+    generator = given_or_default(generator)
     betas = np.asarray(annealing_schedule() if betas is None else betas, np.float64)
     if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (np.diff(betas) > 0).all():
         raise ArgumentError("betas must increase from 0 to 1")

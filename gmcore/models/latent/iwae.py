@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gmcore import nn, ops
 from gmcore.models.base import Recipe
 from gmcore.models.latent.vae import VAE
-from gmcore.random import Generator, default_generator
+from gmcore.random import Generator, given_or_default
 from gmcore.tensor import Tensor
 
 
@@ -54,6 +54,6 @@ class IWAE(VAE):
     def bound(self, x: Tensor, *, generator: Generator | None = None, key: Tensor | None = None) -> Tensor:
         """L_k for each example, (n,)."""
         mu, logvar = self.encode(x)
-        key = (generator or default_generator()).draw() if key is None else key
+        key = given_or_default(generator).draw() if key is None else key
         log_w = self.log_weights(x, mu, logvar, samples=self.samples, key=key)
         return ops.iwae_bound(log_w, axis=0)

@@ -19,7 +19,7 @@ from gmcore.models.latent.networks import (
     GaussianEncoder,
     standard_normal_log_prob,
 )
-from gmcore.random import Generator, default_generator, shift_key
+from gmcore.random import Generator, given_or_default, shift_key
 from gmcore.tensor import Tensor, no_grad
 
 # Log weights are evaluated in chunks of about this many decoder outputs, so that memory does not grow with k.
@@ -154,7 +154,7 @@ class VAE(GenerativeModel):
         k is cut, because each chunk draws its own part of one draw of the random stream.
         """
         check_size("samples", samples)
-        key = (generator or default_generator()).draw()
+        key = given_or_default(generator).draw()
         chunk = max(1, _CHUNK_ELEMENTS // max(1, x.shape[0] * self.data_size))
         with no_grad():
             mu, logvar = self.encode(x)

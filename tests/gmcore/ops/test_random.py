@@ -7,6 +7,7 @@ import pytest
 
 import gmcore
 from gmcore import Generator, ops
+from gmcore.errors import ArgumentError
 from gmcore.random import shift_key
 
 
@@ -65,3 +66,11 @@ def test_straight_through_gives_hard_no_gradient() -> None:
     hard, soft = (gmcore.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
     g_hard, g_soft = gmcore.grad(ops.sum(ops.straight_through(hard * 3.0, soft)), (hard, soft), allow_unused=True)
     assert g_hard is None and g_soft.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("wrong", [0, 5, np.random.default_rng(0)])
+def test_a_seed_is_no_generator(wrong) -> None:
+    """0 would be taken for no generator at all."""
+    for draw in (lambda: ops.normal(3, generator=wrong), lambda: gmcore.distributions.Gamma(1.0, 1.0).sample(3, wrong)):
+        with pytest.raises(ArgumentError, match=r"expected a gmcore.Generator as generator, got .*test_random"):
+            draw()
