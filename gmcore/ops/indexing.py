@@ -574,8 +574,10 @@ def quantile(x: Any, q: float, axis: int | None = None, keepdims: bool = False) 
         )
     place = q * (x.shape[at] - 1)
     low, ordered = math.floor(place), sort(x, at)
-    below, above = (take(ordered, [min(i, x.shape[at] - 1)], at) for i in (low, low + 1))
-    out = below + (place - low) * (above - below)
+    # No difference, which integers may not hold and infinities do not have; and no neighbour that does not count.
+    out = (1.0 - (place - low)) * take(ordered, [low], at)
+    if place > low:
+        out = out + (place - low) * take(ordered, [low + 1], at)
     if keepdims:
         return out if shape is None else reshape(out, shape)
     return reshape(out, (*out.shape[:at], *out.shape[at + 1 :]))

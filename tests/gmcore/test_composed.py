@@ -401,3 +401,17 @@ def test_matches_pytorch(case: Case) -> None:
             ys = gmcore.grad([y for y, _ in kept], xs, [w for _, w in kept], create_graph=True, fill=True)
         else:
             ys = [Tensor(np.zeros(x.shape)) for x in xs]
+
+
+# -- what the examples leave out -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_quantiles_beside_limits(dtype: str) -> None:
+    """An element that has no share in a quantile does not count, infinite or NaN; and no difference overflows."""
+    inf, nan = np.inf, np.nan
+    high = 100 if dtype == "int8" else float(np.finfo(dtype).max)
+    rows = [([-high, high], 0.5, 0.0), ([high, high, -high], 0.25, 0.0), ([3, 4], 1.0, 4.0)]
+    if dtype != "int8":
+        rows += [([inf, 1, 2], 0.5, 2.0), ([nan, 1, 2], 0.5, 2.0), ([1, 2, inf], 0.0, 1.0), ([2, -inf, 3], 0.5, 2.0),
+                 ([inf, inf, 1, -inf], 0.9, inf), ([1, nan], 0.5, nan)]  # fmt: skip
+    for x, q, expected in rows:
+        assert str(ops.quantile(np.array(x, dtype), q).item()) == str(expected)
