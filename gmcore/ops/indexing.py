@@ -20,7 +20,7 @@ from gmcore.ops.elementwise import cast, real, where
 from gmcore.ops.shape import broadcast_to, one_axis, ravel, reshape, sum_to
 from gmcore.tensor import Array, Tensor, as_tensor, is_floating
 from gmcore.watch import computed, computed_tensor
-from gmkernels.arrays import is_array, namespace, on_gpu
+from gmkernels.arrays import as_array, is_array, namespace, on_gpu
 from gmkernels.indexing import spec
 from gmkernels.indexing.reference import add_at as add_rows
 
@@ -38,7 +38,7 @@ def _places(index: Any, shape: tuple[int, ...]) -> Array:
         width = math.prod(shape[1:])
         places = library.arange(shape[0])[index][..., None] * width + library.arange(width)
         return places.reshape(index.shape + shape[1:])
-    return library.arange(math.prod(shape)).reshape(shape)[index]
+    return as_array(library.arange(math.prod(shape)).reshape(shape)[index])
 
 
 def is_last(places: Array, size: int) -> Array:
@@ -360,7 +360,7 @@ def set_at(x: Any, index: Any, values: Any) -> Tensor:
     values = _fitted(values, x, index, "set_at")
     written = computed(_marked, x._data, index=index)
     if not _is_basic(index):
-        values = where(computed(_is_last_at, index=index, shape=x.shape), values, 0.0)
+        values = where(computed(_is_last_at, index=index, shape=x.shape), values, values.new_zeros(()))
     return where(written, scatter_add(values, index, x.shape), x)
 
 

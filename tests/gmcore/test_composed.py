@@ -415,3 +415,22 @@ def test_quantiles_beside_limits(dtype: str) -> None:
                  ([inf, inf, 1, -inf], 0.9, inf), ([1, nan], 0.5, nan)]  # fmt: skip
     for x, q, expected in rows:
         assert str(ops.quantile(np.array(x, dtype), q).item()) == str(expected)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "float64"])
+def test_writing_keeps_the_dtype(dtype: str) -> None:
+    """2^53 + 1 is no float64; a place of an array of no dimensions is one too, and the last of two values stays."""
+    large = np.array([2**53 + 1, 2, 3] if dtype == "int64" else [0, 2, 3], dtype)
+    written = [
+        (1, large[0]),
+        ((np.array(1),), large[0]),
+        (np.array([False, True, False]), large[0]),
+        ([1, 1], large[[2, 0]]),
+    ]
+    for index, values in written:
+        y = ops.set_at(large, index, values)
+        assert y.dtype == large.dtype and y.tolist() == large[[0, 0, 2]].tolist()
+    y = ops.put_along_axis(large, np.array([1]), large[:1], 0)
+    assert y.dtype == large.dtype and y.tolist() == large[[0, 0, 2]].tolist()
+    y = ops.set_at(large[None], (np.array(0), np.array(1)), large[0])
+    assert y.dtype == large.dtype and y.tolist() == [large[[0, 0, 2]].tolist()]
