@@ -19,7 +19,7 @@ from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.diagonal import diagonal
-from gmcore.ops.elementwise import exp, greater, real, where
+from gmcore.ops.elementwise import exp, greater, multiply, real, where
 from gmcore.ops.reduce import sum
 from gmcore.ops.shape import reshape, transpose
 from gmcore.tensor import Tensor, as_tensor, is_floating
@@ -306,9 +306,10 @@ def dot(x: Any, y: Any) -> Tensor:
     ------
     ShapeError : lengths that differ.
     """
+    given = x, y
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim:
-        return x * y
+        return multiply(*given)  # Python's numbers are weak there
     if x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ShapeError(
             f"dot: shapes {x.shape} and {y.shape} do not fit; expected (..., k), and (..., k, n) or (k,) "
@@ -332,9 +333,10 @@ def inner(x: Any, y: Any) -> Tensor:
     ------
     ShapeError : lengths that differ.
     """
+    given = x, y
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim:
-        return x * y
+        return multiply(*given)  # Python's numbers are weak there
     if x.shape[-1] != y.shape[-1]:
         raise ShapeError(
             f"inner: shapes {x.shape} and {y.shape} do not fit; expected equal last lengths (called at {user_line()})"

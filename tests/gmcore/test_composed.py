@@ -434,3 +434,10 @@ def test_writing_keeps_the_dtype(dtype: str) -> None:
     assert y.dtype == large.dtype and y.tolist() == large[[0, 0, 2]].tolist()
     y = ops.set_at(large[None], (np.array(0), np.array(1)), large[0])
     assert y.dtype == large.dtype and y.tolist() == [large[[0, 0, 2]].tolist()]
+
+
+def test_a_number_has_no_dtype_in_a_product() -> None:
+    x = np.array([3.0, 7.0])
+    for product in (ops.dot, ops.inner):
+        assert product(x, 0.1).tolist() == product(0.1, x).tolist() == (x * 0.1).tolist()
+        assert product(x.astype("float32"), 0.1).dtype == np.float32
