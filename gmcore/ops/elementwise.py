@@ -322,9 +322,9 @@ def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: b
     ------
     ShapeError : shapes that do not broadcast.
     """
-    x, y = as_tensor(x), as_tensor(y)
     finite = logical_and(isfinite(x), isfinite(y))
-    x0, y0 = (_where(finite, z, 0) for z in (x, y))  # infinities have no difference
+    # Infinities have no difference, and those of small integers are beyond their dtype.
+    x0, y0 = (_where(finite, z, 0.0) for z in (x, y))
     near = _where(finite, less_equal(absolute(x0 - y0), atol + rtol * absolute(y0)), equal(x, y))
     return logical_or(near, logical_and(isnan(x), isnan(y))) if equal_nan else near
 

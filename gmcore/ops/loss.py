@@ -36,7 +36,7 @@ from gmcore.ops.elementwise import (
 )
 from gmcore.ops.indexing import one_hot
 from gmcore.ops.random import straight_through
-from gmcore.ops.reduce import mean, normalize_axis, sum
+from gmcore.ops.reduce import mean, normalize_axis, sum, wide
 from gmcore.ops.shape import broadcast_to, expand_dims, reshape, transpose
 from gmcore.ops.softmax import log_softmax
 from gmcore.ops.special import xlogy
@@ -69,14 +69,13 @@ def _reduce(name: str, loss: Tensor, reduction: str) -> Tensor:
 
 
 def _same_shape(name: str, **tensors: Any) -> list[Tensor]:
-    """The arguments as tensors, integers in the dtype of the others. Raises `ShapeError` unless they have one shape."""
+    """The arguments as tensors, integers in the dtype of the others, or as float64: differences of small ones are
+    beyond their dtype. Raises `ShapeError` unless they have one shape."""
     found = {key: as_tensor(x) for key, x in tensors.items()}
-    if len({(x._data.shape, x._data.dtype) for x in found.values()}) == 1:
-        return list(found.values())
-    for x in found.values():
-        if is_floating(x.dtype):
-            found = {key: y if is_floating(y.dtype) else cast(y, x.dtype) for key, y in found.items()}
-            break
+    floating = [x._data.dtype for x in found.values() if is_floating(x._data.dtype)]
+    if len(floating) < len(found):
+        dtype = floating[0] if floating else np.float64
+        found = {key: x if is_floating(x.dtype) else cast(x, dtype) for key, x in found.items()}
     if len({x.shape for x in found.values()}) > 1:
         shapes = ", ".join(f"{key} {x.shape}" for key, x in found.items())
         raise ShapeError(f"{name}: expected one shape, got {shapes} (called at {user_line()})")
@@ -352,7 +351,7 @@ def _negative_log_likelihood(
 ) -> Tensor:  # fmt: skip
     """Of classes, given log-probabilities, or logits, which are not smoothed."""
     _check_reduction(name, reduction)
-    input = as_tensor(input)
+    input = as_floating(input, name)
     rows, shape = _rows(name, input)
     classes = rows.shape[1]
     weight = _class_weight(name, weight, classes, input)
@@ -370,7 +369,7 @@ def _negative_log_likelihood(
         loss = (1.0 - smoothing) * loss - (smoothing / classes) * where(present, uniform, 0.0)
     if reduction == "none":
         return reshape(loss, shape)
-    return sum(loss) if reduction == "sum" else sum(loss) / sum(weights)
+    return sum(loss) if reduction == "sum" else cast(sum(wide(loss)) / sum(wide(weights)), loss.dtype)
 
 
 def nll_loss(
@@ -483,7 +482,7 @@ def multi_margin_loss(
     name = "multi_margin_loss"
     if p not in (1, 2):
         raise ArgumentError(f"{name}: p must be 1 or 2, got {p} (called at {user_line()})")
-    input = as_tensor(input)
+    input = as_floating(input, name)
     rows, shape = _rows(name, input)
     classes = rows.shape[1]
     weight = _class_weight(name, weight, classes, input)
@@ -619,7 +618,7 @@ def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool
         return _reduce("kl_div", loss, reduction)
     if not x.ndim or not x.shape[0]:
         raise ArgumentError(f"kl_div: no batch to take the mean of in shape {x.shape} (called at {user_line()})")
-    return sum(loss) * (1.0 / x.shape[0])
+    return cast(sum(wide(loss)) * (1.0 / x.shape[0]), loss.dtype)
 
 
 def _check_variance(v: Array, name: str) -> None:
@@ -786,12 +785,20 @@ def cosine_similarity(x1: Any, x2: Any, axis: int = 1, eps: float = 1e-8) -> Ten
     ------
     ArgumentError : `axis` out of range.  ShapeError : shapes that do not broadcast.
     """
-    a, b = as_tensor(x1), as_tensor(x2)
+    (a, b), dtype = _wide(x1, x2)
     products = multiply(a, b)
     at = normalize_axis(products, axis, "cosine_similarity")
     a, b = broadcast_to(a, products.shape), broadcast_to(b, products.shape)
     lengths = [sqrt(maximum(sum(x * x, axis=at), eps * eps)) for x in (a, b)]
-    return sum(products, axis=at) / (lengths[0] * lengths[1])
+    return cast(sum(products, axis=at) / (lengths[0] * lengths[1]), dtype)
+
+
+def _wide(*xs: Any) -> tuple[list[Tensor], np.dtype[Any]]:
+    """Floating numbers whose squares are not beyond their dtype as those of half types are; and the results' dtype."""
+    tensors = [as_tensor(x) for x in xs]
+    dtype = np.result_type(*[x.dtype for x in tensors])
+    dtype = dtype if is_floating(dtype) else np.dtype(np.float64)
+    return [wide(cast(x, dtype)) for x in tensors], dtype
 
 
 def cosine_embedding_loss(
@@ -822,8 +829,9 @@ def cosine_embedding_loss(
             f"{name}: expected inputs (N, D) and target (N,), or (D,) and (); got {a.shape} and {y.shape} "
             f"(called at {user_line()})"
         )
+    (a, b), dtype = _wide(a, b)
     square_norms = [sum(x * x, axis=-1) + 1e-12 for x in (a, b)]
     cosine = sum(a * b, axis=-1) / sqrt(square_norms[0] * square_norms[1])
     zero = cosine.new_zeros(())
     loss = where(equal(y, 1.0), 1.0 - cosine, zero) + where(equal(y, -1.0), relu(cosine - margin), zero)
-    return _reduce(name, loss, reduction)
+    return cast(_reduce(name, loss, reduction), dtype)

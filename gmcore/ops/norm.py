@@ -12,7 +12,7 @@ from gmcore.engine import by_decomposition
 from gmcore.errors import ArgumentError, DtypeError, ShapeError
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.elementwise import as_floating, cast, real, sqrt
-from gmcore.ops.reduce import mean, normalize_axis, sum
+from gmcore.ops.reduce import mean, normalize_axis, sum, wide
 from gmcore.ops.shape import Axis, broadcast_to, reshape
 from gmcore.tensor import Tensor, as_tensor, finfo, is_floating
 from gmcore.watch import computed
@@ -185,8 +185,9 @@ def rms_norm(input: Any, normalized_shape: int | Sequence[int], weight: Any = No
     x = as_floating(input, "rms_norm")
     shape = _trailing("rms_norm", x, normalized_shape)
     eps = float(finfo(x.dtype).eps) if eps is None else eps
-    power = mean(x * x, axis=tuple(range(-len(shape), 0)), keepdims=True)
-    return _affine(x / sqrt(power + eps), weight, None, shape, "rms_norm")
+    terms = wide(x)
+    power = mean(terms * terms, axis=tuple(range(-len(shape), 0)), keepdims=True)
+    return _affine(cast(terms / sqrt(power + eps), x.dtype), weight, None, shape, "rms_norm")
 
 
 def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:

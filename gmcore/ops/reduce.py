@@ -14,6 +14,8 @@ from gmcore.ops.arrange import flip
 from gmcore.ops.elementwise import (
     _where,
     absolute,
+    as_floating,
+    cast,
     equal,
     exp,
     isinf,
@@ -26,7 +28,7 @@ from gmcore.ops.elementwise import (
 )
 from gmcore.ops.scan import product_before, with_zeros
 from gmcore.ops.shape import Axis, broadcast_to, moveaxis, one_axis, reshape, several_axes
-from gmcore.tensor import Tensor, as_tensor
+from gmcore.tensor import Tensor, as_tensor, is_floating
 from gmkernels.reduce import spec
 
 
@@ -94,6 +96,11 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 _sum.public = sum
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x`, of a half type as float32: what is summed or squared on the way to a result may be beyond that type."""
+    return cast(x, np.float32) if x._data.itemsize == 2 and is_floating(x._data.dtype) else x
+
+
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Mean over `axis`: sum x / n.
 
@@ -114,8 +121,11 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "mean")
     count = _count(x, axes, 0, "mean")
-    total = _sum(x, axis=axes, keepdims=keepdims)
-    return total if count == 1 else total * (1.0 / count)
+    terms = wide(x)
+    out = _sum(terms, axis=axes, keepdims=keepdims)
+    if count != 1:
+        out = out * (1.0 / count)
+    return out if terms is x else cast(out, x.dtype)
 
 
 def _count(x: Tensor, axes: tuple[int, ...], ddof: float, name: str) -> float:
@@ -148,7 +158,10 @@ def var(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> T
     x = as_tensor(x)
     axes = normalize_axis(x, axis, "var")
     count = _count(x, axes, ddof, "var")
-    return _sum(square(x - mean(x, axes, keepdims=True)), axis=axes, keepdims=keepdims) * (1.0 / count)
+    terms = wide(x)
+    squares = square(terms - mean(terms, axes, keepdims=True))
+    out = _sum(squares, axis=axes, keepdims=keepdims) * (1.0 / count)
+    return out if terms is x else cast(out, x.dtype)
 
 
 def std(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> Tensor:
@@ -169,7 +182,10 @@ def std(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> T
     ------
     ArgumentError : `axis` out of range or repeated, or n - ddof not positive.
     """
-    return _root(var(x, axis, ddof, keepdims))
+    x = as_tensor(x)
+    terms = wide(x)
+    out = _root(var(terms, axis, ddof, keepdims))
+    return out if terms is x else cast(out, x.dtype)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -389,13 +405,14 @@ def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> T
     Parameters
     ----------
     x : any shape.
-    ord : a positive number; inf for the largest |x|.
+    ord : a positive number; inf for the largest |x|. At elements that are 0 derivatives are taken as 0, also those
+        that are infinite.
     axis : axis or axes to reduce; None, the default, for all.
     keepdims : whether reduced axes stay, with length 1.
 
     Returns
     -------
-    x.shape without `axis`; float32 stays float32.
+    x.shape without `axis`; float32 stays float32, integers become float64.
 
     Raises
     ------
@@ -405,15 +422,23 @@ def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> T
     x = as_tensor(x)
     if not (isinstance(ord, (int, float)) and ord > 0):
         raise ArgumentError(f"norm: ord={ord!r}; expected a positive number or inf (called at {user_line()})")
+    dtype = x.dtype if is_floating(x.dtype) else np.dtype(np.float64)  # small integers do not hold their squares
+    x = wide(cast(x, dtype))
     if ord == math.inf:
-        return max(absolute(x), axis, keepdims)
-    if ord == 1:
-        return sum(absolute(x), axis, keepdims)
-    if ord == 2:
-        return _root(sum(square(x), axis, keepdims))
-    total = sum(power(absolute(x), float(ord)), axis, keepdims)
-    zero = equal(total, 0.0)
-    return _where(zero, 0.0, power(_where(zero, 1.0, total), 1.0 / ord))
+        out = max(absolute(x), axis, keepdims)
+    elif ord == 1:
+        out = sum(absolute(x), axis, keepdims)
+    elif ord == 2:
+        out = _root(sum(square(x), axis, keepdims))
+    else:
+        out = _power(sum(_power(absolute(x), float(ord)), axis, keepdims), 1.0 / ord)
+    return cast(out, dtype)
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent with derivatives 0, not infinite, at 0."""
+    zero = equal(x, 0.0)
+    return _where(zero, 0.0, power(_where(zero, 1.0, x), exponent))
 
 
 # -- logsumexp ------------------------------------------------------------------------------------------------
@@ -461,9 +486,9 @@ def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
     Raises
     ------
-    ArgumentError : `axis` out of range or repeated.  ShapeError : no elements.
+    ArgumentError : `axis` out of range or repeated.  ShapeError : no elements.  DtypeError : `x` not floating.
     """
-    x = as_tensor(x)
+    x = as_floating(x, "logsumexp")
     return _logsumexp(x, axis=normalize_axis(x, axis, "logsumexp"), keepdims=keepdims)
 
 

@@ -14,6 +14,7 @@ from scipy import special
 
 import gmcore
 from gmcore import Tensor, ops
+from gmcore.errors import DtypeError
 from gmcore.op import OPS
 
 try:
@@ -434,6 +435,37 @@ def test_writing_keeps_the_dtype(dtype: str) -> None:
     assert y.dtype == large.dtype and y.tolist() == large[[0, 0, 2]].tolist()
     y = ops.set_at(large[None], (np.array(0), np.array(1)), large[0])
     assert y.dtype == large.dtype and y.tolist() == [large[[0, 0, 2]].tolist()]
+
+
+def test_integers_do_not_wrap() -> None:
+    """Differences, squares and exponentials of small integers are those of the numbers."""
+    a, b = np.array([[200, 100, 3]], np.uint8), np.array([[20, 250, 4]], np.uint8)
+    wide = (a.astype(np.float64), b.astype(np.float64))
+    losses = (ops.mse_loss, ops.l1_loss, ops.huber_loss, ops.smooth_l1_loss, ops.hinge_loss, ops.cosine_similarity,
+              ops.isclose)  # fmt: skip
+    for function in losses:
+        assert function(a, b).tolist() == function(*wide).tolist()
+    assert ops.isclose(a, b, rtol=1.0).tolist() == np.isclose(a, b, rtol=1.0).tolist() == [[False, True, True]]
+    assert ops.isclose(a > 0, b > 0).all() and ops.isclose(np.full(1, 0.1), 0.1, rtol=1e-12).all()
+    least = np.array([-128, 100], np.int8)
+    for ord in (1, 2, 3, np.inf):
+        close(ops.norm(least, ord).numpy(), np.linalg.vector_norm(least.astype(float), ord=ord), 1e-14)
+    for refuse in (ops.logsumexp, lambda x: ops.nll_loss(x, [0]), lambda x: ops.multi_margin_loss(x, [0])):
+        with pytest.raises(DtypeError, match="expected floating numbers, got uint8"):
+            refuse(a)
+
+
+@pytest.mark.parametrize("ord", [0.5, 1, 1.5, 2, 3, np.inf])
+def test_derivatives_of_norms_at_zeros(ord: float) -> None:
+    """An element that is 0 has no part in them, among others or alone."""
+    x, others = (gmcore.tensor(a, requires_grad=True) for a in (np.array([0.0, 0.7, -0.4]), np.array([0.7, -0.4])))
+    found, expected = (ops.square(ops.norm(leaf, ord)) for leaf in (x, others))
+    for _ in range(2):
+        g, e = gmcore.grad(found, x, create_graph=True), gmcore.grad(expected, others, create_graph=True)
+        assert g.tolist() == [0.0, *e.tolist()]
+        found, expected = ops.sum(ops.square(g)), ops.sum(ops.square(e))
+    zeros = gmcore.tensor(np.zeros(3), requires_grad=True)
+    assert gmcore.grad(ops.norm(zeros, ord), zeros).tolist() == [0.0] * 3
 
 
 def test_a_number_has_no_dtype_in_a_product() -> None:

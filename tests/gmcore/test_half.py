@@ -243,3 +243,30 @@ def test_bfloat16_without_its_package() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert 'bfloat16 needs ml_dtypes, which is not installed: pip install "gmcore[bfloat16]"' in out and "[2.0]" in out
+
+
+BEYOND = {
+    "mean": lambda t: ops.mean(ops.broadcast_to(t[:, :1], (300, 400))),  # whose sum is 3.6e7
+    "var": lambda t: ops.var(t / 2.0),
+    "std": ops.std,
+    "norm": ops.norm,
+    "norm of small ones": lambda t: ops.norm(t * 2.0**-20) * 2.0**10,
+    "norm to 3": lambda t: ops.norm(t, 3),
+    "rms_norm": lambda t: ops.rms_norm(t, 3),
+    "cosine_similarity": lambda t: ops.cosine_similarity(t, t[:, ::-1]),
+    "cosine_similarity of zeros": lambda t: t + ops.cosine_similarity(t, np.zeros((1, 3), t.dtype)),
+    "cosine_embedding_loss": lambda t: ops.cosine_embedding_loss(t, t[:, ::-1], gmcore.tensor([1])),
+    "cross_entropy": lambda t: ops.cross_entropy(ops.broadcast_to(t / 100.0, (70_000, 3)), np.zeros(70_000, int)),
+    "kl_div": lambda t: ops.kl_div(ops.broadcast_to(t, (400, 3)), np.ones((400, 3), t.dtype), reduction="batchmean"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_is_summed_or_squared_on_the_way_may_be_beyond_the_type(name: str, half: Any) -> None:
+    """Beyond 65504, or below 6e-8, in float16: infinities and zeros where the result is an ordinary number."""
+    x, single = (leaf([[300.0, -200.0, 250.0]], dtype) for dtype in (half, "float32"))
+    y, expected = BEYOND[name](x), BEYOND[name](single)
+    assert y.dtype == half
+    assert errors_in_roundings([y], [expected], half) < 2
+    assert errors_in_roundings([gmcore.grad(ops.sum(y), x)], [gmcore.grad(ops.sum(expected), single)], half) < 10
