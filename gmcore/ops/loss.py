@@ -613,7 +613,10 @@ def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool
     """
     x, t = _same_shape("kl_div", input=input, target=target)
     _check_reduction("kl_div", reduction, (*_REDUCTIONS, "batchmean"))
-    loss = exp(t) * (t - x) if log_target else xlogy(t, t) - t * x
+    q = exp(t) if log_target else t
+    absent = equal(q, 0.0)
+    x = where(absent, 0.0, x)
+    loss = q * (where(absent, 0.0, t) - x) if log_target else xlogy(t, t) - t * x
     if reduction != "batchmean":
         return _reduce("kl_div", loss, reduction)
     if not x.ndim or not x.shape[0]:

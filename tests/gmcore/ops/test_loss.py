@@ -256,6 +256,16 @@ def test_zero_probabilities_add_nothing() -> None:
         assert gmcore.grad(ops.sum(ops.kl_div(np.zeros(1, np.float32), t, reduction="none")), t).tolist() == [-np.inf]
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_neither_distribution_has_adds_nothing() -> None:
+    """A class whose probability is 0 in the model, too: 0 times infinity is no term."""
+    x, t = gmcore.tensor([-np.inf, 0.0], requires_grad=True), np.array([0.0, 1.0], np.float32)
+    for target, log_target in ((t, False), (np.log(t), True)):
+        loss = ops.kl_div(x, target, reduction="none", log_target=log_target)
+        assert loss.tolist() == [0.0, 0.0] and gmcore.grad(ops.sum(loss), x).tolist() == [0.0, -1.0]
+    assert ops.kl_div(x, t[::-1].copy(), reduction="none").tolist() == [np.inf, 0.0]
+
+
 def test_a_masked_class_costs_infinity_only_where_it_is_the_target() -> None:
     x = gmcore.tensor([[0.0, -np.inf], [0.0, -np.inf]], requires_grad=True)
     loss = ops.cross_entropy(x, np.array([0, -100]), reduction="none")
