@@ -18,7 +18,19 @@ from gmcore.errors import ArgumentError, ShapeError
 from gmcore.fuse import fuse_large
 from gmcore.op import Example, Op, kernel, user_line
 from gmcore.ops.arrange import split
-from gmcore.ops.elementwise import absolute, clip, expm1, greater, real, sigmoid, sign, softplus, tanh, where
+from gmcore.ops.elementwise import (
+    absolute,
+    clip,
+    expm1,
+    greater,
+    less_equal,
+    real,
+    sigmoid,
+    sign,
+    softplus,
+    tanh,
+    where,
+)
 from gmcore.ops.shape import reshape
 from gmcore.ops.special import erfc
 from gmcore.tensor import Tensor, as_tensor
@@ -307,7 +319,7 @@ def hardshrink(x: Any, lambd: float = 0.5) -> Tensor:
     x.shape; float32 stays float32.
     """
     x = as_tensor(x)
-    return where(greater(absolute(x), lambd), x, 0.0)
+    return where(less_equal(absolute(x), lambd), 0.0, x)  # NaN stays
 
 
 @fuse_large
@@ -330,7 +342,7 @@ def softshrink(x: Any, lambd: float = 0.5) -> Tensor:
     if not lambd >= 0:
         raise ArgumentError(f"softshrink: lambd must be at least 0, got {lambd!r} (called at {user_line()})")
     x = as_tensor(x)
-    return where(greater(absolute(x), lambd), x - lambd * sign(x), 0.0)
+    return where(less_equal(absolute(x), lambd), 0.0, x - lambd * sign(x))  # NaN stays
 
 
 def tanhshrink(x: Any) -> Tensor:
@@ -358,7 +370,7 @@ def threshold(x: Any, threshold: float, value: float) -> Tensor:
     x.shape; float32 stays float32.
     """
     x = as_tensor(x)
-    return where(greater(x, threshold), x, value)
+    return where(less_equal(x, threshold), value, x)  # NaN stays
 
 
 def prelu(x: Any, weight: Any) -> Tensor:

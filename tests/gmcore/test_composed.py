@@ -473,3 +473,13 @@ def test_a_number_has_no_dtype_in_a_product() -> None:
     for product in (ops.dot, ops.inner):
         assert product(x, 0.1).tolist() == product(0.1, x).tolist() == (x * 0.1).tolist()
         assert product(x.astype("float32"), 0.1).dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [3, 40_000])
+def test_nan_stays_under_a_threshold(size: int) -> None:
+    """One that became 0 would hide what is wrong; also where the function is one loop."""
+    x = np.resize([np.nan, 0.1, 2.0], size)
+    functions = (ops.hardshrink, ops.softshrink, lambda x: ops.threshold(x, 0.2, -1.0), ops.relu6, ops.leaky_relu,
+                 ops.elu, lambda x: ops.prelu(x, [0.5]))  # fmt: skip
+    for function in functions:
+        assert np.isnan(function(x).numpy()).tolist() == np.isnan(x).tolist()
