@@ -231,11 +231,21 @@ tan = _unary("tan", np.tan, lambda g, out: g * (1.0 + out * out), "tan x", unit)
 arcsin = _unary("arcsin", np.arcsin, lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)), "the y with sin y = x", unit)
 arccos = _unary("arccos", np.arccos, lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)), "the y with cos y = x", unit)
 arctan = _unary("arctan", np.arctan, lambda g, x: g / (1.0 + x * x), "the y with tan y = x")
+
+
+def _over_square(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """z / (x^2 + y^2), whose squares may be beyond the dtype; 0 at the origin."""
+    length = hypot(x, y)
+    length = _where(equal(length, 0.0), 1.0, length)
+    return z / length / length
+
+
 arctan2 = _binary(
     "arctan2",
     np.arctan2,
-    [lambda g, x, y: g * y / (x * x + y * y), lambda g, x, y: -g * x / (x * x + y * y)],
-    "the angle, from -pi to pi, whose sine is to its cosine as x (the first argument) is to y",
+    [lambda g, x, y: g * _over_square(y, x, y), lambda g, x, y: -g * _over_square(x, x, y)],
+    "the angle, from -pi to pi, whose sine is to its cosine as x (the first argument) is to y; derivative 0 at the "
+    "origin",
 )
 sinh = _unary("sinh", np.sinh, lambda g, x: g * cosh(x), "sinh x")
 cosh: Op = _unary("cosh", np.cosh, lambda g, x: g * sinh(x), "cosh x")

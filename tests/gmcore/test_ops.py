@@ -832,6 +832,7 @@ KINKS: dict[str, tuple[Callable[..., Tensor], list[Any], list[Any]]] = {
     "clip": (lambda x: ops.clip(x, -1.0, 1.0), [[-2.0, -1.0, 0.0, 1.0, 2.0]], [[0.0, 0.5, 1.0, 0.5, 0.0]]),
     "nan_to_num": (ops.nan_to_num, [[np.nan, INF, -INF, 2.0]], [[0.0, 0.0, 0.0, 1.0]]),
     "hypot": (ops.hypot, [[0.0, 3.0], [0.0, 4.0]], [[0.0, 0.6], [0.0, 0.8]]),
+    "arctan2": (ops.arctan2, [[0.0, 1e-25, 3e20], [0.0, 1e-25, 4e20]], [[0.0, 5e24, 1.6e-21], [0.0, -5e24, -1.2e-21]]),
     "logaddexp": (ops.logaddexp, [[-INF, -INF, 1e4], [-INF, 1.0, 1e4]], [[0.5, 0.0, 0.5], [0.5, 1.0, 0.5]]),
     "logaddexp of infinity": (ops.logaddexp, [[INF, INF], [1.0, INF]], [[1.0, 0.5], [0.0, 0.5]]),
     "std": (lambda x: ops.std(x, axis=1), [[[2.0, 2.0], [0.0, 4.0]]], [[[0.0, 0.0], [-0.5, 0.5]]]),
