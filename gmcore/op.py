@@ -39,7 +39,7 @@ from gmcore.errors import (
     shown,
     user_line,
 )
-from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, wrap
+from gmcore.tensor import FLOATING, Array, Tensor, _mode, is_floating, native, wrap
 from gmcore.watch import Meta, Note
 from gmkernels import KernelSpec, run
 from gmkernels.arrays import as_array, is_array, on_gpu
@@ -231,7 +231,7 @@ class Op:
                 if type(array) is not ndarray and _on_gpu(array):
                     gpu = array
             elif isinstance(x, (ndarray, np.generic)):
-                dtypes.append(x.dtype)
+                dtypes.append(native(x.dtype))
         tensors = []
         for x in inputs:
             if type(x) in (int, float, bool) and dtypes:

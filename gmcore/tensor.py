@@ -68,7 +68,12 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
             f"{user_function()}: expected a dtype of floats, integers or booleans, got {found or repr(dtype)} "
             f"(called at {user_line()})"
         )
-    return found
+    return native(found)
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in the machine's order of bytes: what tensors hold, and kernels compute with."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
 def finfo(dtype: np.dtype[Any]) -> Any:
@@ -822,7 +827,9 @@ def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> Array:
         raise DtypeError(f"cannot make a tensor of {type(x).__name__}: {error}; expected numbers") from None
     if data.dtype.kind not in "fiub" and data.dtype.name != "bfloat16":
         raise DtypeError(f"cannot make a tensor of dtype {data.dtype}; expected floats, integers or booleans")
-    return data.astype(_DEFAULT_DTYPES[data.dtype.kind]) if dtype is None and not hasattr(x, "dtype") else data
+    if dtype is None and not hasattr(x, "dtype"):
+        return data.astype(_DEFAULT_DTYPES[data.dtype.kind])
+    return data.astype(native(data.dtype), copy=False)
 
 
 def _named(function: Callable[..., Any], *args: Any) -> Any:
@@ -840,7 +847,8 @@ def on_host(x: Any) -> np.ndarray:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """`x` itself if it is a tensor; an array without a copy; Python numbers as by `tensor`.
+    """`x` itself if it is a tensor; an array without a copy, unless it is in another machine's order of bytes; Python
+    numbers as by `tensor`.
 
     Returns
     -------
@@ -858,5 +866,5 @@ def wrap(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if is_array(x) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
-        return Tensor(x)
+        return Tensor(x if x.dtype.isnative else _computed(_numbers, x))
     return Tensor(_numbers(x))

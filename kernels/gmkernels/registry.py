@@ -751,6 +751,12 @@ def _plan(
     updated: Sequence[Any] | None,
 ) -> Plan:
     device = _gpu_of(spec, inputs, updated or ())
+    for a in flat([*inputs, *(updated or ())]):
+        if not a.dtype.isnative:  # whose name does not tell
+            raise KernelError(
+                f"{spec.name}: expected arrays in the machine's order of bytes, got one of {a.dtype.str!r}; convert it "
+                "with a.astype(a.dtype.newbyteorder('='))"
+            )
     outputs = _infer(spec, inputs, attrs)
     entry = select(spec, inputs, attrs, backend)
     pack = not entry.strided and not all(a.flags.c_contiguous for a in flat(inputs))

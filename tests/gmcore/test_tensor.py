@@ -59,6 +59,22 @@ def test_construction_copies_and_as_tensor_does_not() -> None:
     assert gmcore.as_tensor(1.0).dtype == F32
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_another_order_of_bytes(dtype: str) -> None:
+    """Arrays of files: kernels would take their bytes for other numbers."""
+    a = np.arange(6).reshape(2, 3).astype(dtype)
+    swapped = a.astype(a.dtype.newbyteorder("S"))
+    one = gmcore.tensor(1.0, a.dtype.newbyteorder("S"))
+    for t in (gmcore.tensor(swapped), gmcore.as_tensor(swapped), one * swapped, ops.multiply(swapped, 1)):
+        assert t.dtype == dtype and t.dtype.isnative and t.tolist() == a.tolist()
+    assert ops.sum(swapped).item() == 15
+    step = gmcore.capture(lambda x: ops.sum(ops.square(x)))
+    assert [step(swapped + np.array(i, dtype)).item() for i in range(4)] == [np.square(a + i).sum() for i in range(4)]
+    x = gmcore.tensor(swapped.astype(">f8"), requires_grad=True)
+    assert ops.matmul(x, swapped.T.astype(">f8")).tolist() == (a @ a.T).tolist()
+    assert gmcore.grad(ops.sum(ops.exp(x)), x).tolist() == np.exp(a.astype(float)).tolist()
+
+
 @pytest.mark.parametrize("x", ["text", None, 1j, [[1.0], [1.0, 2.0]], object(), np.array(["a"]), np.zeros(2, "c8")])
 def test_what_is_no_number_is_refused(x: Any) -> None:
     with pytest.raises(DtypeError, match="cannot make a tensor of"):

@@ -68,6 +68,13 @@ def test_what_is_no_array_is_named(spec, x, kind):
         run(spec, (x,))
 
 
+def test_another_order_of_bytes_is_named(spec):
+    swapped = np.ones(3, np.dtype(np.float32).newbyteorder("S"))
+    for arguments in ({"backend": "reference"}, {"backend": "cpu"}, {}):
+        with pytest.raises(KernelError, match=f"^scaled: expected .* order of bytes, got one of '{swapped.dtype.str}'"):
+            run(spec, (swapped,), **arguments)
+
+
 SMALL = (np.ones(3, np.float32),)
 LARGE = (np.ones(1 << 20, np.float32),)
 
