@@ -266,11 +266,11 @@ def tensordot(x: Any, y: Any, axes: int | Sequence[Any] = 2) -> Tensor:
     ArgumentError : axes out of range, repeated, or not as many of x as of y.  ShapeError : lengths that differ.
     """
     x, y = as_tensor(x), as_tensor(y)
-    if isinstance(axes, int) and axes >= 0:
+    if isinstance(axes, (int, np.integer)) and axes >= 0:
         axes = (range(x.ndim - axes, x.ndim), range(axes))
     if not isinstance(axes, Sequence) or len(axes) != 2:
         raise ArgumentError(f"tensordot: axes {axes!r}; expected a number of axes, or those of x and of y")
-    of_x, of_y = ([operator.index(a) for a in ([part] if isinstance(part, int) else part)] for part in axes)
+    of_x, of_y = ([operator.index(a) for a in np.atleast_1d(part)] for part in axes)
     for t, part in ((x, of_x), (y, of_y)):
         at = [a + t.ndim if a < 0 else a for a in part]
         if len(of_x) != len(of_y) or len(set(at)) != len(at) or not all(0 <= a < t.ndim for a in at):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -420,7 +421,7 @@ def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> T
     ShapeError : no elements, for ord inf.
     """
     x = as_tensor(x)
-    if not (isinstance(ord, (int, float)) and ord > 0):
+    if not (isinstance(ord, numbers.Real) and float(ord) > 0):
         raise ArgumentError(f"norm: ord={ord!r}; expected a positive number or inf (called at {user_line()})")
     dtype = x.dtype if is_floating(x.dtype) else np.dtype(np.float64)  # small integers do not hold their squares
     x = wide(cast(x, dtype))
@@ -431,7 +432,7 @@ def norm(x: Any, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> T
     elif ord == 2:
         out = _root(sum(square(x), axis, keepdims))
     else:
-        out = _power(sum(_power(absolute(x), float(ord)), axis, keepdims), 1.0 / ord)
+        out = _power(sum(_power(absolute(x), float(ord)), axis, keepdims), 1.0 / float(ord))
     return cast(out, dtype)
 
 

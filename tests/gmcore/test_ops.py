@@ -1123,9 +1123,15 @@ def test_logsumexp_keeps_its_weights_far_from_zero() -> None:
     assert x.grad is not None and x.grad.tolist() == [0.5, 0.5]
 
 
-def test_an_axis_may_be_a_numpy_integer() -> None:
-    x = np.arange(6.0).reshape(2, 3)
+def test_numbers_may_be_numpy_s() -> None:
+    x, two = np.arange(6.0).reshape(2, 3), np.int64(2)
     np.testing.assert_array_equal(ops.sum(x, axis=np.int64(-1)).numpy(), x.sum(axis=-1))
+    np.testing.assert_array_equal(ops.reshape(x, 3 * two).numpy(), x.ravel())
+    np.testing.assert_array_equal(ops.tile(x, two).numpy(), np.tile(x, 2))
+    np.testing.assert_array_equal(ops.tensordot(x, x, two).numpy(), np.tensordot(x, x, 2))
+    np.testing.assert_array_equal(ops.tensordot(x, x, (two - 2, two - 2)).numpy(), x.T @ x)
+    assert ops.norm(x, two).item() == ops.norm(x, np.float32(2)).item() == ops.norm(x).item()
+    assert ops.normal(two).shape == ops.uniform(two).shape == (2,)
 
 
 def test_mixed_dtypes_of_a_fused_op_are_a_dtype_error() -> None:
