@@ -7,6 +7,7 @@ checks. The tape itself (`Node`) holds arrays, not tensors, so that nothing refe
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -819,6 +820,7 @@ def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> Array:
     """A copy of `x` as an array; of one on a GPU, there."""
     if is_array(x) and on_gpu(x):
         return x.astype(x.dtype if dtype is None else dtype)
+    _check_unmasked(x)
     if isinstance(x, Sequence) and any(isinstance(value, Tensor) for value in x):
         raise DtypeError("cannot make a tensor of a sequence of tensors; join them with gmcore.ops.stack")
     try:
@@ -830,6 +832,12 @@ def _numbers(x: Any, dtype: np.dtype[Any] | None = None) -> Array:
     if dtype is None and not hasattr(x, "dtype"):
         return data.astype(_DEFAULT_DTYPES[data.dtype.kind])
     return data.astype(native(data.dtype), copy=False)
+
+
+def _check_unmasked(x: Any) -> None:
+    masked = sys.modules.get("numpy.ma")  # which NumPy imports when it is first used
+    if masked is not None and isinstance(x, masked.MaskedArray):
+        raise DtypeError("cannot make a tensor of a masked array, which would forget its mask; expected x.filled(...)")
 
 
 def _named(function: Callable[..., Any], *args: Any) -> Any:
@@ -866,5 +874,8 @@ def wrap(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if is_array(x) and (x.dtype.kind in "fiub" or x.dtype.name == "bfloat16"):
+        if type(x) is not np.ndarray and not on_gpu(x):
+            _check_unmasked(x)
+            x = x.view(np.ndarray)  # as functions of matrices, and of other subclasses, have shapes of their own
         return Tensor(x if x.dtype.isnative else _computed(_numbers, x))
     return Tensor(_numbers(x))

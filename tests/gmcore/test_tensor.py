@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,25 @@ def test_another_order_of_bytes(dtype: str) -> None:
     assert gmcore.grad(ops.sum(ops.exp(x)), x).tolist() == np.exp(a.astype(float)).tolist()
 
 
-@pytest.mark.parametrize("x", ["text", None, 1j, [[1.0], [1.0, 2.0]], object(), np.array(["a"]), np.zeros(2, "c8")])
+@pytest.mark.parametrize("x", ["text", None, 1j, [[1.0], [1.0, 2.0]], object(), np.array(["a"]), np.zeros(2, "c8"),
+                               np.ma.array([1.0, 2.0], mask=[True, False])])  # fmt: skip
 def test_what_is_no_number_is_refused(x: Any) -> None:
-    with pytest.raises(DtypeError, match="cannot make a tensor of"):
-        gmcore.tensor(x)
+    for function in (gmcore.tensor, gmcore.as_tensor, ops.sum):
+        with pytest.raises(DtypeError, match="cannot make a tensor of"):
+            function(x)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_arrays_of_subclasses_are_arrays(tmp_path: Path) -> None:
+    a = np.arange(4.0, dtype=np.float32).reshape(2, 2)
+    mapped = np.memmap(tmp_path / "numbers", np.float32, "w+", shape=a.shape)
+    mapped[...] = a
+    step = gmcore.capture(lambda x: ops.sum(ops.square(x), axis=0))
+    for x in (mapped, np.matrix(a)):
+        assert type(gmcore.as_tensor(x)._data) is np.ndarray and np.shares_memory(gmcore.as_tensor(x)._data, x)
+        assert ops.sum(x, axis=0).tolist() == a.sum(0).tolist() and ops.ravel(x).shape == (4,)
+        for _ in range(3):
+            assert step(x).tolist() == np.square(a).sum(0).tolist()
 
 
 def test_devices() -> None:
