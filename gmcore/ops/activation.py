@@ -209,7 +209,7 @@ def logsigmoid(x: Any) -> Tensor:
     -------
     x.shape; float32 stays float32.
     """
-    return -softplus(-as_tensor(x))
+    return -softplus(-1.0 * as_tensor(x))
 
 
 @fuse_large

@@ -193,7 +193,7 @@ def _sigmoid(x: Any) -> Any:
 
 
 def _softplus(x: Any) -> Any:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.absolute(x)))
+    return np.maximum(x, 0) + np.log1p(np.exp(np.minimum(x, -1.0 * x)))  # -x of unsigned integers is none of theirs
 
 
 sigmoid = _unary("sigmoid", _sigmoid, lambda g, out: g * (out * (1.0 - out)), "1 / (1 + e^-x) without overflow")

@@ -447,7 +447,10 @@ def test_integers_do_not_wrap() -> None:
         assert function(a, b).tolist() == function(*wide).tolist()
     assert ops.isclose(a, b, rtol=1.0).tolist() == np.isclose(a, b, rtol=1.0).tolist() == [[False, True, True]]
     assert ops.isclose(a > 0, b > 0).all() and ops.isclose(np.full(1, 0.1), 0.1, rtol=1e-12).all()
+    assert ops.softplus(a).tolist() == ops.softplus(wide[0]).tolist()
+    assert ops.logsigmoid(a).tolist() == ops.logsigmoid(wide[0]).tolist()
     least = np.array([-128, 100], np.int8)
+    assert ops.softplus(least).tolist() == ops.softplus(least.astype(float)).tolist()
     for ord in (1, 2, 3, np.inf):
         close(ops.norm(least, ord).numpy(), np.linalg.vector_norm(least.astype(float), ord=ord), 1e-14)
     for refuse in (ops.logsumexp, lambda x: ops.nll_loss(x, [0]), lambda x: ops.multi_margin_loss(x, [0])):
