@@ -254,8 +254,7 @@ class SigmoidTransform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         limits = finfo(x.dtype)
-        y = ops.exp(-ops.softplus(-x))  # keeps the digits of small numbers, which `sigmoid` rounds to parts of 1
-        return ops.clip(y, float(limits.tiny), 1.0 - float(limits.eps))
+        return ops.clip(ops.sigmoid(x), float(limits.tiny), 1.0 - float(limits.eps))
 
     def _inverse(self, y: Tensor) -> Tensor:
         return ops.log(y) - ops.log1p(-y)

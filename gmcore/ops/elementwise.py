@@ -189,7 +189,8 @@ tanh = _unary("tanh", np.tanh, lambda g, out: g * (1.0 - out * out), "tanh x")
 
 
 def _sigmoid(x: Any) -> Any:
-    return 0.5 * np.tanh(0.5 * x) + 0.5
+    with np.errstate(over="ignore", under="ignore"):  # where e^-x is no number, 1 over it is none either, and rightly 0
+        return 1.0 / (np.exp(-1.0 * x) + 1.0)
 
 
 def _softplus(x: Any) -> Any:

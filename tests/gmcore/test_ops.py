@@ -892,6 +892,18 @@ def test_derivatives_at_kinks_and_limits(
         np.testing.assert_allclose(g.numpy(), np.asarray(e, dtype), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_probabilities_keep_their_digits(dtype: str) -> None:
+    x = np.linspace(-80, 20, 1001).astype(dtype)
+    y = gmcore.tensor(x, requires_grad=True)
+    p = ops.sigmoid(y)
+    exact = special.expit(x.astype(np.float64))
+    np.testing.assert_allclose(p.detach().numpy(), exact, rtol=4 * np.finfo(dtype).eps)
+    p.backward(np.ones(x.shape, dtype))
+    assert y.grad is not None
+    np.testing.assert_allclose(y.grad.numpy()[x < 0], (exact * (1 - exact))[x < 0], rtol=4 * np.finfo(dtype).eps)
+
+
 # -- layouts ---------------------------------------------------------------------------------------------------
 def _strided(x: np.ndarray) -> np.ndarray:
     out = np.full((*x.shape, 2), np.nan, x.dtype)[..., 0]
