@@ -160,7 +160,7 @@ class GraphProgram(Program):
         )
 
     def array(self, place: Place) -> Array:
-        if place.array is not None and on_gpu(place.array):
+        if place.array is not None and on_gpu(place.array) and place.block not in self._anew:
             return place.array
         if place.block is None:
             return cupy.empty(place.shape, place.dtype)

@@ -19,6 +19,7 @@ from gmcore.op import End, Node, Op
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places, standing
 from gmcore.tensor import Array, Tensor, copied
 from gmkernels import KernelSpec, arithmetic, buffers, pool
+from gmkernels.arrays import namespace
 
 ALIGNMENT = 64  # bytes of a cache line, and of the widest vectors
 
@@ -49,6 +50,7 @@ class Program:
 
     def __init__(self, recorder: Recorder, result: Any) -> None:
         self.recorder = recorder
+        self._anew = {block for block in recorder.anew if block.on_gpu or not recorder.gpus}
         self._result = mapped(result, self._returned, returned=True)
         changed = [t for name, t in recorder.tensors.items() if name not in recorder.unchanged]
         self._gradients = [(t, None if t.grad is None else self._returned(t.grad)) for t in changed]
@@ -63,6 +65,7 @@ class Program:
         self._numbers: list[Array] = []  # that launches read, with addresses among them
         self._uses: dict[Block, list[tuple[Any, int, int]]] = {}
         self._allocate()
+        self._constants = [self._constant(block) for block in self._anew]
         self._prepare()
         self._leaves = [(t, t._data) for t in recorder.tensors.values()]
         before = [(*key, value) for key, value in recorder.circumstances.items() if key not in recorder.free]
@@ -93,7 +96,7 @@ class Program:
         """A returned array as a place in memory that the program writes; itself if it is outside."""
         array = value._data if isinstance(value, Tensor) else value
         place = self.recorder.known(array)
-        if place is None or place.block is None or place.block.kind == "outside":
+        if place is None or place.block is None or (place.block.kind == "outside" and place.block not in self._anew):
             return value
         if isinstance(value, Tensor):
             if value.requires_grad and value.is_leaf:
@@ -149,9 +152,15 @@ class Program:
             if place is not None and place.block is not None:
                 self._memory.setdefault(place.block, _aligned(place.block.size))
 
+    def _constant(self, block: Block) -> tuple[Array, Array]:
+        """Memory for what the step makes anew and hands out, so that others may write there; and the numbers in it."""
+        assert block.array is not None
+        self._memory[block] = namespace(block.array).empty(block.size, np.uint8)
+        return self.array(Place(block, block.array)), block.array.copy()
+
     def array(self, place: Place) -> Array:
         """The array at a place, in the program's memory."""
-        if place.array is not None:
+        if place.array is not None and place.block not in self._anew:
             return place.array
         assert place.block is not None
         return np.ndarray(place.shape, place.dtype, self._memory[place.block], place.offset, place.strides)
@@ -192,6 +201,8 @@ class Program:
             start = pool.address(memory)
             for numbers, index, offset in uses:
                 numbers[index] = start + offset
+        for array, constant in self._constants:
+            array[...] = constant
         self._repeat(arguments)
         for counter in self._counters:
             counter[0] += 1
@@ -297,7 +308,7 @@ class Program:
                 return self.array(a)
             numbers = np.array(a.numbers)
             for index, (block, offset) in a.found.items():
-                start = block.start if block.kind == "outside" else self._memory[block].ctypes.data
+                start = self._memory[block].ctypes.data if block in self._memory else block.start
                 numbers[index] = start + offset
             if not isinstance(a.numbers, np.ndarray):
                 return int(numbers)

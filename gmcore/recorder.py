@@ -266,6 +266,8 @@ class Recorder(Watch):
         """Those of the settings, by number, that the step itself changes, and changes back before it relies on them."""
         self.unchanged: set[int] = set()
         """Of `tensors` those, by id, whose gradient the step has left as it was."""
+        self.anew: set[Block] = set()
+        """Memory outside that the step makes anew each time, with the same numbers, and hands out."""
         self._entered = {} if earlier is None else {id(t): (t.grad, standing(t)) for t in earlier.tensors.values()}
         self._before = {} if earlier is None else earlier.digests()
         self._earlier = [] if earlier is None else earlier.settings
@@ -743,6 +745,8 @@ def _left_differently(first: Recorder, second: Recorder) -> str | None:
     for p, q in zip(*left, strict=True):
         if p.block is None or q.block is None or p.block.start == q.block.start:
             continue
+        if q.block.kind == "outside":
+            second.anew.add(q.block)
         if p.block.kind == "outside" and p.block.digest != q.block.digest:
             return (
                 f"it returns an array of {q}, or leaves it as a gradient, that changes from step to step and that no "

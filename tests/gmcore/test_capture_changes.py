@@ -602,6 +602,27 @@ def signs_of_zero(wrap):
         yield run(batch(i), np.float64(-0.0 if i > 3 else 0.0))
 
 
+def constants_that_it_hands_out(wrap):
+    """Each call makes them anew, whatever has become of the last ones."""
+    w, v = leaf(0), leaf(1)
+    optimizer = optim.SGD([w, v], lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad(set_to_none=False)
+        loss(x, w).backward()
+        zeros = x.new_zeros((4, 4))
+        optimizer.step()
+        return zeros, x + zeros
+
+    run = wrap(step)
+    for i in range(CALLS):
+        v.grad = batch(0) if i == 0 else v.grad
+        zeros, same = run(batch(i))
+        yield zeros.detach(), same, w.detach(), v.detach(), v.grad
+        zeros.copy_(batch(i))
+        v.grad.copy_(batch(i))
+
+
 CASES = (
     freezing, training_and_evaluation, another_parameter, hooks_of_a_module, layers_that_fused_operations_compute,
     options_of_a_module, hooks_of_a_leaf, gradients_of_others,
@@ -612,6 +633,7 @@ CASES = (
     a_gradient_that_is_cleared_by_hand, memory_that_is_exchanged, copies_between_overlapping_views,
     layouts_of_arguments, signs_of_zero, a_setting_that_changed_between_the_recordings,
     gradients_that_are_only_looked_at, gradients_of_arguments, sets, attributes_of_a_module_that_is_not_called,
+    constants_that_it_hands_out,
 )  # fmt: skip
 
 
