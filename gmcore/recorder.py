@@ -264,6 +264,8 @@ class Recorder(Watch):
         two of them leave a step as it is tells nothing of a third."""
         self.switched: set[int] = set()
         """Those of the settings, by number, that the step itself changes, and changes back before it relies on them."""
+        self.accumulates = False
+        """Whether a backward pass adds to a gradient that was there before the step."""
         self.unchanged: set[int] = set()
         """Of `tensors` those, by id, whose gradient the step has left as it was."""
         self.anew: set[Block] = set()
@@ -582,6 +584,10 @@ class Recorder(Watch):
             if gradient is None or (found := self.known(gradient._data)) is None:
                 continue
             if found.block is not None and found.block.kind == "outside" and found.block in read:
+                self.accumulates = self.accumulates or any(
+                    i.call is np.add and i.reads[0].key[2:] == found.key[2:] and i.reads[0].block is found.block
+                    for i in self.instructions
+                )
                 self.conditions.append(functools.partial(_has_gradient, tensor, gradient, gradient._data))
 
     def shares(self, arrays: Sequence[Array]) -> bool:
@@ -695,6 +701,17 @@ def difference(first: Recorder, second: Recorder) -> str | None:
 
     Memory outside is the same if it is the same memory, or if it held the same numbers: a constant that is made anew.
     """
+    other = _difference(first, second)
+    if other is not None and (first.accumulates or second.accumulates):
+        return (
+            "backward() adds to a `.grad` that an earlier call has left, in memory that is new each time. Clear the "
+            "gradients in the step, with zero_grad(); to add up those of several micro-batches, give it all of them, "
+            "in a list, and call backward() for each inside"
+        )
+    return other
+
+
+def _difference(first: Recorder, second: Recorder) -> str | None:
     if len(first.hosts) != len(second.hosts) or not all(
         _same_function(_unbound(f), _unbound(g)) for (f, _), (g, _) in zip(first.hosts, second.hosts, strict=True)
     ):
