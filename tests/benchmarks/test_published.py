@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import published, report
-from gmcore.train import assemble
+from gmcore.models.latent.vae import VAE
+from gmcore.train import assemble, fit
 
 SMALL = published.Figure(
     "VAE, digits",
@@ -94,8 +95,8 @@ def test_an_annealed_figure_is_shown_with_its_interval():
 )
 def test_bad_input_is_one_line(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(published.FIGURES, "rbm", SMALL._replace(model="rbm", settings={"hidden_size": 2}))
-    of_vae = {"model": "vae", "config": {}, "recipe": {}, "data": {}, "features": 4, "seed": 0, "device": "cpu"}
-    (tmp_path / "config.json").write_text(json.dumps(of_vae))
+    np.save(tmp_path / "rows.npy", np.eye(12, 4, dtype=np.float32))
+    fit(VAE(4, 1, (2,)), tmp_path / "rows.npy", epochs=1, out=tmp_path)
     with pytest.raises(SystemExit) as stopped:
         published.main([word.replace("{run}", str(tmp_path)) for word in words], tmp_path)
     line = capsys.readouterr().err

@@ -773,7 +773,7 @@ def test_state_that_is_not_kept_in_a_leaf_is_refused():
 
 def test_gradients_that_pile_up_are_refused():
     w = gmcore.tensor(np.ones(2), requires_grad=True)
-    refused(lambda x: ops.sum(w * x).backward(), "changes from step to step")
+    refused(lambda x: ops.sum(w * x).backward(), "adds to a `.grad` that an earlier call has left")
 
 
 def test_a_tensor_that_is_kept_but_not_returned_says_so_when_it_is_used():
