@@ -94,7 +94,8 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # some versions of rich end a bar that they never showed by an empty line
+            self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         if event.line is not None:
