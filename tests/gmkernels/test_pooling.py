@@ -96,7 +96,7 @@ def test_planes_of_all_sizes(shape: tuple[int, ...], at: spec.Windows) -> None:
     if at.dilation != (1, 1):
         return
     x, of_mean = rng.standard_normal(shape), {name: of_max[name] for name in ("stride", "padding", "ceil_mode")}
-    for divisor in (None, 3):
+    for divisor in (None, 3, -3):
         expected = avg_pool2d(x, at.kernel, **of_mean, divisor=divisor, backend="reference")
         found = avg_pool2d(x, at.kernel, **of_mean, divisor=divisor, backend="cpu")
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)

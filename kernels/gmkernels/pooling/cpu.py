@@ -201,7 +201,7 @@ def _means_inside(x, y, numbers, tile, divisor, back):
     down, across = numbers[6] * width, numbers[7]  # from window to window
     top, bottom, left, right, at_once = numbers[12], numbers[13], numbers[14], numbers[15], numbers[16]
     corner = left * across - numbers[8] * width - numbers[9]
-    count = y.dtype.type(divisor if divisor > 0 else kernel_h * kernel_w)
+    count = y.dtype.type(divisor if divisor != 0 else kernel_h * kernel_w)
     for p in range(top, bottom, at_once):
         rows = min(at_once, bottom - p)
         start, n = corner + p * down, (rows - 1) * down + (right - left - 1) * across + 1
