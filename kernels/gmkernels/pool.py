@@ -27,6 +27,7 @@ until no other thread compiles.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -76,14 +77,13 @@ def cache_folder() -> Path:
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     root = os.environ.get("GMKERNELS_CACHE")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    base = Path(root) if root else user / "gmcore" / "kernels"
-    folder = base / digest.hexdigest()[:16]
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gmcore", "kernels")
     try:
+        folder = base.expanduser() / digest.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where the user has no home
         return Path(tempfile.mkdtemp(prefix="gmkernels-"))
 
 
@@ -117,14 +117,23 @@ class _Cache(caching.Cache):
         # 0.6 s. What is compiled needs of it the functions of Numba's runtime.
         self._began = time.thread_time()
         rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
+        try:
             found = self._load_overload(sig, target_context)
-            if found is not None:
-                waiting.note_loaded(cache_folder(), time.thread_time() - self._began)
-            return found
+        except Exception as error:  # what unpickling raises where a file has been cut off or overwritten
+            told = f"kernels are compiled anew whose files in {cache_folder()} are broken: {error!r}"
+            warnings.warn(told, stacklevel=2)
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+        if found is not None:
+            waiting.note_loaded(cache_folder(), time.thread_time() - self._began)
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        super().save_overload(sig, data)  # what was not found has been compiled
+        try:
+            super().save_overload(sig, data)  # what was not found has been compiled
+        except OSError as error:  # such as a full disk
+            warnings.warn(f"compiled kernels are not kept in {cache_folder()}: {error}", stacklevel=2)
         waiting.note_compiled(cache_folder(), self._py_func.__qualname__, time.thread_time() - self._began)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:

@@ -1,9 +1,11 @@
 """The thread pool and the compilation cache: same bits however many threads, and nothing left behind."""
 
+import errno
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import types
@@ -11,6 +13,7 @@ import types
 import numba
 import numpy as np
 import pytest
+from numba.core import caching
 from numba.extending import intrinsic, register_jitable
 
 from gmkernels import pool, waiting
@@ -272,6 +275,91 @@ def test_cache_falls_back_where_it_cannot_write(tmp_path):
     assert done.returncode == 0, done.stderr
     total, folder = done.stdout.split(maxsplit=1)
     assert total == "5.0" and str(tmp_path) not in folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="homes are found in other ways on Windows")
+def test_cache_falls_back_where_the_user_has_no_home(monkeypatch, tmp_path):
+    """As in a container that runs under a number that no user has."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    import pwd
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("HOME", "XDG_CACHE_HOME", "GMKERNELS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert pool.cache_folder.__wrapped__().parent == tmp_path
+    monkeypatch.setenv("GMKERNELS_CACHE", str(tmp_path / "given"))
+    assert pool.cache_folder.__wrapped__().parent == tmp_path / "given"
+
+
+def multiplied():
+    """Whether `multiply`, as a new process has it, was loaded, after a call that gives what it should."""
+    kernel, y = block_kernel(multiply.__wrapped__), np.full(5, np.nan)
+    kernel(1, np.full(5, 3.0), np.full(1, 2.0), y, 5)
+    assert y.tolist() == [6.0] * 5
+    return kernel._compiled["d", "d", "d", ""][1].cache_hits == 1
+
+
+@pytest.mark.parametrize("length", [0, 60, None], ids=["empty", "cut", "overwritten"])
+@pytest.mark.parametrize("kind", ["index", "code"])
+def test_broken_files_of_the_cache_are_made_anew(kind, length, monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "cache_folder", lambda: tmp_path)
+    assert not multiplied()
+    assert multiplied()
+    (file,) = tmp_path.glob({"index": "*.nbi", "code": "*.nbc"}[kind])
+    whole = file.read_bytes()
+    file.write_bytes(b"?" * len(whole) if length is None else whole[:length])
+    with pytest.warns(UserWarning, match=f"compiled anew whose files in {tmp_path} are broken"):
+        assert not multiplied()
+    assert multiplied()
+
+
+def test_a_cache_that_is_full_stops_nobody(monkeypatch, tmp_path):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pool, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_data", refuse)
+    with pytest.warns(UserWarning, match=f"not kept in {tmp_path}: .*No space left"):
+        assert not multiplied()
+
+
+def test_kernels_that_several_processes_have_compiled_work_together(tmp_path):
+    """Two processes fill one cache at once, with kernels of several families; a third has all of them from there."""
+    calls = {
+        "first": ["gmkernels.iwae_bound(x, axis=0)", "gmkernels.erf(x)", "gmkernels.leaky_relu(x, 0.1)"],
+        "second": ["gmkernels.bernoulli_log_prob(x, x)", "gmkernels.erf(x)", "gmkernels.sum(x, axis=0)"],
+    }
+    calls["third"] = [*calls["second"], *calls["first"]]
+    body = """
+        import gmkernels
+        from gmkernels import waiting
+        x = np.random.default_rng(0).uniform(0, 1, (9, 7)).astype(np.float32)
+        for call in {calls}:
+            with gmkernels.use("cpu"):
+                found = eval(call)
+            with gmkernels.use("reference"):
+                expected = eval(call)
+            for a, b in zip(np.atleast_1d(found), np.atleast_1d(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=call)
+        print(waiting.process.compiled, waiting.process.loaded)
+    """
+    texts = {name: "import numpy as np" + textwrap.dedent(body.format(calls=of_one)) for name, of_one in calls.items()}
+    environment = os.environ | {"GMKERNELS_CACHE": str(tmp_path)}
+    at_once = [
+        subprocess.Popen([sys.executable, "-c", texts[name]], env=environment, stderr=subprocess.PIPE)
+        for name in ("first", "second")
+    ]
+    for process in at_once:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    done = script(texts["third"], GMKERNELS_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    compiled, loaded = map(int, done.stdout.split())
+    assert compiled == 0 and loaded >= 6
 
 
 def test_second_process_hits_the_cache(tmp_path):
