@@ -360,7 +360,12 @@ def _infer(spec: KernelSpec, inputs: Sequence[Any], attrs: Mapping[str, Any]) ->
     """What `spec.infer` gives; a `KernelError` of it is a `KernelDtypeError` if the shapes are not to blame."""
     try:
         return spec.infer(*inputs, **attrs)
-    except KernelError as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if not isinstance(error, KernelError):  # it did not look for what nobody would give
+            given = ", ".join(
+                [f"{a.dtype}{list(a.shape)}" for a in flat(inputs)] + [f"{k}={v}" for k, v in attrs.items()]
+            )
+            raise KernelError(f"{spec.name}: expected {spec.formula}; got {given}: {error}") from error
         usual = next(iter(spec.examples(np.random.default_rng(0), np.float64)), None)
 
         def in_usual_dtype(a: Any, example: Any) -> Any:
@@ -567,7 +572,8 @@ def run(
     Parameters
     ----------
     inputs : arrays in the spec's order; read only.
-    outputs : caller-owned, C-contiguous arrays of the inferred shapes and dtypes; allocated if absent.
+    outputs : caller-owned, C-contiguous arrays of the inferred shapes and dtypes, in memory that no input lies in;
+        allocated if absent.
     spec : the operation.
     attrs : its attributes by name; none by default.
     backend : ask for one backend; None, the default, leaves the choice to `select`.
@@ -592,15 +598,22 @@ def run(
                 if kind is not np.ndarray:
                     form.append(_place(a))
     except AttributeError:
-        _check_arrays(spec, inputs)
+        _check_arrays(spec, spec.inputs, inputs)
         raise
     if spec.updates:
         if outputs is None:
             raise KernelError(f"{spec.name} updates {', '.join(spec.outputs)} in place: give outputs=")
-        for part in outputs:
-            form.append(_form(part if type(part) is tuple else (part,), True))
+        try:
+            for part in outputs:
+                form.append(_form(part if type(part) is tuple else (part,), True))
+        except AttributeError:
+            _check_arrays(spec, spec.outputs, outputs)
+            raise
     key = tuple(form)
-    plan = _plans.get(key)
+    try:
+        plan = _plans.get(key)
+    except TypeError as error:
+        raise KernelError(f"{spec.name}: expected attributes with a hash, tuples in place of lists; {error}") from None
     if plan is None:
         plan = _plan(spec, inputs, attrs, backend, outputs if spec.updates else None)
         if len(_plans) >= _MOST_PLANS:
@@ -621,8 +634,8 @@ def run(
     return tuple(outputs)
 
 
-def _check_arrays(spec: KernelSpec, inputs: Sequence[Any]) -> None:
-    for name, a in zip(spec.inputs, inputs):
+def _check_arrays(spec: KernelSpec, names: Sequence[str], arrays: Sequence[Any]) -> None:
+    for name, a in zip(names, arrays):
         if not all(map(is_array, a if isinstance(a, tuple) else (a,))):
             given = type(a).__name__
             raise KernelError(f"{spec.name}: expected {name} to be an array of NumPy or CuPy, got {given}") from None
@@ -794,6 +807,7 @@ def _check_outputs(spec: KernelSpec, plan: Plan, outputs: Sequence[Any]) -> None
     layout = plan.outputs
     if len(outputs) != len(layout):
         raise KernelError(f"{spec.name} has {len(layout)} outputs ({', '.join(spec.outputs)}), got {len(outputs)}")
+    _check_arrays(spec, spec.outputs, outputs)
     for name, (shape, dtype), out in zip(spec.outputs, layout, outputs, strict=True):
         if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not _writeable(out):
             raise KernelError(

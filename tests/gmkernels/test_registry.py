@@ -261,6 +261,33 @@ def test_wrong_number_of_outputs(spec):
         run(spec, SMALL, outputs=(np.empty(3, np.float32),) * 2)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("given, message", [
+    (((), {}), r"scaled: expected y = factor x; got : infer\(\) missing .* 'x'"),
+    (((np.ones(3),) * 2, {}), r"scaled: expected y = factor x; got float64\[3\], float64\[3\]: infer\(\) takes 1"),
+    (((np.ones(3),), {"power": 2}), r"scaled: .* got float64\[3\], power=2: infer\(\) got an unexpected .* 'power'"),
+    (((np.ones(3),), {"factor": [1]}), "scaled: expected attributes with a hash, tuples in place of lists; unhashable"),
+])  # fmt: skip
+def test_calls_that_no_spec_expects(spec, given, message, backend):
+    inputs, attrs = given
+    with pytest.raises(KernelError, match=message):
+        run(spec, inputs, attrs, backend=backend)
+
+
+@pytest.mark.parametrize("output", [None, [1.0, 2.0, 3.0]])
+def test_outputs_that_are_no_arrays_are_named(spec, output):
+    named = "expected y to be an array of NumPy or CuPy, got (NoneType|list)"
+    with pytest.raises(KernelError, match=f"scaled: {named}"):
+        run(spec, (np.ones(3),), outputs=[output])
+    updating = make_spec("updating", updates=True)
+    register(updating, "reference", scaled_reference)
+    try:
+        with pytest.raises(KernelError, match=f"updating: {named}"):
+            run(updating, (np.ones(3),), outputs=[output])
+    finally:
+        unregister(updating, "reference")
+
+
 def test_an_update_needs_its_outputs():
     spec = make_spec("updating", updates=True)
     register(spec, "reference", scaled_reference)
