@@ -53,9 +53,17 @@ def _error(op: str, expected: str, options: dict[str, Any], **arrays: Array) -> 
     )
 
 
+def _check_pairs(op: str, options: dict[str, Any], **arrays: Array) -> None:
+    for name in {"kernel", "stride", "padding", "dilation", "size"} & set(options):
+        pair = options[name]
+        if not isinstance(pair, tuple) or [isinstance(n, (int, np.integer)) for n in pair] != [True, True]:
+            raise _error(op, f"{name} as a pair of integers", options, **arrays)
+
+
 def check(op: str, size: Pair, options: dict[str, Any], **arrays: Array) -> Pair:
     """The number of windows on planes of `size`. Raises `KernelError` where they do not fit."""
     w = _windows(options)
+    _check_pairs(op, {**w._asdict(), "size": size}, **arrays)
     if min(w.kernel) < 1 or min(w.stride) < 1 or min(w.dilation) < 1 or min(w.padding) < 0:
         raise _error(op, "kernel, stride and dilation of at least 1 and padding of at least 0", options, **arrays)
     if any(2 * p > k for p, k in zip(w.padding, w.kernel)):
@@ -146,6 +154,7 @@ def _scatter_infer(x: Array, indices: Array, *, size: Pair) -> Layout:
     _planes("plane_scatter", x=x, indices=indices)
     if x.shape != indices.shape:
         raise _error("plane_scatter", "x and indices of one shape", {"size": size}, x=x, indices=indices)
+    _check_pairs("plane_scatter", {"size": size}, x=x, indices=indices)
     return [((*x.shape[:2], *size), x.dtype)]
 
 
@@ -200,8 +209,9 @@ PLANE_SCATTER = KernelSpec(
 
 
 def _mean_check(op: str, size: Pair, options: dict[str, Any], **arrays: Array) -> Pair:
-    if options["divisor"] == 0:
-        raise _error(op, "a divisor other than 0", options, **arrays)
+    divisor = options["divisor"]
+    if divisor is not None and (divisor == 0 or not isinstance(divisor, (int, np.integer))):
+        raise _error(op, "a divisor other than 0, an integer", options, **arrays)
     return check(op, size, options, **arrays)
 
 
