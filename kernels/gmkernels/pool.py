@@ -464,14 +464,15 @@ def launch(function: int, blocks: int, record: int) -> None:
 
 def _in_pool(parallel: Callable[..., None], serial: Callable[..., None], *arguments: Any) -> None:
     """Call `parallel` if there are threads to run it, and nobody uses them; else `serial`, which does the same."""
-    if _threads > 1 and not _forked and _in_use.acquire(blocking=False):
+    threads = _threads  # another thread may change it meanwhile
+    if threads > 1 and not _forked and _in_use.acquire(blocking=False):
         before = numba.get_num_threads()
         try:
-            if _threads < before:
-                numba.set_num_threads(_threads)
+            if threads < before:
+                numba.set_num_threads(threads)
             parallel(*arguments)
         finally:
-            if _threads < before:
+            if threads < before:
                 numba.set_num_threads(before)
             _in_use.release()
     else:

@@ -150,6 +150,21 @@ def test_two_python_threads_launch_at_once():
     assert not wrong
 
 
+def test_the_number_of_threads_may_change_during_a_call():
+    """A thread whose launch began with fewer gets all of Numba's back."""
+    done = script(
+        """
+        import numba
+        pool.set_num_threads(2)
+        pool._in_pool(lambda: pool.set_num_threads(4), None)
+        print(pool.get_num_threads(), numba.get_num_threads())
+        """,
+        NUMBA_NUM_THREADS="4",
+        OMP_NUM_THREADS="4",
+    )
+    assert done.stdout.split() == ["4", "4"], done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_forked_child_works():
     done = script("""
