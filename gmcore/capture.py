@@ -358,17 +358,19 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     the same bits as eager steps. Read from memory at each repetition are the arguments, of which it has copies, the
     parameters and the buffers; hyperparameters of the optimisers (also what a schedule changes); random draws, each a
     fresh one of its generator. Frozen are Python numbers inside the step, the branches it took, and which arrays,
-    tensors and generators it found in variables and attributes. Arrays of NumPy among the arguments, and what NumPy
-    computes of them, it sees only when they come to operations: give tensors to a step that looks at its arguments.
+    tensors and generators it found in variables, lists, dicts and attributes of what is no module. Arrays of NumPy
+    among the arguments, and what NumPy computes of them, it sees only when they come to operations: give tensors to a
+    step that looks at its arguments.
     ``p.grad`` of the leaves is there after a repetition, in memory that the next one writes again. A backward pass
     through what a repetition returns is refused.
 
     The step is recorded anew where something else was exchanged or switched that the program knows: memory of a
-    parameter; what a module that it calls consists of and its hooks; of any module the parameters, modules, numbers and
-    texts, also in tuples, that it reads, such as the training flag, the probability of a dropout or the weight of a
-    term; what is frozen, the groups and the state of an optimiser, whether there was a gradient before, numbers outside
-    that Python looked at. A `CaptureWarning` tells where that happens again and again. An argument is only read: one
-    that lies in memory which the step writes, or whose gradient it asks for, is refused.
+    parameter; what a module that it calls consists of and its hooks; of any module the attributes that it reads or
+    misses, such as the training flag, the weight of a term, a function or an optimiser: numbers and texts, also in
+    tuples, if they are others, and all else if it is another object; what is frozen, the groups and the state of an
+    optimiser, whether there was a gradient before, numbers outside that Python looked at. A `CaptureWarning` tells
+    where that happens again and again. An argument is only read: one that lies in memory which the step writes, or
+    whose gradient it asks for, is refused.
 
     State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
 

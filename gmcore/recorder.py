@@ -27,7 +27,7 @@ from gmcore.errors import user_line
 from gmcore.op import End, Node, Op
 from gmcore.random import is_default
 from gmcore.tensor import Array, Tensor, copied
-from gmcore.watch import Call, Watch, reading, watch
+from gmcore.watch import Call, Watch, reading, unwatched, watch
 from gmkernels import KernelSpec, pool, registry
 from gmkernels.arrays import address, byte_bounds, is_array, on_gpu
 from gmkernels.buffers import is_loan
@@ -420,7 +420,8 @@ class Recorder(Watch):
             self._use(tensor)
         if holds is not None and counted:
             number = len(self.settings)
-            self._again.append(number < len(self._earlier) and self._earlier[number]())
+            with unwatched():
+                self._again.append(number < len(self._earlier) and self._earlier[number]())
             self.settings.append(holds)
         elif holds is not None:
             self.conditions.append(holds)

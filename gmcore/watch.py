@@ -192,6 +192,16 @@ def no_rule() -> Iterator[None]:
         _mode.reset(token)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Tell no watch of what runs inside the block."""
+    token = _mode.set(bool(_mode.get()))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
 def is_watched() -> bool:
     """Whether a watch is open in this context."""
     return type(_mode.get()) is not bool

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import operator
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -491,9 +494,9 @@ def _array(value: Any) -> Array:
 def _rely_on(module: Module) -> None:
     """Tell what decides what calling a module does, besides numbers in memory: a captured step relies on it."""
     values, hooks = vars(module), _hooks(module)
-    names = tuple(values)
+    names = (type(module), *values)
     relies((), lambda: _hooks(module) == hooks, counted=True)
-    relies((), lambda: tuple(values) == names, counted=True)
+    relies((), lambda: (type(module), *values) == names, counted=True)
     for name in {"training": None, **values}:
         _read(module, name)
     for value in values.values():
@@ -503,34 +506,65 @@ def _rely_on(module: Module) -> None:
 
 def _read(module: Module, name: str) -> Any:
     """The attribute of a module that is asked for while a step is recorded, which relies on it, too, of a module that
-    it does not call."""
-    value = object.__getattribute__(module, name)
-    if is_watched() and _attribute(module, name) is value:
-        if isinstance(value, (Parameter, Module)) or name in _attribute(module, "_buffers"):
-            relies((), lambda: _attribute(module, name) is value, counted=True)
-        elif _is_option(value):
-            relies((), lambda: _has_option(module, name, value), counted=True)
-    return value
+    it does not call; and on that there is none of the name."""
+    if name == "__dict__" and is_watched():  # to go through what the module consists of
+        parts = _parts(module)
+        relies((), lambda: _are_same(_parts(module), parts), counted=True)
+    elif not name.startswith("__") and is_watched():
+        found, option = _attribute(module, name), _is_option(_attribute(module, name))
+        own, same = name in object.__getattribute__(module, "__dict__"), _sameness(found)
+        if own or option or name not in vars(Module):
+            counted = own or not option or name in vars(Module)  # not what is assigned to a class
+            relies((), lambda: same(_attribute(module, name)), counted)
+    return object.__getattribute__(module, name)
 
 
 reads(Module, _read)
 
 
+def _parts(module: Module) -> dict[str, Any]:
+    """The modules, parameters and buffers of a module."""
+    values = object.__getattribute__(module, "__dict__")
+    buffers = values.get("_buffers", ())
+    return {name: v for name, v in values.items() if isinstance(v, (Module, Parameter)) or name in buffers}
+
+
+def _are_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return list(a) == list(b) and all(map(operator.is_, a.values(), b.values()))
+
+
 def _attribute(module: Module, name: str) -> Any:
-    """What a module, or its class, has under a name: of a property the property itself."""
-    return object.__getattribute__(module, "__dict__").get(name, getattr(type(module), name, None))
+    """What a module, or its class, has under a name, of a property the property itself; `_attribute` if nothing."""
+    own = object.__getattribute__(module, "__dict__")
+    if name in own:
+        return own[name]
+    for cls in type(module).__mro__:
+        if name in cls.__dict__:
+            found = cls.__dict__[name]
+            if hasattr(type(found), "__set__") and not isinstance(found, property):  # of a slot
+                with contextlib.suppress(AttributeError):
+                    return found.__get__(module, type(module))
+            return found
+    return _attribute
 
 
-def _has_option(module: Module, name: str, value: Any) -> bool:
-    now = _attribute(module, name)
-    return type(now) is type(value) and now == value
+def _sameness(value: Any) -> Callable[[Any], bool]:
+    """Tells whether what an attribute holds later is the same: numbers and texts, also in tuples, by value."""
+    if _is_option(value):
+        kind, text = type(value), repr(value)  # which tells -0.0 from 0.0, and finds NaN the same
+        return lambda now: now is value or (type(now) is kind and repr(now) == text)
+    try:
+        same = weakref.ref(value)  # what a step leaves in an attribute is not kept alive
+    except TypeError:
+        return lambda now: now is value
+    return lambda now: now is same() and now is not None
 
 
 def _is_option(value: Any) -> bool:
     """Whether an attribute of a module is an option, such as the probability of a dropout or the size of a window."""
     if type(value) is tuple:
         return all(map(_is_option, value))
-    return type(value) in (bool, int, float, str, type(None)) or isinstance(value, np.generic)
+    return type(value) in (bool, int, float, complex, str, bytes, type(None)) or isinstance(value, np.generic)
 
 
 def _hooks(module: Module) -> tuple[tuple[int, ...], ...]:

@@ -3,6 +3,8 @@
 import collections
 import copy
 import dataclasses
+import enum
+import math
 import pickle
 
 import numpy as np
@@ -678,6 +680,77 @@ def test_what_a_step_switches_itself_is_no_reason_to_record_it_anew():
     model[2].p = 0.0
     without, dropped = captured(batch(0))
     assert recorded == 3 and bits(without) == bits(dropped)
+
+
+class Slot:
+    """A descriptor that keeps its value where the module does not see it."""
+
+    def __get__(self, module, owner=None):
+        return vars(module)["hidden"]
+
+    def __set__(self, module, value):
+        vars(module)["hidden"] = value
+
+
+class Read(nn.Module):
+    """Never called: a step reads its attributes."""
+
+    __slots__ = ("slot",)
+    described = Slot()
+    of_class = 1.5
+
+    def __init__(self):
+        self.slot = self.described = self.number = 1.5
+        self.nan, self.zero, self.kind, self.function = math.nan, 0.0, Kind.A, ops.tanh
+        self.array, self.tensor = np.full(4, 2.0), gmcore.tensor(np.full(4, 2.0))
+        self.linear, self.pair = nn.Linear(4, 4), (nn.Linear(4, 1), nn.Linear(4, 1))
+        self.layers, self.named = nn.ModuleList([nn.Linear(4, 4)]), nn.ModuleDict({"a": nn.Linear(4, 4)})
+        self.weights = nn.ParameterList([np.full(4, 2.0)])
+
+    def method(self):
+        return 1.5
+
+
+class Kind(enum.Enum):
+    A = 1.5
+    B = 3.0
+
+
+def total(parameters):
+    return sum([ops.sum(p) for p in parameters], gmcore.tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("read", "change"),
+    [
+        pytest.param(lambda m: getattr(m, "absent", 1.5), lambda m: setattr(m, "absent", 3.0), id="absent"),
+        pytest.param(lambda m: 1.5 + hasattr(m, "absent"), lambda m: setattr(m, "absent", m.linear), id="hasattr"),
+        pytest.param(lambda m: m.of_class, lambda m: setattr(type(m), "of_class", 3.0), id="class"),
+        pytest.param(lambda m: m.slot, lambda m: setattr(m, "slot", 3.0), id="slot"),
+        pytest.param(lambda m: m.described, lambda m: setattr(m, "described", 3.0), id="descriptor"),
+        pytest.param(lambda m: np.nan_to_num(m.nan), lambda m: setattr(m, "nan", 3.0), id="NaN"),
+        pytest.param(lambda m: math.copysign(1, m.zero), lambda m: setattr(m, "zero", -0.0), id="minus zero"),
+        pytest.param(lambda m: m.kind.value, lambda m: setattr(m, "kind", Kind.B), id="enum"),
+        pytest.param(lambda m: m.function(2.0), lambda m: setattr(m, "function", ops.exp), id="function"),
+        pytest.param(lambda m: m.method(), lambda m: setattr(m, "method", lambda: 3.0), id="method"),
+        pytest.param(lambda m: m.array, lambda m: setattr(m, "array", np.full(4, 3.0)), id="array"),
+        pytest.param(lambda m: m.tensor, lambda m: setattr(m, "tensor", m.tensor + 1), id="tensor"),
+        pytest.param(lambda m: m.pair[0].weight, lambda m: setattr(m, "pair", m.pair[::-1]), id="tuple"),
+        pytest.param(lambda m: total(m.parameters()), lambda m: setattr(m, "linear", nn.Linear(4, 4)), id="exchanged"),
+        pytest.param(lambda m: total(m.parameters()), lambda m: setattr(m, "another", nn.Linear(4, 4)), id="added"),
+        pytest.param(lambda m: len(m.layers), lambda m: m.layers.append(nn.Linear(4, 4)), id="list of modules"),
+        pytest.param(lambda m: len(m.named), lambda m: m.named.update({"b": m.linear}), id="dict of modules"),
+        pytest.param(lambda m: total(m.weights), lambda m: m.weights.append(np.ones(4)), id="list of parameters"),
+    ],
+)  # fmt: skip
+def test_attributes_of_a_module_that_is_only_read_are_noticed(read, change):
+    model = type("Model", (Read,), {})()
+    captured = gmcore.capture(lambda x: x * read(model))
+    for i in range(CALLS):
+        if i == CALLS - 2:
+            change(model)
+        assert bits(captured(batch(i)).detach()) == bits((batch(i) * read(model)).detach()), f"call {i}"
+        assert i != CALLS - 3 or captured.programs[0].was_repeated
 
 
 def test_modules_are_as_quick_to_read_after_a_recording_as_before():
