@@ -20,7 +20,7 @@ from gmcore.device import memory_error
 from gmcore.errors import CaptureError, DeviceMemoryError
 from gmcore.program import ALIGNMENT, Program, rounded
 from gmcore.recorder import Block, Instruction, Place, Recorder, mapped, places
-from gmcore.tensor import Array
+from gmcore.tensor import Array, Tensor
 from gmkernels.arrays import on_gpu
 from gmkernels.launch import describe_memory
 from gmkernels.registry import OLDEST_GPU
@@ -82,6 +82,15 @@ def _of_cpu(recorder: Recorder, instructions: Sequence[Instruction]) -> list[Blo
     return [block for block in blocks if not block.on_gpu and block.kind != "computed"]
 
 
+def _array(value: Any) -> Array:
+    return value._data if isinstance(value, Tensor) else value
+
+
+def _twin(value: Any) -> Any:
+    copy = _array(value).copy()
+    return Tensor(copy) if isinstance(value, Tensor) else copy
+
+
 class GraphProgram(Program):
     """What a captured step runs on a GPU.
 
@@ -100,6 +109,7 @@ class GraphProgram(Program):
     def __init__(self, recorder: Recorder, result: Any) -> None:
         _check(recorder)
         self._device = cupy.cuda.Device(*recorder.gpus)
+        self._constants_of_cpu: list[Any] = []
         with self._device:
             try:
                 super().__init__(recorder, result)
@@ -111,6 +121,19 @@ class GraphProgram(Program):
         return f"the CUDA graph of a step that computes in {self.size / 2**20:.1f} MiB"
 
     # -- memory ----------------------------------------------------------------------------------------------
+    def _returned(self, value: Any) -> Any:
+        found = super()._returned(value)
+        if isinstance(found, Place):
+            if found.block is not None and not found.block.on_gpu:
+                raise CaptureError(
+                    f"it returns an array of {found} in the CPU's memory, or leaves it as a gradient, and a CUDA graph "
+                    "computes in the GPU's: move it there with to()"
+                )
+        elif (known := self.recorder.known(_array(found))) is not None and known.block in self.recorder.anew:
+            found = _twin(found)  # the first one is the caller's, and so will others be
+            self._constants_of_cpu.append(found)
+        return found
+
     def _wanted(self, instructions: list[Instruction]) -> list[Instruction]:
         # Those without results check values. What the CPU gives is looked at there; for others Python would wait.
         given = _of_cpu(self.recorder, instructions)
@@ -237,7 +260,7 @@ class GraphProgram(Program):
 
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Place):
-            return value
+            return _twin(value) if any(value is each for each in self._constants_of_cpu) else value
         array = self._room.pop(0)
         array[...] = self._results[value]
         return self._given(value, array)

@@ -354,6 +354,26 @@ def test_numbers_that_go_back_to_the_cpu_are_refused(look):
             step(x)
 
 
+def test_constants_of_the_cpu_are_handed_out_anew():
+    run = gmcore.capture(lambda x: (ops.sum(x), np.arange(3.0), gmcore.Tensor(np.arange(3.0))))
+    for i in range(STEPS):
+        total, array, tensor = run(gmcore.tensor(np.full(3, float(i)), device="cuda"))
+        assert array.tolist() == tensor.tolist() == [0.0, 1.0, 2.0] and total.item() == 3.0 * i
+        array[:] = 9.0
+        tensor.copy_(array)
+    assert isinstance(run.programs[0], GraphProgram)
+
+
+@pytest.mark.parametrize("of_cpu", [lambda x: x, ops.sum, lambda x: gmcore.tensor(np.ones(3))])
+def test_results_in_the_cpus_memory_are_refused(of_cpu):
+    """A graph would compute them, and leave them, on the GPU."""
+    run = gmcore.capture(lambda x, y: (ops.sum(x), of_cpu(y)))
+    with pytest.raises(CaptureError, match="in the CPU's memory"):
+        for i in range(STEPS):
+            x = np.full(3, float(i))
+            assert run(gmcore.tensor(x, device="cuda"), gmcore.tensor(x))[1].device == "cpu"
+
+
 @pytest.mark.slow
 def test_explain_says_that_it_is_a_graph_and_whose_kernels_run():
     *_, run = training(True)
