@@ -372,7 +372,9 @@ def capture(step: Callable[P, R], *, limit: int = 8, fallback: bool = False) -> 
     where that happens again and again. An argument is only read: one that lies in memory which the step writes, or
     whose gradient it asks for, is refused.
 
-    State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``.
+    State that a step hands to the next one lives in leaves: ``self.h.copy_(h)``, not ``self.h = h.detach()``. What
+    Python alone does, a repetition leaves out: a counter does not go on, and a training flag that the step sets by
+    ``model.train()`` stays as others have set it, though the program is that of training.
 
     On a GPU the program is a CUDA graph, on the GPU where the arrays lie, whichever is the current one; the first calls
     are eager steps, and want it to be that. It is launched on the current stream of that GPU, and waits there for the
