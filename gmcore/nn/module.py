@@ -511,8 +511,8 @@ def _read(module: Module, name: str) -> Any:
         parts = _parts(module)
         relies((), lambda: _are_same(_parts(module), parts), counted=True)
     elif not name.startswith("__") and is_watched():
-        found, option = _attribute(module, name), _is_option(_attribute(module, name))
-        own, same = name in object.__getattribute__(module, "__dict__"), _sameness(found)
+        found, own = _attribute(module, name), name in object.__getattribute__(module, "__dict__")
+        option, same = _is_option(found), _sameness(found)
         if own or option or name not in vars(Module):
             counted = own or not option or name in vars(Module)  # not what is assigned to a class
             relies((), lambda: same(_attribute(module, name)), counted)

@@ -54,8 +54,8 @@ def _error(op: str, expected: str, options: dict[str, Any], **arrays: Array) -> 
 
 
 def _check_pairs(op: str, options: dict[str, Any], **arrays: Array) -> None:
-    for name in {"kernel", "stride", "padding", "dilation", "size"} & set(options):
-        pair = options[name]
+    for name in ("kernel", "stride", "padding", "dilation", "size"):
+        pair = options.get(name, (0, 0))
         if not isinstance(pair, tuple) or [isinstance(n, (int, np.integer)) for n in pair] != [True, True]:
             raise _error(op, f"{name} as a pair of integers", options, **arrays)
 
