@@ -267,7 +267,10 @@ _lock = threading.Lock()
 def reads(cls: type, reader: Callable[[Any, str], Any]) -> None:
     """Have ``reader(object, name)`` give the attributes of objects of this class while a step is recorded, in any
     thread; it tells of those that the step `relies` on."""
-    _readers[cls] = reader
+    with _lock:
+        _readers[cls] = reader
+        if _readings:  # a step that imports what has the class
+            type.__setattr__(cls, "__getattribute__", reader)
 
 
 @contextmanager
@@ -277,7 +280,7 @@ def reading() -> Iterator[None]:
     with _lock:
         _readings += 1
         for cls, reader in _readers.items():
-            cls.__getattribute__ = reader  # type: ignore[method-assign, assignment]
+            type.__setattr__(cls, "__getattribute__", reader)
     try:
         yield
     finally:
@@ -285,7 +288,7 @@ def reading() -> Iterator[None]:
             _readings -= 1
             if not _readings:
                 for cls in _readers:
-                    del cls.__getattribute__
+                    type.__delattr__(cls, "__getattribute__")
 
 
 def relies(tensors: Sequence[Tensor], holds: Callable[[], bool] | None = None, counted: bool = False) -> None:

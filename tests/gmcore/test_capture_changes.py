@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gmcore
-from gmcore import nn, ops, optim
+from gmcore import nn, ops, optim, watch
 from gmcore.capture import CaptureWarning
 from gmcore.distributions import Beta
 from gmcore.distributions.relaxed import gumbel_softmax
@@ -756,6 +756,22 @@ def test_attributes_of_a_module_that_is_only_read_are_noticed(read, change):
 def test_modules_are_as_quick_to_read_after_a_recording_as_before():
     gmcore.capture(lambda x: nn.Tanh()(x))(batch(0))
     assert "__getattribute__" not in vars(nn.Module)
+
+
+def test_a_class_that_a_step_imports_is_read_too(monkeypatch):
+    class Late:
+        number = 1
+
+    def reader(late, name):
+        seen.append(name)
+        return object.__getattribute__(late, name)
+
+    monkeypatch.setattr(watch, "_readers", {})
+    seen = []
+    with watch.reading():
+        watch.reads(Late, reader)
+        assert Late().number == 1 and seen == ["number"]
+    assert "__getattribute__" not in vars(Late)
 
 
 def test_programs_that_never_hold_are_told_of():

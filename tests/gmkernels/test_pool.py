@@ -292,16 +292,9 @@ def test_cache_falls_back_where_it_cannot_write(tmp_path):
     assert total == "5.0" and str(tmp_path) not in folder
 
 
-@pytest.mark.skipif(os.name == "nt", reason="homes are found in other ways on Windows")
 def test_cache_falls_back_where_the_user_has_no_home(monkeypatch, tmp_path):
     """As in a container that runs under a number that no user has."""
-
-    def unknown(number):
-        raise KeyError(number)
-
-    import pwd
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # which it then leaves as it is
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("HOME", "XDG_CACHE_HOME", "GMKERNELS_CACHE"):
         monkeypatch.delenv(name, raising=False)
